@@ -1,0 +1,185 @@
+"""From JSON documents to the classes of `models`, by cattrs: strict, open, forgiving and lossless.
+
+Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an object of a `type` without a class becomes
+`Unknown`. Forgiving: a value of the wrong shape leaves its field None and is noted as a problem. Lossless: each object
+keeps its document.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
+
+import attrs
+from cattrs import Converter
+from cattrs.preconf.orjson import make_converter as make_orjson_converter
+
+from openai_cancel import models
+from openai_cancel.models.shared import Model, Unknown, Variants, json_name
+
+_M = TypeVar("_M", bound=Model)
+
+_Hook: TypeAlias = Callable[..., Any]
+_Kinds: TypeAlias = dict[type, _Hook | None]
+"""What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
+
+_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+_SCALARS: dict[Any, _Kinds] = {
+    str: {str: None},
+    int: {int: None},
+    float: {float: None, int: None},  # JSON has one kind of number, and PEP 484 lets an int stand for a float
+    bool: {bool: None},
+    Any: dict.fromkeys(_NAMES),
+}
+
+
+class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
+    """A value that is not what its place may hold; `expected` is filled in by whoever knows the place."""
+
+    def __init__(self, path: str = "", expected: str = "") -> None:
+        super().__init__(path, expected)
+        self.path = path
+        self.expected = expected
+
+
+def make_converter() -> Converter:
+    """A cattrs converter that structures the classes of `openai_cancel.models`, on top of orjson's."""
+    converter = make_orjson_converter()
+    configure_converter(converter)
+    return converter
+
+
+def configure_converter(converter: Converter) -> None:
+    """Teach a converter of your own the classes of `openai_cancel.models`, both ways."""
+    converter.register_structure_hook_factory(_is_model, _make_hook)
+    converter.register_unstructure_hook_func(_is_model, Model.to_dict)
+
+
+@cache
+def response_hook() -> Callable[[dict[str, Any]], models.Response]:
+    """What makes a `Response` of a parsed document. Built at its first use, which imports the class."""
+    hook = make_converter().get_structure_hook(models.Response)
+    return cast("Callable[[dict[str, Any]], models.Response]", hook)
+
+
+def _is_model(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Model)
+
+
+def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
+    """The hook for one class. It looks at each member of the document once, and runs no constructor."""
+    places = {
+        json_name(field): (field.name, _kinds(field.type, converter)) for field in attrs.fields(cls) if field.init
+    }
+    defaults = {field.name: field.default for field in attrs.fields(cls)}
+
+    def structure(document: Any, _: Any = None) -> _M:
+        if document.__class__ is not dict:
+            raise TypeError(f"a {cls.__name__} is made of a dict, not of {type(document).__name__}")
+        values = {**defaults, "_document": document}
+        for key, value in document.items():
+            if value is None or key not in places:
+                continue
+            name, kinds = places[key]
+            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+            if hook is None:
+                values[name] = value
+                continue
+            try:
+                values[name] = hook(value)
+            except _Mismatch as mismatch:
+                problem = (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
+                values["_problems"] = (*values.get("_problems", ()), problem)
+        instance = cls.__new__(cls)
+        instance.__dict__.update(values)  # the class is frozen for its users; this is what makes frozen free
+        return instance
+
+    return structure
+
+
+def _kinds(annotation: Any, converter: Converter) -> _Kinds:  # noqa: C901, PLR0911 - a case for each form
+    """What a place with this annotation may hold."""
+    if annotation in _SCALARS:
+        return _SCALARS[annotation]
+    if annotation is type(None):
+        return {}
+    if _is_model(annotation):
+        return {dict: converter.get_structure_hook(annotation)}
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return {type(value): None for value in arguments}
+    if origin in {Union, UnionType}:
+        merged: _Kinds = {}
+        for argument in arguments:
+            if argument is not Unknown or dict not in merged:
+                merged |= _kinds(argument, converter)
+        return merged
+    if origin is Annotated:
+        return {dict: _variant_hook(arguments[1], converter)}
+    if origin is list:
+        return {list: _list_hook(arguments[0], converter)}
+    if origin is dict:
+        return {dict: _dict_hook(arguments[1], converter)}
+    raise TypeError(f"no rule for a field of type {annotation!r}")
+
+
+def _refuse(_: Any) -> Any:
+    raise _Mismatch
+
+
+def _variant_hook(variants: Variants, converter: Converter) -> _Hook:
+    hooks: dict[str, _Hook] = {}
+    unknown: _Hook = converter.get_structure_hook(Unknown)
+
+    def structure(document: dict[str, Any]) -> Any:
+        tag: Any = document.get("type")
+        if tag.__class__ is not str or tag not in variants.classes:
+            return unknown(document)
+        if tag not in hooks:
+            hooks[tag] = converter.get_structure_hook(getattr(models, variants.classes[tag]))
+        return hooks[tag](document)
+
+    return structure
+
+
+def _list_hook(item: Any, converter: Converter) -> _Hook:
+    kinds = _kinds(item, converter)
+    may_be_unknown = item is Unknown or get_origin(item) is Annotated or Unknown in get_args(item)
+
+    def structure(values: list[Any]) -> list[Any]:
+        result: list[Any] = []
+        for value in values:
+            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+            try:
+                result.append(value if hook is None else hook(value))
+            except _Mismatch as mismatch:
+                expected = mismatch.expected or _expected(kinds)
+                if not may_be_unknown:
+                    raise _Mismatch(f"[{len(result)}]{mismatch.path}", expected) from None
+                stray = Unknown()
+                stray.__dict__.update(_document=value, _problems=(("", expected),))
+                result.append(stray)
+        return result
+
+    return structure
+
+
+def _dict_hook(item: Any, converter: Converter) -> _Hook:
+    kinds = _kinds(item, converter)
+
+    def structure(document: dict[str, Any]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, value in document.items():
+            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+            try:
+                result[key] = value if hook is None else hook(value)
+            except _Mismatch as mismatch:
+                member = f".{key}" if key.isidentifier() else f"[{key!r}]"
+                raise _Mismatch(f"{member}{mismatch.path}", mismatch.expected or _expected(kinds)) from None
+        return result
+
+    return structure
+
+
+def _expected(kinds: _Kinds) -> str:
+    return " or ".join(_NAMES[kind] for kind in kinds if not (kind is int and float in kinds))

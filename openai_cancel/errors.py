@@ -1,0 +1,194 @@
+"""Every exception that this package raises.
+
+OpenAICancelError
+ ├─ ConfigurationError          refused before anything was sent: keys, URLs, headers, time-outs
+ │   └─ InvalidResponseIdError  (also ValueError)
+ ├─ SessionStateError           (also RuntimeError) not open, closed, another event loop or process
+ ├─ APIConnectionError          no answer: refused, reset, cut off, not HTTP
+ │   └─ APITimeoutError         (also TimeoutError)
+ ├─ APIStatusError              the server answered with an error
+ │   ├─ BadRequestError           400
+ │   ├─ AuthenticationError       401
+ │   ├─ PermissionDeniedError     403
+ │   ├─ NotFoundError             404
+ │   ├─ ConflictError             409
+ │   ├─ UnprocessableEntityError  422
+ │   ├─ RateLimitError            429
+ │   └─ InternalServerError       5xx
+ └─ ResponseDecodeError         the server said yes, in words that are not a response
+
+The names are those of the official SDK. The base is not called `CancelError`: nothing here may be mistaken for
+`asyncio.CancelledError`. All of them pickle, and none holds a key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class OpenAICancelError(Exception):
+    """The base of every exception of this package."""
+
+    attempts: int = 0
+    """How many requests had been sent for the call that failed."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception pickles by calling the class with `args`, which keyword-only constructors do not take.
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(cls: type[OpenAICancelError], args: tuple[Any, ...], state: dict[str, Any]) -> OpenAICancelError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigurationError(OpenAICancelError):
+    """A setting cannot work; nothing was sent."""
+
+
+class InvalidResponseIdError(ConfigurationError, ValueError):
+    """The id cannot be one segment of a URL; nothing was sent."""
+
+
+class SessionStateError(OpenAICancelError, RuntimeError):
+    """The session is not open, is closed already, or belongs to another event loop or process."""
+
+
+class APIConnectionError(OpenAICancelError):
+    """No usable answer arrived. The request may or may not have reached the server."""
+
+    permanent: bool = False
+    """True where another attempt cannot help, as with a certificate that is not trusted."""
+
+
+class APITimeoutError(APIConnectionError, TimeoutError):
+    """No complete answer arrived in time. The request may or may not have reached the server."""
+
+
+class _AnswerError(OpenAICancelError):
+    """What every error has that came with an HTTP answer."""
+
+    def __init__(
+        self, message: str, *, status: int, headers: Mapping[str, str], body: bytes, request_id: str | None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.headers = headers
+        self.body = body
+        self.request_id = request_id
+
+
+class APIStatusError(_AnswerError):
+    """The server answered with an error.
+
+    Attributes:
+        status: HTTP status, an int.
+        message: the server's own words.
+        code, type, param: as the server sent them; None where it did not. `code` may be an int.
+        request_id: what to quote to the server's operators, or None.
+        headers: response headers, a case-insensitive mapping.
+        body: the body, as bytes.
+        retry_after: seconds that the server asks to wait, a float, or None.
+        should_retry: what `x-should-retry` said, or None.
+
+    See https://platform.openai.com/docs/guides/error-codes.
+    """
+
+    hint: ClassVar[str] = ""
+
+    def __init__(  # noqa: PLR0913 - one argument for each thing that a server may say
+        self,
+        message: str,
+        *,
+        status: int,
+        headers: Mapping[str, str],
+        body: bytes,
+        request_id: str | None = None,
+        code: str | int | None = None,
+        type: str | None = None,  # noqa: A002 - the API's own name for it
+        param: str | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message, status=status, headers=headers, body=body, request_id=request_id)
+        self.code = code
+        self.type = type
+        self.param = param
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+
+    def __str__(self) -> str:
+        """Status and words of the server, the request id, and what to do next."""
+        request = f" (request id {self.request_id})" if self.request_id else ""
+        hint = f" {self.hint}" if self.hint else ""
+        return f"{self.status}: {self.message}{request}{hint}"
+
+
+class BadRequestError(APIStatusError):
+    """400: often a response that is over already, or was not created with `background=true`."""
+
+    hint = "Retrieve the response to see whether it still runs."
+
+
+class AuthenticationError(APIStatusError):
+    """401: no key, or one that this server does not take."""
+
+    hint = "Check the API key, and that it belongs to this server."
+
+
+class PermissionDeniedError(APIStatusError):
+    """403: the key is known but may not do this."""
+
+    hint = "Check the organization, the project and what the key may do."
+
+
+class NotFoundError(APIStatusError):
+    """404: the server does not know the response, or has forgotten it."""
+
+    hint = "Check the id and the base URL, and that the key's project created the response."
+
+
+class ConflictError(APIStatusError):
+    """409: the response cannot be cancelled in its state."""
+
+    hint = "Retrieve the response to see whether it still runs."
+
+
+class UnprocessableEntityError(APIStatusError):
+    """422: the server understood the request and refuses it."""
+
+    hint = "Check the id and the query parameters."
+
+
+class RateLimitError(APIStatusError):
+    """429: too many requests, or a quota that is used up."""
+
+    hint = "Wait before the next request; a used-up quota needs the plan or billing changed."
+
+
+class InternalServerError(APIStatusError):
+    """5xx: the server, or a gateway before it, failed."""
+
+    hint = "The response may still run: try again later."
+
+
+class ResponseDecodeError(_AnswerError):
+    """The server answered with success, and its body is no response. The work may have been cancelled.
+
+    Attributes:
+        status: HTTP status, an int.
+        message: what is wrong with the body.
+        headers: response headers, a case-insensitive mapping.
+        body: the body, as bytes; cut short where it was over the limit.
+        request_id: what to quote to the server's operators, or None.
+    """
+
+    def __str__(self) -> str:
+        """What is wrong with the body, and what to do next."""
+        return f"{self.status}: {self.message}. Retrieve the response to see what became of it."

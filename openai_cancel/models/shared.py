@@ -1,0 +1,139 @@
+"""What all classes of a response share: they are frozen, keep the server's document, and know what did not fit."""
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from typing import Any, ClassVar, TypeVar, dataclass_transform
+
+import attrs
+
+_T = TypeVar("_T")
+
+_NO_DOCUMENT = object()
+
+
+@attrs.frozen
+class Problem:
+    """A place of a document whose value is not what the API says.
+
+    Attributes:
+        path: where it is, as a JSONPath (RFC 9535): `$.output[0].content[1].text`.
+        expected: what should stand there: `string`, `integer`, `array`, …
+    """
+
+    path: str
+    expected: str
+
+
+@attrs.frozen(eq=False)  # typing hashes what it finds in annotations
+class Variants:
+    """Marks a union whose members are told apart by their `type`.
+
+    Attributes:
+        classes: for each `type` the name of its class in `openai_cancel.models`.
+    """
+
+    classes: Mapping[str, str]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,))
+def model(cls: type[_T]) -> type[_T]:
+    """Make a frozen attrs class of keyword-only fields; `Model` has its `==` and `repr`."""
+    return attrs.frozen(cls, slots=False, kw_only=True, repr=False, eq=False)
+
+
+@attrs.frozen(slots=False, repr=False, eq=False)
+class Model:
+    """The base of every class of a response.
+
+    A field is None where the document has null, nothing, or a value of another shape; `to_dict()` tells them apart.
+    """
+
+    # Set on instances that come from a document. No attrs fields: what `attrs.evolve` makes is another document.
+    _document: ClassVar[Any] = _NO_DOCUMENT
+    _problems: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def to_dict(self) -> Any:
+        """The server's document exactly, as a copy; for an object made by hand, its fields that are not None."""
+        return deepcopy(self._to_document())
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The fields of the document that this class does not know."""
+        known = {json_name(field) for field in attrs.fields(type(self)) if field.init}
+        document = self.to_dict()
+        if document.__class__ is not dict:  # an `Unknown` can be anything
+            return {}
+        return {name: value for name, value in document.items() if name not in known}
+
+    def _to_document(self) -> Any:
+        if self._document is not _NO_DOCUMENT:
+            return self._document
+        return {
+            json_name(field): self._to_json(value)
+            for field in attrs.fields(type(self))
+            if field.init and (value := getattr(self, field.name)) is not None
+        }
+
+    @classmethod
+    def _to_json(cls, value: Any) -> Any:
+        if isinstance(value, Model):
+            return value._to_document()
+        if value.__class__ is list:
+            return [cls._to_json(item) for item in value]
+        return value
+
+    def _walk_problems(self, path: str) -> Iterator[Problem]:
+        for place, expected in self._problems:
+            yield Problem(path + place, expected)
+        for field in attrs.fields(type(self)):
+            value = getattr(self, field.name)
+            here = f"{path}.{json_name(field)}"
+            if isinstance(value, Model):
+                yield from value._walk_problems(here)
+            elif value.__class__ is list:
+                for index, item in enumerate(value):
+                    if isinstance(item, Model):
+                        yield from item._walk_problems(f"{here}[{index}]")
+
+    def __eq__(self, other: object) -> bool:
+        """Objects are equal if their documents are."""
+        if not isinstance(other, Model) or type(self) is not type(other):
+            return NotImplemented
+        return bool(self._to_document() == other._to_document())
+
+    __hash__ = None  # type: ignore[assignment] # the documents that == compares are dictionaries
+
+    def __repr__(self) -> str:
+        """The class and its fields that are not None, long values cut short."""
+        fields = ((field.name, getattr(self, field.name)) for field in attrs.fields(type(self)) if field.repr)
+        shown = (f"{name}={_shorten(repr(value))}" for name, value in fields if value is not None)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@model
+class Unknown(Model):
+    """An object that this version of the package has no class for, or a value that is no object at all.
+
+    Attributes:
+        type: its `type`, if that is a string.
+    """
+
+    type: str | None = None
+
+    @property
+    def raw(self) -> Any:
+        """The JSON value, as it came."""
+        return self._to_document()
+
+    def __repr__(self) -> str:
+        """The type and the value, cut short."""
+        return f"Unknown(type={self.type!r}, raw={_shorten(repr(self.raw))})"
+
+
+def json_name(field: "attrs.Attribute[Any]") -> str:
+    """The name of a field in the document: PEP 8's underscore behind a keyword (`async_`) is not part of it."""
+    return field.name.removesuffix("_")
+
+
+def _shorten(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

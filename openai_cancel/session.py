@@ -1,0 +1,312 @@
+"""`AsyncSession`: the calls of the API, each with its retries.
+
+See https://platform.openai.com/docs/api-reference/responses.
+"""
+
+import asyncio
+import math
+import random
+import time
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+
+import aiohttp
+
+from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICancelError, SessionStateError
+from openai_cancel.retry import RetryPolicy
+from openai_cancel.settings import ApiKey, Options, Secret, Settings, check_count, check_seconds
+from openai_cancel.transport import Transport
+from openai_cancel.wire import Answer, ResponseId, Wire, decode
+
+if TYPE_CHECKING:
+    from openai_cancel.models import Response
+
+
+class CallOptions(TypedDict, total=False):
+    """What every call takes, in place of the session's settings or beside them.
+
+    Attributes:
+        timeout: seconds that one attempt may take, from connect to the last byte of the body.
+        deadline: seconds that all attempts may take together.
+        max_retries: how often a failed attempt is repeated.
+        headers: extra request headers.
+        query: extra query parameters.
+    """
+
+    timeout: float
+    deadline: float
+    max_retries: int
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+
+
+class AsyncSession:
+    """A client for one server of the Responses API, for use in one event loop.
+
+    ```python
+    async with AsyncSession() as session:
+        response = await session.cancel("resp_123")
+    ```
+
+    Args:
+        api_key: a key, or a function, plain or async, that is asked for one before each attempt. A plain one runs in
+            the event loop and should not block. Default: `OPENAI_API_KEY`.
+        base_url: where the API is, such as `http://localhost:8000/v1`. Default: `OPENAI_BASE_URL`, or OpenAI's.
+        organization: default `OPENAI_ORG_ID`.
+        project: default `OPENAI_PROJECT_ID`.
+        client_session: an `aiohttp.ClientSession` to send with. It is never closed here.
+        options: see `Options`.
+
+    Raises:
+        ConfigurationError: a setting is missing or cannot work; nothing has been sent.
+    """
+
+    _transport: Transport | None = None
+    _closed = False
+
+    # What tests put in place of the clock, of sleeping and of chance.
+    _monotonic: Callable[[], float] = staticmethod(time.monotonic)
+    _sleep: Callable[[float], Awaitable[None]] = staticmethod(asyncio.sleep)
+    _random: Callable[[], float] = staticmethod(random.random)
+
+    def __init__(
+        self,
+        *,
+        api_key: ApiKey | None = None,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        settings = Settings.openai(
+            api_key=api_key, base_url=base_url, organization=organization, project=project, **options
+        )
+        self._configure(settings, client_session)
+
+    @classmethod
+    def azure(
+        cls,
+        endpoint: str | None = None,
+        *,
+        api_key: ApiKey | None = None,
+        token_provider: Callable[[], str | Awaitable[str]] | None = None,
+        api_version: str | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+        **options: Unpack[Options],
+    ) -> Self:
+        """A session for Azure OpenAI.
+
+        Args:
+            endpoint: such as `https://NAME.openai.azure.com`. Default: `AZURE_OPENAI_ENDPOINT`.
+            api_key: sent as `api-key`. Default: `AZURE_OPENAI_API_KEY`.
+            token_provider: in place of a key, a function that gives an Entra ID token; it is asked before each attempt.
+            api_version: a date for the API of that date; without one, the v1 API. Default: `OPENAI_API_VERSION`.
+            client_session: as for `AsyncSession`.
+            options: see `Options`.
+
+        Raises:
+            ConfigurationError: a setting is missing or cannot work.
+
+        See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
+        """
+        settings = Settings.azure(
+            endpoint, api_key=api_key, token_provider=token_provider, api_version=api_version, **options
+        )
+        return cls._from_settings(settings, client_session)
+
+    @classmethod
+    def from_openai(
+        cls, client: Any, *, client_session: aiohttp.ClientSession | None = None, **options: Unpack[Options]
+    ) -> Self:
+        """A session for the server that a client of the `openai` package talks to.
+
+        Args:
+            client: an `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`. Its key, base URL, organization,
+                project, headers and query are taken as they are now.
+            client_session: as for `AsyncSession`.
+            options: see `Options`.
+
+        Raises:
+            ConfigurationError: it is no such client, or it authenticates in a way that cannot be taken over.
+        """
+        return cls._from_settings(Settings.from_openai(client, **options), client_session)
+
+    @classmethod
+    def _from_settings(cls, settings: Settings, client_session: aiohttp.ClientSession | None = None) -> Self:
+        session = cls.__new__(cls)
+        session._configure(settings, client_session)
+        return session
+
+    def _configure(self, settings: Settings, client_session: aiohttp.ClientSession | None) -> None:
+        if not isinstance(client_session, aiohttp.ClientSession | None):
+            raise ConfigurationError(
+                f"client_session must be an aiohttp.ClientSession, not {type(client_session).__name__}."
+            )
+        self._settings = settings
+        self._client_session = client_session
+        self._wire = Wire.from_settings(settings)
+
+    def __repr__(self) -> str:
+        """Where the session points, and its state."""
+        state = "closed" if self._closed else "open" if self._transport else "not open"
+        return f"<{type(self).__name__} {self._settings.base_url} {state}>"
+
+    async def open(self) -> Self:
+        """Bind the session to the running event loop. `async with` does this and closes it again.
+
+        Raises:
+            SessionStateError: it is open, or was closed.
+        """
+        if self._closed or self._transport:
+            raise SessionStateError("A session can be opened once: make another one.")
+        proxy = self._settings.proxy
+        if proxy is None and self._client_session is None:
+            proxy = self._settings.environment_proxy()
+        self._transport = Transport(
+            self._client_session,
+            connect_timeout=self._settings.connect_timeout,
+            max_body_bytes=self._settings.max_body_bytes,
+            proxy=proxy,
+        )
+        return self
+
+    async def close(self) -> None:
+        """Close the connections. What is under way fails; closing twice does nothing.
+
+        Raises:
+            SessionStateError: the session belongs to another event loop.
+        """
+        if self._closed or self._transport is None:
+            self._closed = True
+            return
+        if self._transport.loop is not asyncio.get_running_loop():
+            raise self._misused()
+        self._closed = True
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        if self._transport is not None and not self._closed:
+            warnings.warn(
+                f"unclosed {self!r}: leave its `async with`, or await its close()",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+    async def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+        """Cancel a background response: `POST /responses/{response_id}/cancel`.
+
+        A response that comes back is the server's word, which need not be `cancelled`: look at its `status`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            options: see `CallOptions`.
+
+        Returns:
+            The response as the server describes it after the cancel.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+            SessionStateError: the session is not open, or belongs to another event loop.
+            APIStatusError: the server refuses; `BadRequestError` and `ConflictError` often mean that it is over.
+            APIConnectionError: no answer, `APITimeoutError` for want of time. The cancel may have arrived all the same.
+            ResponseDecodeError: the server accepted, and its answer is no response.
+
+        See https://platform.openai.com/docs/api-reference/responses/cancel.
+        """
+        return await self._call("POST", response_id, "/cancel", **options)
+
+    async def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+        """Ask how a response is: `GET /responses/{response_id}`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            options: see `CallOptions`.
+
+        Returns:
+            The response as it is now.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+            SessionStateError: the session is not open, or belongs to another event loop.
+            APIStatusError: the server refuses; `NotFoundError` if it does not know the id.
+            APIConnectionError: no answer, `APITimeoutError` for want of time.
+            ResponseDecodeError: the answer is no response.
+
+        See https://platform.openai.com/docs/api-reference/responses/get.
+        """
+        return await self._call("GET", response_id, "", **options)
+
+    async def _call(
+        self,
+        method: str,
+        response_id: ResponseId,
+        action: str,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - a number of seconds for each attempt, not for the call
+        deadline: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> "Response":
+        transport = self._transport
+        if self._closed or transport is None or transport.loop is not asyncio.get_running_loop():
+            raise self._misused()
+        settings = self._settings
+        request = self._wire.request(method, response_id, action, headers=headers, query=query)
+        limit = settings.timeout if timeout is None else check_seconds("timeout", timeout)
+        policy = RetryPolicy(
+            settings.max_retries if max_retries is None else check_count("max_retries", max_retries),
+            settings.deadline if deadline is None else check_seconds("deadline", deadline),
+        )
+        began = self._monotonic()
+        attempts = 0
+        while True:
+            bound = min(limit, policy.deadline - (self._monotonic() - began))
+            timer = asyncio.timeout(None if bound == math.inf else bound)
+            attempts += 1
+            try:
+                async with timer:
+                    if isinstance(settings.api_key, Secret | None):
+                        key, signed = settings.api_key, request
+                    else:
+                        key = await settings.ask_for_key()
+                        signed = self._wire.sign(request, key)
+                    answer = Answer(*await transport.send(*signed))
+                return decode(answer, key)
+            except OpenAICancelError as error:
+                failure = error
+            except TimeoutError as error:
+                if not timer.expired():  # the key function's own
+                    raise
+                failure = APITimeoutError(f"No complete answer within {bound:.3g} s.")
+                failure.__cause__ = error
+            try:
+                failure.attempts = attempts
+                elapsed = self._monotonic() - began
+                delay = policy.delay(failure, attempts=attempts, elapsed=elapsed, random=self._random())
+                if delay is None:
+                    raise failure
+            finally:
+                del failure  # its traceback holds this frame: together they would wait for the garbage collector
+            await self._sleep(delay)
+
+    def _misused(self) -> SessionStateError:
+        if self._closed:
+            return SessionStateError("This session is closed: make another one.")
+        if self._transport is None:
+            return SessionStateError(
+                "This session is not open: use `async with AsyncSession() as session:`, or await its open()."
+            )
+        return SessionStateError("This session was opened in another event loop: open one in each loop.")

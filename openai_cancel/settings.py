@@ -1,0 +1,381 @@
+"""What a session is configured with: arguments first, then the environment; checked before anything is sent."""
+
+import inspect
+import os
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
+from urllib.parse import parse_qsl
+from urllib.request import getproxies, proxy_bypass
+
+import attrs
+from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
+
+from openai_cancel.errors import ConfigurationError
+
+__version__ = "0.1.0"
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+
+ApiKey: TypeAlias = str | Callable[[], str | Awaitable[str]]
+"""A key, or a function (plain or async) that is asked for one before each attempt."""
+
+# RFC 9110, section 5.6.2: what a header's name may be made of.
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+
+
+class Secret(str):
+    """A string that does not show itself in a repr, and so not in a traceback's locals either."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Three stars, whatever the string."""
+        return "'***'"
+
+
+class Limits(TypedDict, total=False):
+    """The options that are settings just as they are."""
+
+    timeout: float
+    connect_timeout: float
+    deadline: float
+    max_retries: int
+    max_body_bytes: int
+    proxy: str | None
+
+
+class Options(Limits, total=False):
+    """What every way of making a session takes.
+
+    Attributes:
+        headers: extra request headers; they win over those that the session sets itself.
+        query: extra query parameters.
+        timeout: seconds that one attempt may take, from connect to the last byte of the body. Default 30.
+        connect_timeout: seconds that a new connection, its TLS included, may take. Default 5.
+        deadline: seconds that all attempts of a call may take together. Default 60. `math.inf`, here and above, is
+            no limit.
+        max_retries: how often a failed attempt is repeated. Default 4.
+        max_body_bytes: the largest body that is read, in bytes. Default 64 MiB.
+        proxy: URL of an HTTP proxy. Default: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+    """
+
+    headers: Mapping[str, str]
+    query: Mapping[str, str]
+
+
+def check_seconds(name: str, value: float) -> float:
+    """Refuse what no time-out can be: zero, negative, NaN, not a number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigurationError(
+            f"{name} must be a number of seconds greater than 0 (math.inf for no limit), not {value!r}."
+        )
+    return value
+
+
+def check_count(name: str, value: int, *, least: int = 0) -> int:
+    """Refuse what no count can be: a float, a bool, less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+    return value
+
+
+def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[str, str]:
+    """Headers with their names in lower case, so that merging them is merging dictionaries.
+
+    A value is not quoted in the error: it may be a secret.
+    """
+    checked: dict[str, str] = {}
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ConfigurationError(f"{source}: {name!r} is no header name; use letters, digits and hyphens.")
+        if not isinstance(value, str) or _CONTROL.search(value):
+            raise ConfigurationError(
+                f"{source}: the value of {name!r} must be a string without line breaks or control characters."
+            )
+        if name.lower() in {"content-length", "transfer-encoding"}:
+            raise ConfigurationError(f"{source}: {name!r} frames the request and cannot be set; leave it out.")
+        checked[name.lower()] = value
+    return checked
+
+
+def check_query(query: Mapping[str, str]) -> dict[str, str]:
+    """Refuse query parameters that are not strings."""
+    for name, value in query.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError(f"query: {name!r} and its value must be strings.")
+    return dict(query)
+
+
+def check_key(key: object, source: str) -> Secret:
+    """Refuse what no key can be. The key is not quoted in the error."""
+    if not isinstance(key, str):
+        raise ConfigurationError(f"{source} must be a string, not {type(key).__name__}.")
+    if not key:
+        raise ConfigurationError(f"{source} is empty.")
+    if key != key.strip():
+        raise ConfigurationError(
+            f"{source} begins or ends with white space, such as the newline of a file that was read without "
+            "strip(): strip it."
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError(
+            f"{source} holds a space or a character that no key has: give the key alone, without 'Bearer'."
+        )
+    return Secret(key)
+
+
+def check_url(url: str, source: str) -> URL:
+    """Read an http(s) URL. It is not quoted in the error: it may hold a password."""
+    try:
+        parsed = URL(url)
+        parsed.port  # noqa: B018 - reading it is what checks it
+    except (ValueError, TypeError):
+        raise ConfigurationError(f"{source} is not a URL: write it like {DEFAULT_BASE_URL}.") from None
+    if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"[\s\x00-\x1f]", url):
+        raise ConfigurationError(
+            f"{source} must be an http:// or https:// URL with a host and without white space, like {DEFAULT_BASE_URL}."
+        )
+    return parsed
+
+
+def _is_seconds(_: Any, attribute: "attrs.Attribute[float]", value: float) -> None:
+    check_seconds(attribute.name, value)
+
+
+def _is_count(_: Any, attribute: "attrs.Attribute[int]", value: int) -> None:
+    check_count(attribute.name, value)
+
+
+def _is_size(_: Any, attribute: "attrs.Attribute[int]", value: int) -> None:
+    check_count(attribute.name, value, least=1)
+
+
+def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
+    if value is not None:
+        check_url(value, attribute.name)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """Everything that is constant for a session. Use the class methods: they read the environment too."""
+
+    base_url: str
+    """Without a query and without a slash at the end."""
+    api_key: Secret | Callable[[], str | Awaitable[str]] | None = attrs.field(repr=False)
+    """None where `headers` hold the credentials."""
+    key_header: Literal["authorization", "api-key"] = "authorization"
+    headers: Mapping[str, str] = attrs.field(repr=False)
+    """Names in lower case."""
+    query: Mapping[str, str] = attrs.field(repr=False)
+    timeout: float = attrs.field(default=30.0, validator=_is_seconds)
+    connect_timeout: float = attrs.field(default=5.0, validator=_is_seconds)
+    deadline: float = attrs.field(default=60.0, validator=_is_seconds)
+    max_retries: int = attrs.field(default=4, validator=_is_count)
+    max_body_bytes: int = attrs.field(default=64 * 2**20, validator=_is_size)
+    proxy: str | None = attrs.field(default=None, repr=False, validator=_is_proxy)
+
+    @classmethod
+    def openai(
+        cls,
+        *,
+        api_key: ApiKey | None = None,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        **limits: Unpack[Limits],
+    ) -> Self:
+        """For OpenAI, and for every server that takes a Bearer key.
+
+        `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID`, `OPENAI_PROJECT_ID` and `OPENAI_CUSTOM_HEADERS` (lines of
+        `Name: value`) stand in for what is not given.
+        """
+        merged = _custom_headers()
+        if api_key is not None:
+            merged.pop("authorization", None)  # the environment never wins over an argument
+        for name, value in (
+            ("openai-organization", organization or _environment("OPENAI_ORG_ID")),
+            ("openai-project", project or _environment("OPENAI_PROJECT_ID")),
+        ):
+            if value:
+                merged[name] = value
+        merged |= check_headers(headers or {})
+        url, source = _given(base_url, "base_url", "OPENAI_BASE_URL")
+        base_url, url_query = _split(url or DEFAULT_BASE_URL, source)
+        return cls(
+            base_url=base_url,
+            api_key=_key(api_key, "OPENAI_API_KEY", merged),
+            headers=merged,
+            query=url_query | check_query(query or {}),
+            **limits,
+        )
+
+    @classmethod
+    def azure(
+        cls,
+        endpoint: str | None = None,
+        *,
+        api_key: ApiKey | None = None,
+        token_provider: Callable[[], str | Awaitable[str]] | None = None,
+        api_version: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        **limits: Unpack[Limits],
+    ) -> Self:
+        """For Azure OpenAI: an `api-key` header, or a Bearer token from `token_provider`.
+
+        Without `api_version`, or with `preview`, this is the v1 API (`/openai/v1`); with a date, the API of that date.
+        `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY` and `OPENAI_API_VERSION` stand in for what is not given.
+
+        See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
+        """
+        if api_key is not None and token_provider is not None:
+            raise ConfigurationError("Pass api_key or token_provider, not both.")
+        url, source = _given(endpoint, "endpoint", "AZURE_OPENAI_ENDPOINT")
+        if url is None:
+            raise ConfigurationError("No Azure endpoint: pass endpoint, or set AZURE_OPENAI_ENDPOINT.")
+        base_url, url_query = _split(url, source)
+        base_url = re.sub(r"/openai(/v1)?$", "", base_url) + "/openai"
+        version = api_version or _environment("OPENAI_API_VERSION")
+        if version:
+            url_query["api-version"] = version
+        if not version or not version[0].isdigit():
+            base_url += "/v1"
+        merged = _custom_headers() | check_headers(headers or {})
+        return cls(
+            base_url=base_url,
+            api_key=_key(api_key if token_provider is None else token_provider, "AZURE_OPENAI_API_KEY", merged),
+            key_header="api-key" if token_provider is None else "authorization",
+            headers=merged,
+            query=url_query | check_query(query or {}),
+            **limits,
+        )
+
+    @classmethod
+    def from_openai(
+        cls,
+        client: Any,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        **limits: Unpack[Limits],
+    ) -> Self:
+        """Take over what an `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI` object is configured with.
+
+        These are its key, base URL, organization, project, headers and query; the environment is not asked again.
+        """
+        if not hasattr(client, "api_key") or not hasattr(client, "base_url"):
+            raise ConfigurationError(f"from_openai takes a client of the openai package, not {type(client).__name__}.")
+
+        def private(name: str) -> Any:
+            # There is no public attribute for these; a version of the client without one simply has none to give.
+            return getattr(client, f"_{name}", None)
+
+        token = private("azure_ad_token_provider") or private("azure_ad_token")
+        key: Any = token or private("api_key_provider") or client.api_key
+        merged = _texts({"openai-organization": client.organization, "openai-project": client.project})
+        merged |= check_headers(_texts(private("custom_headers") or {}), "the client's default_headers")
+        merged |= check_headers(headers or {})
+        if key in _NO_KEYS:
+            key = None
+        if key is None and "authorization" not in merged:
+            raise ConfigurationError(
+                "That client signs its requests in a way that cannot be taken over: make the session with api_key= "
+                "and a function that returns a token."
+            )
+        url = str(client.base_url)
+        if private("azure_endpoint") and private("azure_deployment"):
+            # That client leaves the deployment out of the path of everything but a few old endpoints.
+            url = str(private("azure_endpoint")).rstrip("/") + "/openai"
+        base_url, url_query = _split(url, "the client's base_url")
+        is_azure = hasattr(client, "_azure_ad_token_provider")
+        return cls(
+            base_url=base_url,
+            api_key=None if key is None else _key(key, "", {}),
+            key_header="api-key" if is_azure and not token else "authorization",
+            headers=merged,
+            query=url_query | _texts(client.default_query) | check_query(query or {}),
+            **limits,
+        )
+
+    def environment_proxy(self) -> str | None:
+        """The proxy that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name for the base URL, as everywhere.
+
+        Raises:
+            ConfigurationError: it is no HTTP proxy.
+        """
+        url = URL(self.base_url)
+        if proxy_bypass(f"{url.host}:{url.port}"):
+            return None
+        proxies = getproxies()
+        proxy = proxies.get(url.scheme) or proxies.get("all")
+        if proxy is not None:
+            check_url(proxy, f"the proxy for {url.scheme} in the environment")
+        return proxy
+
+    async def ask_for_key(self) -> Secret:
+        """Ask the function for a key, for one attempt.
+
+        Raises:
+            ConfigurationError: what it gave can be no key.
+        """
+        key = cast("Callable[[], str | Awaitable[str]]", self.api_key)()
+        if inspect.isawaitable(key):
+            key = await key
+        return check_key(key, "what the api_key function returned")
+
+
+# What the official client holds in place of a key when it authenticates in another way.
+_NO_KEYS = frozenset({"", "workload-identity-auth", "<missing API key>"})
+
+
+def _environment(name: str) -> str | None:
+    return os.environ.get(name) or None
+
+
+def _given(value: str | None, argument: str, variable: str) -> tuple[str | None, str]:
+    """An argument or, in its place, a variable; and which of them it was, for error messages."""
+    return (value, argument) if value is not None else (_environment(variable), variable)
+
+
+def _custom_headers() -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for number, line in enumerate((_environment("OPENAI_CUSTOM_HEADERS") or "").splitlines(), 1):
+        name, colon, value = line.partition(":")
+        if colon:
+            headers[name.strip()] = value.strip()
+        elif line.strip():
+            raise ConfigurationError(f"OPENAI_CUSTOM_HEADERS: line {number} has no colon; write `Name: value`.")
+    return check_headers(headers, "OPENAI_CUSTOM_HEADERS")
+
+
+def _split(base_url: str, source: str) -> tuple[str, dict[str, str]]:
+    """The base URL without its query and last slash, and the query."""
+    url = check_url(base_url, source)
+    if url.user is not None or url.password is not None:
+        raise ConfigurationError(f"{source} must hold no user and password: pass api_key, or headers.")
+    if url.fragment:
+        raise ConfigurationError(f"{source} must hold no fragment: leave out everything from the # on.")
+    query = dict(parse_qsl(url.raw_query_string, keep_blank_values=True))
+    return str(url.with_query(None)).rstrip("/"), query
+
+
+def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> Secret | Callable[[], Any] | None:
+    if callable(api_key):
+        return api_key
+    key, source = _given(api_key, "api_key", variable)
+    if key is not None:
+        return check_key(key, source)
+    if headers.keys() & {"authorization", "api-key"}:
+        return None
+    raise ConfigurationError(
+        f"No API key: set {variable}, or pass api_key= (any word will do where the server asks for none)."
+    )
+
+
+def _texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """What the official client holds may be `Omit` or None: only strings can be sent."""
+    return {name: value for name, value in values.items() if isinstance(value, str)}

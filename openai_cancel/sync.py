@@ -1,0 +1,246 @@
+"""`Session`: the calls of `AsyncSession`, blocking, on an event loop of its own in a thread of its own."""
+
+import asyncio
+import os
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from threading import Lock, Thread, current_thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+
+from openai_cancel.errors import SessionStateError
+from openai_cancel.session import AsyncSession, CallOptions
+from openai_cancel.settings import ApiKey, Options
+from openai_cancel.wire import ResponseId
+
+if TYPE_CHECKING:
+    from openai_cancel.models import Response
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class _Worker(NamedTuple):
+    """The thread with the event loop, and what ends them."""
+
+    thread: Thread
+    loop: asyncio.AbstractEventLoop
+    stop: asyncio.Event
+    pid: int
+
+
+class Session:
+    """A client for one server of the Responses API, for scripts, threads and notebooks.
+
+    ```python
+    with Session() as session:
+        response = session.cancel("resp_123")
+    ```
+
+    Calls from several threads share one connection pool and run concurrently. It works where an event loop runs
+    already, as in a notebook, and blocks it meanwhile. It does not cross a `fork`: open one in the child.
+
+    Args:
+        api_key: a key, or a function, plain or async, that is asked for one before each attempt.
+            Default: `OPENAI_API_KEY`.
+        base_url: where the API is, such as `http://localhost:8000/v1`. Default: `OPENAI_BASE_URL`, or OpenAI's.
+        organization: default `OPENAI_ORG_ID`.
+        project: default `OPENAI_PROJECT_ID`.
+        options: see `Options`.
+
+    Raises:
+        ConfigurationError: a setting is missing or cannot work; nothing has been sent.
+    """
+
+    _worker: _Worker | None = None
+    _closed = False
+
+    def __init__(
+        self,
+        *,
+        api_key: ApiKey | None = None,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        self._wrap(
+            AsyncSession(api_key=api_key, base_url=base_url, organization=organization, project=project, **options)
+        )
+
+    @classmethod
+    def azure(
+        cls,
+        endpoint: str | None = None,
+        *,
+        api_key: ApiKey | None = None,
+        token_provider: Callable[[], str | Awaitable[str]] | None = None,
+        api_version: str | None = None,
+        **options: Unpack[Options],
+    ) -> Self:
+        """A session for Azure OpenAI.
+
+        Args:
+            endpoint: such as `https://NAME.openai.azure.com`. Default: `AZURE_OPENAI_ENDPOINT`.
+            api_key: sent as `api-key`. Default: `AZURE_OPENAI_API_KEY`.
+            token_provider: in place of a key, a function that gives an Entra ID token; it is asked before each attempt.
+            api_version: a date for the API of that date; without one, the v1 API. Default: `OPENAI_API_VERSION`.
+            options: see `Options`.
+
+        Raises:
+            ConfigurationError: a setting is missing or cannot work.
+        """
+        return cls.__new__(cls)._wrap(
+            AsyncSession.azure(
+                endpoint, api_key=api_key, token_provider=token_provider, api_version=api_version, **options
+            )
+        )
+
+    @classmethod
+    def from_openai(cls, client: Any, **options: Unpack[Options]) -> Self:
+        """A session for the server that a client of the `openai` package talks to.
+
+        Args:
+            client: an `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`.
+            options: see `Options`.
+
+        Raises:
+            ConfigurationError: it is no such client, or it authenticates in a way that cannot be taken over.
+        """
+        return cls.__new__(cls)._wrap(AsyncSession.from_openai(client, **options))
+
+    def _wrap(self, session: AsyncSession) -> Self:
+        self._session = session
+        self._lock = Lock()
+        return self
+
+    def __repr__(self) -> str:
+        """Where the session points, and its state."""
+        return repr(self._session).replace("AsyncSession", type(self).__name__, 1)
+
+    def open(self) -> Self:
+        """Start the thread. `with` does this and ends it again.
+
+        Raises:
+            SessionStateError: it is open, or was closed.
+        """
+        ready: Future[_Worker] = Future()
+        # A daemon, and without a reference to this object: a session that is forgotten keeps no process alive.
+        Thread(target=_serve, args=(self._session, ready), name="openai-cancel", daemon=True).start()
+        self._worker = ready.result()
+        return self
+
+    def close(self) -> None:
+        """Cancel what is under way, close the connections and end the thread. Closing twice does nothing."""
+        worker = self._worker
+        if worker is None or worker.pid != os.getpid():  # in the child of a fork there is no thread to end
+            self._closed = True
+            return
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                worker.loop.call_soon_threadsafe(worker.stop.set)
+        if current_thread() is not worker.thread:
+            worker.thread.join()
+
+    def __enter__(self) -> Self:
+        return self.open()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        worker = self._worker
+        if worker is None or self._closed or worker.pid != os.getpid():
+            return
+        with suppress(RuntimeError):  # the loop is closed already
+            worker.loop.call_soon_threadsafe(worker.stop.set)
+        warnings.warn(
+            f"unclosed {self!r}: leave its `with`, or call its close()",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+
+    def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+        """Cancel a background response: `POST /responses/{response_id}/cancel`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            options: see `CallOptions`.
+
+        Returns:
+            The response as the server describes it after the cancel; it need not be `cancelled`.
+
+        Raises:
+            InvalidResponseIdError, SessionStateError, APIStatusError, APIConnectionError, ResponseDecodeError: as
+                `AsyncSession.cancel`.
+
+        See https://platform.openai.com/docs/api-reference/responses/cancel.
+        """
+        return self._run(self._session.cancel, response_id, **options)
+
+    def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+        """Ask how a response is: `GET /responses/{response_id}`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            options: see `CallOptions`.
+
+        Returns:
+            The response as it is now.
+
+        Raises:
+            InvalidResponseIdError, SessionStateError, APIStatusError, APIConnectionError, ResponseDecodeError: as
+                `AsyncSession.retrieve`.
+
+        See https://platform.openai.com/docs/api-reference/responses/get.
+        """
+        return self._run(self._session.retrieve, response_id, **options)
+
+    def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        worker = self._worker
+        if worker is None:
+            raise SessionStateError("This session is not open: use `with Session() as session:`, or call its open().")
+        if worker.pid != os.getpid():
+            raise SessionStateError(
+                f"This session was opened in process {worker.pid}, and its thread did not cross the fork: "
+                "open a session in this process."
+            )
+        if current_thread() is worker.thread:
+            raise SessionStateError(
+                "A function that the session runs, such as its api_key, cannot call the session: it would wait for "
+                "itself."
+            )
+        with self._lock:  # so that nothing is handed to the loop once it has been told to stop
+            if self._closed:
+                raise SessionStateError("This session is closed: make another one.")
+            future = asyncio.run_coroutine_threadsafe(function(*args, **kwargs), worker.loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise SessionStateError("This session was closed while the call was under way.") from None
+        except BaseException:
+            future.cancel()  # after Ctrl-C; without effect where the call itself has raised
+            raise
+
+
+def _serve(session: AsyncSession, ready: Future[_Worker]) -> None:
+    async def main() -> None:
+        async with session:
+            stop = asyncio.Event()
+            ready.set_result(_Worker(current_thread(), asyncio.get_running_loop(), stop, os.getpid()))
+            await stop.wait()
+            under_way = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+
+    try:
+        asyncio.run(main())
+    except BaseException as error:  # noqa: BLE001 - it is the caller's, who waits for it
+        ready.set_exception(error)

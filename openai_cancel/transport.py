@@ -1,0 +1,129 @@
+"""One HTTP exchange over aiohttp: bytes in, bytes out, within limits; aiohttp's errors become ours."""
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+
+import aiohttp
+from aiohttp.http import HttpProcessingError
+from yarl import URL  # aiohttp's own URL type
+
+from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
+
+_PROXY_AUTHENTICATION_REQUIRED = 407
+
+
+class Transport:
+    """A connection pool, bound to the event loop that runs when it is made."""
+
+    def __init__(
+        self,
+        client: aiohttp.ClientSession | None = None,
+        *,
+        connect_timeout: float,
+        max_body_bytes: int,
+        proxy: str | None,
+    ) -> None:
+        """Use the caller's `client`, which is never closed here, or make one."""
+        self.loop = asyncio.get_running_loop()
+        self._owned = client is None
+        self._client = client or aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        self._connect_timeout = connect_timeout
+        # No total: the session bounds a whole attempt, of which the exchange is a part.
+        self._timeout = aiohttp.ClientTimeout(sock_connect=None if math.isinf(connect_timeout) else connect_timeout)
+        self._max_body_bytes = max_body_bytes
+        self._proxy = proxy
+
+    async def close(self) -> None:
+        """Close the pool, unless it is the caller's."""
+        if self._owned:
+            await self._client.close()
+
+    async def send(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes, bool]:
+        """Send a request without a body.
+
+        Args:
+            method: `GET`, `POST`, …
+            url: sent as it is, without decoding or encoding anything in it.
+            headers: names in lower case.
+
+        Returns:
+            Status, headers, body, and whether that is all of the body: one over the limit is not read.
+
+        Raises:
+            APITimeoutError: no connection within `connect_timeout`.
+            APIConnectionError: no usable answer.
+            SessionStateError: the caller has closed the `aiohttp.ClientSession`.
+        """
+        if self._client.closed:
+            raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
+        middlewares = None
+        if self._client.trust_env:
+            headers, middlewares = self._against_netrc(headers)
+        try:
+            async with self._client.request(
+                method,
+                URL(url, encoded=True),
+                skip_auto_headers=("Content-Type",),  # some servers refuse a body that is announced and not there
+                allow_redirects=False,
+                raise_for_status=False,
+                auto_decompress=True,
+                timeout=self._timeout,
+                proxy=self._proxy,
+                headers=headers,
+                middlewares=middlewares,
+            ) as response:
+                chunks: list[bytes] = []
+                room = self._max_body_bytes - (response.content_length or 0)
+                if room >= 0:
+                    room = self._max_body_bytes
+                    while room >= 0 and (chunk := await response.content.readany()):
+                        chunks.append(chunk)
+                        room -= len(chunk)
+                if room < 0:
+                    response.close()  # there is more to come: the connection cannot be used again
+                    return response.status, response.headers, b"", False
+                return response.status, response.headers, b"".join(chunks), True
+        except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
+            raise self._translate(error, url) from error
+
+    def _against_netrc(
+        self, headers: Mapping[str, str]
+    ) -> tuple[Mapping[str, str], Sequence[aiohttp.ClientMiddlewareType]]:
+        """With `trust_env`, a caller's client would look in ~/.netrc and fail, or send what it finds there.
+
+        It is told of the key behind that look-up. Its own middlewares must be named, for these take their place.
+        """
+        authorization = headers.get("authorization")
+
+        async def authorize(
+            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+        ) -> aiohttp.ClientResponse:
+            request.headers.popall("Authorization", None)
+            if authorization is not None:
+                request.headers["Authorization"] = authorization
+            return await handler(request)
+
+        rest = {name: value for name, value in headers.items() if name != "authorization"}
+        return rest, (*getattr(self._client, "_middlewares", ()), authorize)
+
+    def _translate(self, error: Exception, url: str) -> OpenAICancelError:
+        # Neither the URL nor aiohttp's text of an answer is shown: their query may hold a key.
+        host = URL(url, encoded=True).host
+        if isinstance(error, aiohttp.ServerTimeoutError):
+            return APITimeoutError(f"No connection to {host} within {self._connect_timeout:g} s.")
+        if isinstance(error, aiohttp.ClientHttpProxyError):
+            failure = APIConnectionError(f"The proxy refused to connect to {host}: {error.status} {error.message}.")
+            failure.permanent = error.status == _PROXY_AUTHENTICATION_REQUIRED
+            return failure
+        if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
+            failure = APIConnectionError(
+                f"The certificate of {host} is not trusted: {error}. If a proxy or a private authority made it, "
+                "name that authority's certificates in SSL_CERT_FILE."
+            )
+            failure.permanent = True
+            return failure
+        text = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
+        return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
