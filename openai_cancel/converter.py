@@ -56,7 +56,7 @@ def configure_converter(converter: Converter) -> None:
 
 
 @cache
-def response_hook() -> Callable[[dict[str, Any]], models.Response]:
+def response_hook() -> "Callable[[dict[str, Any]], models.Response]":
     """What makes a `Response` of a parsed document. Built at its first use, which imports the class."""
     hook = make_converter().get_structure_hook(models.Response)
     return cast("Callable[[dict[str, Any]], models.Response]", hook)

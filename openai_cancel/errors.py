@@ -102,7 +102,7 @@ class APIStatusError(_AnswerError):
 
     hint: ClassVar[str] = ""
 
-    def __init__(  # noqa: PLR0913 - one argument for each thing that a server may say
+    def __init__(
         self,
         message: str,
         *,

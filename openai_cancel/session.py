@@ -283,8 +283,7 @@ class AsyncSession:
                     else:
                         key = await settings.ask_for_key()
                         signed = self._wire.sign(request, key)
-                    answer = Answer(*await transport.send(*signed))
-                return decode(answer, key)
+                    return decode(Answer(*await transport.send(*signed)), key)
             except OpenAICancelError as error:
                 failure = error
             except TimeoutError as error:

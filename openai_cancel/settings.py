@@ -204,7 +204,7 @@ class Settings:
                 merged[name] = value
         merged |= check_headers(headers or {})
         url, source = _given(base_url, "base_url", "OPENAI_BASE_URL")
-        base_url, url_query = _split(url or DEFAULT_BASE_URL, source)
+        base_url, url_query = _split(DEFAULT_BASE_URL if url is None else url, source)
         return cls(
             base_url=base_url,
             api_key=_key(api_key, "OPENAI_API_KEY", merged),
@@ -279,7 +279,7 @@ class Settings:
         merged = _texts({"openai-organization": client.organization, "openai-project": client.project})
         merged |= check_headers(_texts(private("custom_headers") or {}), "the client's default_headers")
         merged |= check_headers(headers or {})
-        if key in _NO_KEYS:
+        if isinstance(key, str) and key in _NO_KEYS:
             key = None
         if key is None and "authorization" not in merged:
             raise ConfigurationError(

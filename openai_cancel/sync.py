@@ -126,6 +126,8 @@ class Session:
         Raises:
             SessionStateError: it is open, or was closed.
         """
+        if self._closed or self._worker:
+            raise SessionStateError("A session can be opened once: make another one.")
         ready: Future[_Worker] = Future()
         # A daemon, and without a reference to this object: a session that is forgotten keeps no process alive.
         Thread(target=_serve, args=(self._session, ready), name="openai-cancel", daemon=True).start()

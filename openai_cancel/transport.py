@@ -76,16 +76,16 @@ class Transport:
                 middlewares=middlewares,
             ) as response:
                 chunks: list[bytes] = []
-                room = self._max_body_bytes - (response.content_length or 0)
-                if room >= 0:
-                    room = self._max_body_bytes
-                    while room >= 0 and (chunk := await response.content.readany()):
-                        chunks.append(chunk)
-                        room -= len(chunk)
-                if room < 0:
-                    response.close()  # there is more to come: the connection cannot be used again
-                    return response.status, response.headers, b"", False
-                return response.status, response.headers, b"".join(chunks), True
+                room = self._max_body_bytes
+                complete = (response.content_length or 0) <= room
+                while complete and (chunk := await response.content.readany()):
+                    chunks.append(chunk)
+                    room -= len(chunk)
+                    complete = room >= 0
+                if not complete:
+                    chunks.clear()
+                    response.close()  # more is on its way: the connection cannot be used again
+                return response.status, response.headers, b"".join(chunks), complete
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             raise self._translate(error, url) from error
 

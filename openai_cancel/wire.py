@@ -158,21 +158,23 @@ def decode(answer: Answer, key: str | None = None) -> "Response":
         APIStatusError: the server answered with an error, be it with a status of success.
         ResponseDecodeError: it answered with success, and the body is no response.
     """
-    status, headers, body, complete = answer
     try:
-        document: Any = orjson.loads(body.removeprefix(_BOM)) if complete else None
+        document: Any = orjson.loads(answer.body.removeprefix(_BOM)) if answer.complete else None
     except orjson.JSONDecodeError:
         document = None
     if (
-        200 <= status < 300  # noqa: PLR2004 - RFC 9110, section 15.3
+        200 <= answer.status < 300  # noqa: PLR2004 - RFC 9110, section 15.3
         and document.__class__ is dict
         and (isinstance(document.get("id"), str) or isinstance(document.get("status"), str))
     ):
         response = response_hook()(document)
         # The class is frozen for its users; nobody else has this object yet.
+        headers = answer.headers
         response.__dict__["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
         return response
-    raise _error(*(_redact(answer, document, key) if key else (answer, document)))
+    if key is not None:
+        answer, document = _redact(answer, document, key)
+    raise _error(answer, document)
 
 
 def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeError:
@@ -236,7 +238,7 @@ class _Details(NamedTuple):
         if document.__class__ is not dict:
             return cls(_words(document))
         inner = document
-        for envelope in ("error", "detail"):  # OpenAI's, and FastAPI's when it was given an object
+        for envelope in ("detail", "error"):  # FastAPI's when it was given an object, and OpenAI's
             found = inner.get(envelope)
             inner = found if found.__class__ is dict else inner
         code = inner.get("code", inner.get("statusCode"))

@@ -141,6 +141,19 @@ class Response(Model):
         """When the response was completed, in UTC."""
         return _moment(self.completed_at)
 
+    def __repr__(self) -> str:
+        """What tells one response from another: id, status, model, the kinds of output, tokens."""
+        shown: list[str] = [f"id={self.id!r}", f"status={self.status!r}"]
+        if self.model is not None:
+            shown.append(f"model={self.model!r}")
+        if self.output is not None:
+            shown.append(f"output=[{', '.join(str(item.type) for item in self.output)}]")
+        if self.usage is not None:
+            shown.append(f"total_tokens={self.usage.total_tokens}")
+        if self.problems:
+            shown.append(f"problems={len(self.problems)}")
+        return f"Response({', '.join(shown)})"
+
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Every place of the document whose value is not what the API says."""

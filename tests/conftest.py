@@ -1,0 +1,92 @@
+"""Fixtures: an emulator on a real socket, and sessions that do not wait for the clock."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from openai_cancel import AsyncSession
+from openai_cancel.emulator import Emulator, Script
+
+KEY = "sk-secret-of-the-tests"
+SHARED = Path(os.environ.get("OPENAI_CANCEL_SHARED", Path(__file__).parents[2] / "shared"))
+
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the recorded bodies in {SHARED.name}")
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class QuickSession(AsyncSession):
+    """Sleeps on a clock of its own, and draws the longest back-off."""
+
+    def _configure(self, *args) -> None:
+        super()._configure(*args)
+        self.slept: list[float] = []
+        self._monotonic = Clock()
+        self._random = lambda: 1.0
+
+    async def _sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self._monotonic.now += seconds
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop run until something is so."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "AZURE_OPENAI_")) or name.upper().endswith("_PROXY"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def server(clock: Clock) -> AsyncIterator[Emulator]:
+    """An emulator whose responses run for ever, with a clock that stands still."""
+    async with Emulator(script=Script(runs_for=float("inf")), clock=clock) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+async def session(server: Emulator) -> AsyncIterator[QuickSession]:
+    async with QuickSession(api_key=KEY, base_url=server.base_url) as quick:
+        yield quick
+
+
+@pytest.fixture
+def create(server: Emulator, clock: Clock) -> Callable[..., str]:
+    """Put a response into the emulator, without a request; gives its id."""
+
+    def create(*, background: bool = True, **script) -> str:
+        from openai_cancel.emulator import Work
+
+        body = {"model": "emulated", "input": "", "background": background}
+        work = Work(request=body, script=Script(**{"runs_for": float("inf"), **script}), started=clock())
+        server.works[work.id] = work
+        return work.id
+
+    return create
+
+
+@pytest.fixture
+def python() -> str:
+    return sys.executable

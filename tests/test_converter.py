@@ -1,0 +1,414 @@
+"""From documents to classes: strict, open, forgiving, lossless, lazy."""
+
+import copy
+import math
+import pickle
+import subprocess
+from datetime import UTC, datetime
+from typing import Any, get_args
+
+import attrs
+import cattrs
+import orjson
+import pytest
+from conftest import SHARED, needs_shared
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openai_cancel import models
+from openai_cancel.converter import _kinds, configure_converter, make_converter, response_hook
+from openai_cancel.models import (
+    FunctionCall,
+    IncompleteDetails,
+    InputTokensDetails,
+    Message,
+    OutputText,
+    OutputTokensDetails,
+    Problem,
+    Reasoning,
+    ReasoningText,
+    Refusal,
+    Response,
+    ResponseError,
+    SummaryText,
+    Unknown,
+    URLCitation,
+    Usage,
+    unions,
+)
+from openai_cancel.models.shared import Model, Variants
+
+structure = response_hook()
+
+DOCUMENT: dict[str, Any] = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1741476777,
+    "completed_at": 1741476778.5,
+    "status": "completed",
+    "background": True,
+    "error": None,
+    "model": "gpt-4o",
+    "metadata": {"a": "b"},
+    "output": [
+        {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "Hm."}], "content": []},
+        {
+            "type": "message",
+            "id": "msg_1",
+            "status": "completed",
+            "role": "assistant",
+            "content": [
+                {
+                    "type": "output_text",
+                    "text": "Forty",
+                    "annotations": [{"type": "url_citation", "url": "https://e.x", "start_index": 0, "end_index": 5}],
+                    "logprobs": [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}],
+                },
+                {"type": "refusal", "refusal": "No."},
+                {"type": "output_text", "text": "-two"},
+            ],
+        },
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}", "async": True, "new_field": [1]},
+        {"type": "some_future_type", "deep": {"er": [1, 2, {}]}},
+    ],
+    "usage": {
+        "input_tokens": 328,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 52,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 380,
+    },
+    "temperature": 1,
+    "kv_transfer_params": {"vllm": "only"},
+}
+
+
+class TestTypes:
+    def test_everything_known_is_typed(self) -> None:
+        response = structure(DOCUMENT)
+        assert isinstance(response, Response)
+        reasoning, message, call, future = response.output
+        assert isinstance(reasoning, Reasoning)
+        assert isinstance(reasoning.summary[0], SummaryText)
+        assert isinstance(message, Message)
+        assert [type(part) for part in message.content] == [OutputText, Refusal, OutputText]
+        assert isinstance(message.content[0].annotations[0], URLCitation)
+        assert message.content[0].logprobs[0].bytes == [97]
+        assert isinstance(call, FunctionCall)
+        assert call.async_ is True
+        assert isinstance(future, Unknown)
+        assert (future.type, future.raw) == ("some_future_type", DOCUMENT["output"][3])
+        assert (response.usage.total_tokens, response.usage.input_tokens_details.cached_tokens) == (380, 0)
+        assert response.problems == ()
+
+    def test_null_and_absent_are_none_and_told_apart_by_the_document(self) -> None:
+        response = structure({"id": "x", "error": None})
+        assert (response.error, response.usage) == (None, None)
+        assert response.to_dict() == {"id": "x", "error": None}
+
+    def test_patterns_match(self) -> None:
+        match structure(DOCUMENT).output[1]:
+            case Message(content=[OutputText(text=text), *_]):
+                assert text == "Forty"
+            case _:
+                pytest.fail("no match")
+
+    @pytest.mark.parametrize(
+        ("field", "value", "expected"),
+        [
+            ("id", 5, "string"),
+            ("id", True, "string"),
+            ("background", "false", "boolean"),
+            ("background", 1, "boolean"),
+            ("max_tool_calls", "5", "integer"),
+            ("max_tool_calls", 5.0, "integer"),
+            ("max_tool_calls", True, "integer"),
+            ("temperature", "1", "number"),
+            ("temperature", False, "number"),
+            ("usage", [], "object"),
+            ("output", {}, "array"),
+            ("tool_choice", 5, "string or object"),
+            ("instructions", {}, "string or array"),
+            ("metadata", "a", "object"),
+        ],
+    )
+    def test_nothing_is_coerced(self, field: str, value: object, expected: str) -> None:
+        document = {"status": "queued", field: value}
+        response = structure(document)
+        assert getattr(response, field) is None
+        assert response.problems == (Problem(f"$.{field}", expected),)
+        assert response.to_dict() == document
+
+    def test_an_integer_is_a_number_and_stays_one(self) -> None:
+        assert repr(structure({"id": "x", "temperature": 1}).temperature) == "1"
+
+    def test_damage_deep_inside_leaves_the_rest_typed(self) -> None:
+        document = copy.deepcopy(DOCUMENT)
+        document["output"][1]["content"][0]["annotations"][0]["start_index"] = "0"
+        document["output"][1]["content"][0]["logprobs"] = [{"bytes": [1, "2", 3]}, 7]
+        document["output"][1]["content"][1] = "stray"
+        document["output"].append(None)
+        document["output"].append({"type": ["list"], "raw": 1})
+        document["metadata"] = {"fine": "yes", "two words": 5}
+        document["usage"]["total_tokens"] = None
+        document["usage"]["input_tokens_details"] = 5
+        response = structure(document)
+        assert {(problem.path, problem.expected) for problem in response.problems} == {
+            ("$.output[1].content[0].annotations[0].start_index", "integer"),
+            ("$.output[1].content[0].logprobs[0].bytes[1]", "integer"),
+            ("$.output[1].content[0].logprobs[1]", "object"),
+            ("$.output[1].content[1]", "object"),
+            ("$.output[4]", "object"),
+            ("$.output[5].type", "string"),
+            ("$.metadata['two words']", "string"),
+            ("$.usage.input_tokens_details", "object"),
+        }
+        message = response.output[1]
+        assert message.content[0].annotations[0].end_index == 5
+        assert message.content[1].raw == "stray"
+        assert message.content[1].extra == {}
+        assert response.output[4].raw is None
+        assert response.output_text == "Forty-two"
+        assert response.usage.output_tokens == 52
+        assert response.to_dict() == document
+
+    def test_a_key_of_a_map_that_is_a_name(self) -> None:
+        assert structure({"id": "x", "metadata": {"a": 1}}).problems == (Problem("$.metadata.a", "string"),)
+
+    def test_names_that_python_uses_do_no_harm(self) -> None:
+        document = {"id": "x", "__class__": "y", "_document": 1, "_problems": 2, "request_id": "z", "to_dict": 3}
+        response = structure(document)
+        assert response.to_dict() == document
+        assert (response.request_id, response.extra) == (None, {k: v for k, v in document.items() if k != "id"})
+
+    def test_what_is_no_object_at_all(self) -> None:
+        with pytest.raises(TypeError, match="a Response is made of a dict, not of list"):
+            structure([])
+
+
+class TestConveniences:
+    def test_extra_holds_what_no_field_does(self) -> None:
+        response = structure(DOCUMENT)
+        assert response.extra == {"kv_transfer_params": {"vllm": "only"}}
+        assert response.output[2].extra == {"new_field": [1]}
+        assert Response(id="x").extra == {}
+
+    @pytest.mark.parametrize(
+        ("status", "expected"),
+        [
+            ("completed", True),
+            ("failed", True),
+            ("cancelled", True),
+            ("incomplete", True),
+            ("queued", False),
+            ("in_progress", False),
+            ("cancelling", False),
+            (None, False),
+        ],
+    )
+    def test_is_terminal(self, status: str | None, expected: bool) -> None:  # noqa: FBT001
+        assert Response(id="x", status=status).is_terminal is expected
+
+    def test_output_text(self) -> None:
+        assert structure(DOCUMENT).output_text == "Forty-two"
+        assert structure({"id": "x"}).output_text == ""
+        empty = {"id": "x", "output": [{"type": "message"}, {"type": "message", "content": [{"type": "output_text"}]}]}
+        assert structure(empty).output_text == ""
+
+    def test_moments(self) -> None:
+        response = structure(DOCUMENT)
+        assert response.created == datetime(2025, 3, 8, 23, 32, 57, tzinfo=UTC)
+        assert response.completed == datetime(2025, 3, 8, 23, 32, 58, 500_000, tzinfo=UTC)
+        assert Response(id="x").created is None
+        for beyond in (1e300, -1e18, math.inf, math.nan):
+            assert Response(id="x", created_at=beyond).created is None
+
+    def test_a_short_repr(self) -> None:
+        assert repr(structure(DOCUMENT)) == (
+            "Response(id='resp_1', status='completed', model='gpt-4o', "
+            "output=[reasoning, message, function_call, some_future_type], total_tokens=380)"
+        )
+        assert repr(structure({"id": "x", "model": 5})) == "Response(id='x', status=None, problems=1)"
+        assert repr(Usage(input_tokens=1)) == "Usage(input_tokens=1)"
+        assert repr(structure(DOCUMENT).output[3]).startswith("Unknown(type='some_future_type', raw={'type'")
+        assert len(repr(OutputText(text="x" * 1000))) < 120
+
+    def test_equality_is_that_of_documents(self) -> None:
+        assert structure(DOCUMENT) == structure(copy.deepcopy(DOCUMENT))
+        assert structure({"id": "x"}) != structure({"id": "x", "error": None})
+        assert structure({"id": "x"}) != structure({"id": "x", "unknown": 1})
+        assert structure({"id": "x"}) == Response(id="x")
+        assert structure({"id": "x"}) != {"id": "x"}
+        assert structure(DOCUMENT).usage == Usage(
+            input_tokens=328,
+            input_tokens_details=InputTokensDetails(cached_tokens=0),
+            output_tokens=52,
+            output_tokens_details=OutputTokensDetails(reasoning_tokens=0),
+            total_tokens=380,
+        )
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(structure(DOCUMENT))
+
+    @pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda it: pickle.loads(pickle.dumps(it))])
+    def test_copies_and_pickles(self, clone) -> None:
+        response = structure({**DOCUMENT, "store": "yes"})
+        same = clone(response)
+        assert same == response
+        assert same.problems == response.problems
+        assert same.output[1].content[0] == response.output[1].content[0]
+
+    def test_it_is_frozen_and_its_document_is_ours(self) -> None:
+        response = structure(copy.deepcopy(DOCUMENT))
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            response.status = "queued"
+        response.to_dict()["output"].clear()
+        response.output.clear()
+        response.metadata["c"] = "d"
+        response.extra["kv_transfer_params"].clear()
+        assert response.to_dict() == DOCUMENT
+
+    def test_an_evolved_one_is_another_document(self) -> None:
+        response = attrs.evolve(structure({"id": "x", "status": "queued", "unknown": 1}), status="cancelled")
+        assert response.to_dict() == {"id": "x", "status": "cancelled"}
+
+    def test_one_made_by_hand(self) -> None:
+        response = Response(
+            id="x",
+            output=[Message(content=[OutputText(text="hi")]), FunctionCall(async_=True)],
+            error=ResponseError(code="c"),
+            incomplete_details=IncompleteDetails(reason="r"),
+            metadata={"a": "b"},
+        )
+        assert response.to_dict() == {
+            "id": "x",
+            "output": [
+                {"type": "message", "content": [{"type": "output_text", "text": "hi"}]},
+                {"type": "function_call", "async": True},
+            ],
+            "error": {"code": "c"},
+            "incomplete_details": {"reason": "r"},
+            "metadata": {"a": "b"},
+        }
+        assert structure(response.to_dict()) == response
+
+
+class TestConverter:
+    def test_a_converter_of_ones_own(self) -> None:
+        @attrs.define
+        class Stored:
+            key: str
+            response: Response
+
+        converter = cattrs.Converter()
+        configure_converter(converter)
+        stored = converter.structure({"key": "k", "response": DOCUMENT}, Stored)
+        assert stored.response == structure(DOCUMENT)
+        assert converter.unstructure(stored) == {"key": "k", "response": DOCUMENT}
+
+    def test_it_reads_and_writes_json(self) -> None:
+        converter = make_converter()
+        assert orjson.loads(converter.dumps(structure(DOCUMENT))) == DOCUMENT
+        assert converter.loads(orjson.dumps(DOCUMENT), Response) == structure(DOCUMENT)
+
+    def test_a_field_without_a_rule_is_the_authors_mistake(self) -> None:
+        with pytest.raises(TypeError, match="no rule for a field of type <class 'set'>"):
+            _kinds(set, make_converter())
+
+    def test_nothing_is_imported_before_a_document_needs_it(self, python: str) -> None:
+        script = """
+import sys, openai_cancel
+def loaded(): return {name.rpartition(".")[2] for name in sys.modules if name.startswith("openai_cancel.models.")}
+assert loaded() == {"shared"}, loaded()
+from openai_cancel.converter import response_hook
+response_hook()({"id": "x", "output": [{"type": "future"}]})
+assert loaded() == {"shared", "unions", "response"}, loaded()
+response_hook()({"id": "x", "output": [{"type": "message", "content": []}]})
+assert loaded() == {"shared", "unions", "response", "items"}, loaded()
+response_hook()({"id": "x", "output": [{"type": "message", "content": [{"type": "refusal"}]}]})
+assert loaded() == {"shared", "unions", "response", "items", "content"}, loaded()
+"""
+        subprocess.run([python, "-c", script], check=True)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    inner = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
+
+
+@given(data=st.data(), junk=JSON)
+def test_damage_anywhere_never_fails_and_loses_nothing(data: st.DataObject, junk: Any) -> None:
+    document = copy.deepcopy(DOCUMENT)
+    *path, last = data.draw(st.sampled_from(places(document)[1:]))
+    parent = document
+    for step in path:
+        parent = parent[step]
+    parent[last] = junk
+    response = structure(document)
+    assert response.to_dict() == document
+    spot = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in (*path, last))
+    assert all(problem.path.startswith(f"${spot}") for problem in response.problems)
+    repr(response)
+    assert isinstance(response.output_text, str)
+
+
+@needs_shared
+@pytest.mark.parametrize("path", sorted(SHARED.glob("corpus/*.json")), ids=lambda path: path.stem)
+def test_recorded_bodies_come_back_exactly(path) -> None:
+    document = orjson.loads(path.read_bytes())
+    response = structure(document)
+    assert response.to_dict() == document
+    assert {problem.path for problem in response.problems} <= {"$.output[0].content"}
+    for item, raw in zip(response.output or (), document.get("output") or (), strict=True):
+        assert isinstance(item, Unknown) is (raw["type"] not in {"message", "reasoning", "function_call"})
+
+
+@needs_shared
+def test_the_example_of_the_api_reference_is_typed() -> None:
+    spec = orjson.loads((SHARED / "spec" / "response.openapi.json").read_bytes())
+    response = structure(spec["components"]["schemas"]["Response"]["example"])
+    [message] = response.output
+    assert isinstance(message, Message)
+    [text] = message.content
+    assert isinstance(text, OutputText)
+    assert response.output_text.startswith("The image depicts")
+    assert (response.usage.input_tokens, response.usage.output_tokens, response.usage.total_tokens) == (328, 52, 380)
+    assert response.problems == ()
+
+
+ALIASES = {name: alias for name, alias in vars(unions).items() if isinstance((get_args(alias) or [0])[-1], Variants)}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+def test_a_union_lists_the_same_classes_to_checkers_and_to_the_converter(alias: Any) -> None:
+    union, variants = get_args(alias)
+    named = {name.strip() for name in union.__forward_arg__.split("|")}
+    assert named == {*variants.classes.values(), "Unknown"}
+    for tag, name in variants.classes.items():
+        assert getattr(models, name)().type == tag
+
+
+def test_every_class_has_a_home_and_every_home_its_classes() -> None:
+    for name, module in models._HOMES.items():
+        assert getattr(models, name).__module__ == f"openai_cancel.models.{module}"
+    for value in [getattr(models, name) for name in dir(models)]:
+        assert not (isinstance(value, type) and issubclass(value, Model)) or value.__name__ in models._HOMES
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = models.Nonsense
+
+
+def test_reasoning_content_is_typed() -> None:
+    document = {"id": "x", "output": [{"type": "reasoning", "content": [{"type": "reasoning_text", "text": "Hm."}]}]}
+    assert structure(document).output[0].content == [ReasoningText(text="Hm.")]

@@ -1,0 +1,73 @@
+"""The exceptions: their tree, their texts, and that they survive a pickle."""
+
+import copy
+import pickle
+
+import pytest
+
+import openai_cancel
+from openai_cancel import errors
+from openai_cancel.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    ConfigurationError,
+    InvalidResponseIdError,
+    OpenAICancelError,
+    RateLimitError,
+    ResponseDecodeError,
+    SessionStateError,
+)
+
+PUBLIC = [
+    value
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, Exception) and not name.startswith("_")
+]
+
+
+def make(kind: type[OpenAICancelError]) -> OpenAICancelError:
+    answer = {"status": 429, "headers": {"a": "b"}, "body": b"{}", "request_id": "req_1"}
+    if issubclass(kind, APIStatusError):
+        return kind("Slow down.", **answer, code="c", type="t", param="p", retry_after=1.5, should_retry=True)
+    return kind("The body is empty", **answer) if issubclass(kind, ResponseDecodeError) else kind("No.")
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+def test_every_exception_is_public_in_the_tree_and_in_its_drawing(kind: type[OpenAICancelError]) -> None:
+    assert issubclass(kind, OpenAICancelError)
+    assert getattr(openai_cancel, kind.__name__) is kind
+    assert kind.__name__ in errors.__doc__
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [(InvalidResponseIdError, ValueError), (APITimeoutError, TimeoutError), (SessionStateError, RuntimeError)],
+)
+def test_some_are_what_a_python_programmer_catches(kind: type[OpenAICancelError], builtin: type[Exception]) -> None:
+    assert issubclass(kind, builtin)
+
+
+def test_specific_ones_are_caught_as_their_kind() -> None:
+    assert issubclass(InvalidResponseIdError, ConfigurationError)
+    assert issubclass(APITimeoutError, APIConnectionError)
+
+
+@pytest.mark.parametrize("kind", PUBLIC)
+@pytest.mark.parametrize("clone", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy])
+def test_pickle_and_copy_keep_everything(kind: type[OpenAICancelError], clone) -> None:
+    error = make(kind)
+    error.attempts = 3
+    error.add_note("seen twice")
+    same = clone(error)
+    assert type(same) is kind
+    assert (same.args, str(same), vars(same)) == (error.args, str(error), vars(error))
+
+
+def test_the_text_says_status_words_request_and_what_to_do() -> None:
+    assert str(make(RateLimitError)) == (
+        "429: Slow down. (request id req_1) "
+        "Wait before the next request; a used-up quota needs the plan or billing changed."
+    )
+    assert str(APIStatusError("Gone.", status=410, headers={}, body=b"")) == "410: Gone."
+    assert str(make(ResponseDecodeError)) == "429: The body is empty. Retrieve the response to see what became of it."

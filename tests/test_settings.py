@@ -1,0 +1,365 @@
+"""Arguments, then the environment; and what is refused before anything is sent."""
+
+import asyncio
+import math
+
+import httpx2
+import openai
+import pytest
+from conftest import KEY
+
+from openai_cancel.errors import ConfigurationError
+from openai_cancel.settings import Secret, Settings
+
+
+class TestOpenAI:
+    def test_defaults(self) -> None:
+        settings = Settings.openai(api_key=KEY)
+        assert settings.base_url == "https://api.openai.com/v1"
+        assert (settings.timeout, settings.connect_timeout, settings.deadline) == (30.0, 5.0, 60.0)
+        assert (settings.max_retries, settings.max_body_bytes) == (4, 64 * 1024 * 1024)
+        assert (settings.headers, settings.query, settings.proxy) == ({}, {}, None)
+
+    def test_the_environment_fills_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in {
+            "OPENAI_API_KEY": KEY,
+            "OPENAI_BASE_URL": "http://localhost:8000/v1/",
+            "OPENAI_ORG_ID": "org_1",
+            "OPENAI_PROJECT_ID": "proj_1",
+            "OPENAI_CUSTOM_HEADERS": "X-A: 1\n\nx-b:  two: parts \n",
+        }.items():
+            monkeypatch.setenv(name, value)
+        settings = Settings.openai()
+        assert settings.api_key == KEY
+        assert settings.base_url == "http://localhost:8000/v1"
+        assert settings.headers == {
+            "openai-organization": "org_1",
+            "openai-project": "proj_1",
+            "x-a": "1",
+            "x-b": "two: parts",
+        }
+
+    def test_arguments_win_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("API_KEY", "ORG_ID", "PROJECT_ID"):
+            monkeypatch.setenv(f"OPENAI_{name}", "ambient")
+        monkeypatch.setenv("OPENAI_BASE_URL", "ftp://ambient")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: ambient\nX-A: ambient\nX-B: kept")
+        settings = Settings.openai(
+            api_key=KEY, base_url="http://h", organization="o", project="p", headers={"x-A": "mine"}
+        )
+        assert settings.api_key == KEY
+        assert settings.headers == {"openai-organization": "o", "openai-project": "p", "x-a": "mine", "x-b": "kept"}
+
+    def test_empty_variables_count_as_unset(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", "")
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "")
+        assert Settings.openai(api_key=KEY).base_url == "https://api.openai.com/v1"
+
+    @pytest.mark.parametrize("name", ["Authorization", "api-key"])
+    def test_credentials_in_headers_need_no_key(self, name: str) -> None:
+        assert Settings.openai(headers={name: "x"}).api_key is None
+
+    def test_a_missing_key_names_the_variable(self) -> None:
+        with pytest.raises(ConfigurationError, match="No API key: set OPENAI_API_KEY, or pass api_key="):
+            Settings.openai()
+
+    def test_a_line_of_custom_headers_without_a_colon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "A: 1\nsecret")
+        with pytest.raises(ConfigurationError, match="OPENAI_CUSTOM_HEADERS: line 2 has no colon") as caught:
+            Settings.openai(api_key=KEY)
+        assert "secret" not in str(caught.value)
+
+    def test_no_secret_shows(self) -> None:
+        settings = Settings.openai(
+            api_key=KEY, headers={"X-Token": "hidden"}, query={"code": "hidden"}, proxy="http://u:hidden@proxy"
+        )
+        assert KEY not in repr(settings)
+        assert "hidden" not in repr(settings)
+        assert repr(Secret(KEY)) == "'***'"
+
+
+class TestKeys:
+    @pytest.mark.parametrize(
+        ("key", "words"),
+        [
+            ("", "api_key is empty"),
+            (f"{KEY}\n", "the newline of a file that was read without strip"),
+            (f" {KEY}", "begins or ends with white space"),
+            (f"Bearer {KEY}", "give the key alone, without 'Bearer'"),
+            (f"{KEY}\N{RIGHT DOUBLE QUOTATION MARK}", "a character that no key has"),
+            (f"{KEY[:5]}\x00{KEY}", "a character that no key has"),
+            (5, "must be a string, not int"),
+            (KEY.encode(), "must be a string, not bytes"),
+        ],
+    )
+    def test_what_no_key_can_be_is_refused_unquoted(self, key: object, words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            Settings.openai(api_key=key)
+        assert KEY not in str(caught.value)
+
+    def test_the_variable_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
+        with pytest.raises(ConfigurationError, match="^OPENAI_API_KEY begins or ends with white space"):
+            Settings.openai()
+
+    async def test_a_function_is_asked_each_time(self) -> None:
+        keys = iter(["first", "second"])
+        settings = Settings.openai(api_key=lambda: next(keys))
+        assert [await settings.ask_for_key(), await settings.ask_for_key()] == ["first", "second"]
+
+    async def test_an_async_function_too(self) -> None:
+        async def provide() -> str:
+            await asyncio.sleep(0)
+            return KEY
+
+        assert await Settings.openai(api_key=provide).ask_for_key() == KEY
+
+    async def test_what_a_function_gives_is_checked(self) -> None:
+        with pytest.raises(ConfigurationError, match="what the api_key function returned must be a string, not None"):
+            await Settings.openai(api_key=lambda: None).ask_for_key()
+
+
+class TestURLs:
+    @pytest.mark.parametrize(
+        ("given", "base_url", "query"),
+        [
+            ("http://localhost:8000", "http://localhost:8000", {}),
+            ("http://localhost:8000/", "http://localhost:8000", {}),
+            ("HTTPS://Host/v1///", "https://host/v1", {}),
+            ("http://[::1]:8000/v1", "http://[::1]:8000/v1", {}),
+            ("http://bücher.example/v1", "http://xn--bcher-kva.example/v1", {}),
+            ("https://h/a%20b/v1?api-version=1&x=", "https://h/a%20b/v1", {"api-version": "1", "x": ""}),
+        ],
+    )
+    def test_a_base_url_may_have_a_path_and_a_query(self, given: str, base_url: str, query: dict[str, str]) -> None:
+        settings = Settings.openai(api_key=KEY, base_url=given)
+        assert (settings.base_url, settings.query) == (base_url, query)
+
+    @pytest.mark.parametrize(
+        ("url", "words"),
+        [
+            ("", "base_url must be an http:// or https:// URL"),
+            ("api.openai.com/v1", "base_url must be an http:// or https:// URL"),
+            ("localhost:8000/v1", "base_url must be an http:// or https:// URL"),
+            ("ftp://host/v1", "base_url must be an http:// or https:// URL"),
+            ("http:///v1", "base_url must be an http:// or https:// URL"),
+            ("http://host/v1\n", "without white space"),
+            ("http://ho st/v1", "without white space|is not a URL"),
+            ("http://host:port/v1", "base_url is not a URL"),
+            ("http://host:99999/v1", "base_url is not a URL"),
+            ("http://[::1/v1", "base_url is not a URL"),
+            (5, "base_url is not a URL"),
+            ("http://user:hunter2@host/v1", "base_url must hold no user and password"),
+            ("http://hunter2@host/v1", "base_url must hold no user and password"),
+            ("http://host/v1#hunter2", "base_url must hold no fragment"),
+        ],
+    )
+    def test_what_cannot_be_one_is_refused_unquoted(self, url: object, words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            Settings.openai(api_key=KEY, base_url=url)
+        assert "hunter2" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+    def test_the_variable_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_BASE_URL", "api.openai.com")
+        with pytest.raises(ConfigurationError, match="^OPENAI_BASE_URL must be"):
+            Settings.openai(api_key=KEY)
+
+
+class TestLimits:
+    @pytest.mark.parametrize("name", ["timeout", "connect_timeout", "deadline"])
+    @pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, True, "5", None])
+    def test_seconds_that_cannot_be(self, name: str, value: object) -> None:
+        with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds greater than 0"):
+            Settings.openai(api_key=KEY, **{name: value})
+
+    @pytest.mark.parametrize("value", [0.001, 5, math.inf])
+    def test_seconds_that_can(self, value: float) -> None:
+        assert Settings.openai(api_key=KEY, timeout=value).timeout == value
+
+    @pytest.mark.parametrize("value", [-1, 1.5, True, "5", None])
+    def test_retries_that_cannot_be(self, value: object) -> None:
+        with pytest.raises(ConfigurationError, match="max_retries must be a whole number of at least 0"):
+            Settings.openai(api_key=KEY, max_retries=value)
+
+    def test_a_size_that_cannot_be(self) -> None:
+        with pytest.raises(ConfigurationError, match="max_body_bytes must be a whole number of at least 1"):
+            Settings.openai(api_key=KEY, max_body_bytes=0)
+
+    def test_an_unknown_option(self) -> None:
+        with pytest.raises(TypeError, match="tiemout"):
+            Settings.openai(api_key=KEY, tiemout=5)
+
+
+class TestHeaders:
+    @pytest.mark.parametrize(
+        ("headers", "words"),
+        [
+            ({"X-A": "secret\r\nX-B: 1"}, "the value of 'X-A' must be a string without line breaks"),
+            ({"X-A": "secret\x00"}, "without line breaks or control characters"),
+            ({"X-A": "secret\ud800"}, "without line breaks or control characters"),
+            ({"X-A": 5}, "must be a string"),
+            ({"X A": "secret"}, "'X A' is no header name"),
+            ({"X-A\n": "secret"}, "is no header name"),
+            ({"": "secret"}, "'' is no header name"),
+            ({5: "secret"}, "5 is no header name"),
+            ({"Content-Length": "5"}, "'Content-Length' frames the request"),
+            ({"Transfer-Encoding": "chunked"}, "frames the request"),
+        ],
+    )
+    def test_what_cannot_be_sent_is_refused_unquoted(self, headers: dict, words: str) -> None:
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            Settings.openai(api_key=KEY, headers=headers)
+        assert "secret" not in str(caught.value)
+
+    def test_a_tab_and_unicode_can(self) -> None:
+        assert Settings.openai(api_key=KEY, headers={"X-A": "a\tü"}).headers == {"x-a": "a\tü"}
+
+    @pytest.mark.parametrize("query", [{"a": 1}, {1: "a"}])
+    def test_a_query_of_strings(self, query: dict) -> None:
+        with pytest.raises(ConfigurationError, match="must be strings"):
+            Settings.openai(api_key=KEY, query=query)
+
+
+class TestAzure:
+    @pytest.mark.parametrize(
+        "endpoint",
+        ["https://n.openai.azure.com", "https://n.openai.azure.com/", "https://n.openai.azure.com/openai/v1/"],
+    )
+    def test_the_v1_api(self, endpoint: str) -> None:
+        settings = Settings.azure(endpoint, api_key=KEY)
+        assert settings.base_url == "https://n.openai.azure.com/openai/v1"
+        assert (settings.key_header, settings.query) == ("api-key", {})
+
+    @pytest.mark.parametrize(
+        ("version", "path"), [("preview", "/openai/v1"), ("2025-04-01-preview", "/openai"), ("v1", "/openai/v1")]
+    )
+    def test_versions(self, version: str, path: str) -> None:
+        settings = Settings.azure("https://h", api_key=KEY, api_version=version)
+        assert (settings.base_url, settings.query) == (f"https://h{path}", {"api-version": version})
+
+    def test_the_environment_fills_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://h")
+        monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_API_VERSION", "2025-03-01-preview")
+        settings = Settings.azure()
+        assert (settings.base_url, settings.api_key) == ("https://h/openai", KEY)
+        assert settings.query == {"api-version": "2025-03-01-preview"}
+
+    def test_a_token_provider_sends_a_bearer(self) -> None:
+        settings = Settings.azure("https://h", token_provider=lambda: "token")
+        assert settings.key_header == "authorization"
+        assert callable(settings.api_key)
+
+    def test_what_is_missing_or_too_much(self) -> None:
+        with pytest.raises(ConfigurationError, match="pass endpoint, or set AZURE_OPENAI_ENDPOINT"):
+            Settings.azure(api_key=KEY)
+        with pytest.raises(ConfigurationError, match="set AZURE_OPENAI_API_KEY"):
+            Settings.azure("https://h")
+        with pytest.raises(ConfigurationError, match="not both"):
+            Settings.azure("https://h", api_key=KEY, token_provider=lambda: KEY)
+
+
+class TestFromOpenAI:
+    def test_all_that_it_holds(self) -> None:
+        with openai.OpenAI(
+            api_key=KEY,
+            base_url="http://h/v1/?a=b",
+            organization="o",
+            project="p",
+            default_headers={"X-A": "1", "OpenAI-Project": "q"},
+            default_query={"c": "d", "e": 5},
+        ) as client:
+            settings = Settings.from_openai(client, headers={"x-b": "2"}, query={"f": "g"}, timeout=7)
+        assert (settings.api_key, settings.base_url, settings.timeout) == (KEY, "http://h/v1", 7)
+        assert settings.headers == {"openai-organization": "o", "openai-project": "q", "x-a": "1", "x-b": "2"}
+        assert settings.query == {"a": "b", "c": "d", "f": "g"}
+
+    async def test_a_key_function(self) -> None:
+        async def provide() -> str:
+            return KEY
+
+        async with openai.AsyncOpenAI(api_key=provide) as client:
+            assert await Settings.from_openai(client).ask_for_key() == KEY
+
+    def test_the_environment_is_not_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with openai.OpenAI(api_key=KEY) as client:
+            monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere")
+            monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "A: 1")
+            settings = Settings.from_openai(client)
+        assert (settings.base_url, settings.headers) == ("https://api.openai.com/v1", {})
+
+    def test_azure_with_a_key_and_a_deployment(self) -> None:
+        with openai.AzureOpenAI(
+            azure_endpoint="https://h/", azure_deployment="d", api_version="2025-03-01-preview", api_key=KEY
+        ) as client:
+            settings = Settings.from_openai(client)
+        assert (settings.base_url, settings.query) == ("https://h/openai", {"api-version": "2025-03-01-preview"})
+        assert (settings.api_key, settings.key_header) == (KEY, "api-key")
+
+    @pytest.mark.parametrize("how", [{"azure_ad_token": KEY}, {"azure_ad_token_provider": lambda: KEY}])
+    async def test_azure_with_entra_id(self, how: dict) -> None:
+        with openai.AzureOpenAI(azure_endpoint="https://h", api_version="v", **how) as client:
+            settings = Settings.from_openai(client)
+        assert settings.key_header == "authorization"
+        assert (await settings.ask_for_key() if callable(settings.api_key) else settings.api_key) == KEY
+
+    def test_a_client_that_signs_in_its_headers(self) -> None:
+        with openai.OpenAI(api_key="", admin_api_key="a", default_headers={"Authorization": "Basic x"}) as client:
+            settings = Settings.from_openai(client)
+        assert (settings.api_key, settings.headers["authorization"]) == (None, "Basic x")
+
+    def test_a_client_without_a_key_of_its_own(self) -> None:
+        with (
+            openai.OpenAI(api_key="", admin_api_key="a") as client,
+            pytest.raises(ConfigurationError, match="cannot be taken over: make the session with api_key="),
+        ):
+            Settings.from_openai(client)
+
+    def test_headers_that_are_left_out(self) -> None:
+        with openai.OpenAI(api_key=KEY, default_headers={"X-A": openai.Omit()}) as client:
+            assert Settings.from_openai(client).headers == {}
+
+    @pytest.mark.parametrize("thing", [None, "client", object()])
+    def test_what_is_no_client(self, thing: object) -> None:
+        with pytest.raises(ConfigurationError, match="takes a client of the openai package"):
+            Settings.from_openai(thing)
+
+    def test_its_base_url_may_be_an_object(self) -> None:
+        with openai.OpenAI(api_key=KEY, base_url=httpx2.URL("http://h/v1")) as client:
+            assert Settings.from_openai(client).base_url == "http://h/v1"
+
+
+class TestEnvironmentProxy:
+    def proxy(self, base_url: str = "http://host.example:8000/v1") -> str | None:
+        return Settings.openai(api_key=KEY, base_url=base_url).environment_proxy()
+
+    def test_none(self) -> None:
+        assert self.proxy() is None
+
+    @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
+    def test_by_scheme_or_for_all(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        monkeypatch.delenv("REQUEST_METHOD", raising=False)
+        monkeypatch.setenv(name, "http://proxy:3128")
+        assert self.proxy() == "http://proxy:3128"
+
+    def test_another_scheme(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+        assert self.proxy() is None
+        assert self.proxy("https://host.example/v1") == "http://proxy:3128"
+
+    @pytest.mark.parametrize("exempt", ["host.example", ".example", "host.example:8000", "*"])
+    def test_no_proxy(self, monkeypatch: pytest.MonkeyPatch, exempt: str) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
+        monkeypatch.setenv("NO_PROXY", exempt)
+        assert self.proxy() is None
+
+    def test_what_is_no_http_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("ALL_PROXY", "socks5://u:hunter2@proxy:1080")
+        with pytest.raises(ConfigurationError, match="the proxy for http in the environment must be an http") as caught:
+            self.proxy()
+        assert "hunter2" not in str(caught.value)
+
+    def test_an_explicit_one_is_checked(self) -> None:
+        with pytest.raises(ConfigurationError, match="^proxy must be an http"):
+            Settings.openai(api_key=KEY, proxy="socks5://proxy")

@@ -1,0 +1,285 @@
+"""`Session`: blocking, from anywhere, and never hanging."""
+
+import asyncio
+import gc
+import inspect
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import KEY, until
+
+from openai_cancel import (
+    APITimeoutError,
+    AsyncSession,
+    BadRequestError,
+    ConfigurationError,
+    NotFoundError,
+    Session,
+    SessionStateError,
+)
+from openai_cancel.emulator import Emulator, Fault
+
+HANG = Fault(delay=math.inf)
+
+
+@pytest.fixture
+def blocking(server: Emulator) -> Iterator[Session]:
+    with Session(api_key=KEY, base_url=server.base_url) as session:
+        yield session
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name == "openai-cancel"]
+
+
+async def test_the_same_calls(blocking: Session, server: Emulator, create) -> None:
+    identifier = create()
+    assert (await asyncio.to_thread(blocking.retrieve, identifier)).status == "in_progress"
+    assert (await asyncio.to_thread(blocking.cancel, identifier, headers={"x-a": "1"})).status == "cancelled"
+    with pytest.raises(NotFoundError):
+        await asyncio.to_thread(blocking.cancel, "resp_none")
+    assert server.received[1].headers["x-a"] == "1"
+    assert repr(blocking) == f"<Session {server.base_url} open>"
+
+
+async def test_from_many_threads_at_once(blocking: Session, create) -> None:
+    """They share one loop: all are under way together, not one after the other."""
+    identifiers = [create() for _ in range(50)]
+    with ThreadPoolExecutor(50) as threads:
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(threads, blocking.cancel, identifier) for identifier in identifiers]
+        responses = await asyncio.gather(*calls)
+    assert [response.id for response in responses] == identifiers
+
+
+async def test_they_run_concurrently(blocking: Session, server: Emulator) -> None:
+    server.faults += [HANG] * 20
+    with ThreadPoolExecutor(20) as threads:
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(threads, blocking.cancel, "x") for _ in range(20)]
+        await until(lambda: len(server.received) == 20)
+        blocking.close()
+        for call in calls:
+            with pytest.raises(SessionStateError, match="closed while the call was under way"):
+                await call
+
+
+class TestOwnServer:
+    """The emulator in a thread of its own, so that the test itself may block."""
+
+    @pytest.fixture
+    def url(self) -> Iterator[str]:
+        with asyncio.Runner() as runner:
+            emulator = Emulator()
+            runner.run(emulator.__aenter__())
+            thread = threading.Thread(target=runner.get_loop().run_forever)
+            thread.start()
+            yield emulator.base_url
+            runner.get_loop().call_soon_threadsafe(runner.get_loop().stop)
+            thread.join()
+            runner.run(emulator.__aexit__(None, None, None))
+
+    def test_in_a_script(self, url: str) -> None:
+        with Session(api_key=KEY, base_url=url) as session, pytest.raises(NotFoundError):
+            session.cancel("resp_none")
+
+    async def test_inside_a_running_loop(self, url: str) -> None:
+        with Session(api_key=KEY, base_url=url) as session, pytest.raises(NotFoundError):
+            session.cancel("resp_none")
+
+    def test_azure_and_from_openai(self, url: str) -> None:
+        import openai
+
+        with Session.azure(url, api_key=KEY, max_retries=0) as session, pytest.raises(NotFoundError):
+            session.cancel("x")
+        with (
+            openai.OpenAI(api_key=KEY, base_url=url) as client,
+            Session.from_openai(client) as session,
+            pytest.raises(NotFoundError),
+        ):
+            session.cancel("x")
+
+    def test_a_time_out(self, url: str) -> None:
+        async def hang() -> str:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        with Session(api_key=hang, base_url=url) as session, pytest.raises(APITimeoutError):
+            session.cancel("x", timeout=0.01, max_retries=0)
+
+    def test_a_key_function_that_calls_the_session_is_told_so(self, url: str) -> None:
+        with Session(api_key=lambda: session.cancel("y"), base_url=url) as session:
+            with pytest.raises(SessionStateError, match="it would wait for itself"):
+                session.cancel("x")
+
+    def test_a_key_function_may_close_it(self, url: str) -> None:
+        def close() -> str:
+            session.close()
+            return KEY
+
+        with Session(api_key=close, base_url=url) as session:
+            with pytest.raises(SessionStateError, match="closed while the call was under way|is closed"):
+                session.cancel("x")
+
+
+class TestLife:
+    def test_before_it_is_open(self) -> None:
+        session = Session(api_key=KEY)
+        with pytest.raises(SessionStateError, match="not open: use `with Session"):
+            session.cancel("x")
+        session.close()
+
+    def test_after_it_is_closed(self) -> None:
+        with Session(api_key=KEY) as session:
+            pass
+        with pytest.raises(SessionStateError, match="closed: make another one"):
+            session.cancel("x")
+        with pytest.raises(SessionStateError, match="opened once"):
+            session.open()
+        session.close()
+        assert repr(session) == "<Session https://api.openai.com/v1 closed>"
+
+    def test_closed_before_it_was_open(self) -> None:
+        session = Session(api_key=KEY)
+        session.close()
+        with pytest.raises(SessionStateError, match="opened once"):
+            session.open()
+
+    def test_opened_twice(self) -> None:
+        with Session(api_key=KEY) as session, pytest.raises(SessionStateError, match="opened once"):
+            session.open()
+
+    def test_a_setting_that_only_shows_when_it_opens(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy")
+        with pytest.raises(ConfigurationError, match="the proxy for https in the environment"):
+            Session(api_key=KEY).open()
+
+    def test_forgotten(self) -> None:
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            thread = Session(api_key=KEY).open()._worker.thread
+            gc.collect()
+        assert [str(warning.message) for warning in caught] == [
+            "unclosed <Session https://api.openai.com/v1 open>: leave its `with`, or call its close()"
+        ]
+        thread.join()
+
+    def test_forgotten_after_its_loop_has_died(self) -> None:
+        session = Session(api_key=KEY).open()
+        session._worker.loop.call_soon_threadsafe(session._worker.stop.set)
+        session._worker.thread.join()
+        with pytest.warns(ResourceWarning, match="unclosed <Session"):
+            session.__del__()
+        session._closed = True
+
+    def test_a_failed_constructor_is_silent_afterwards(self) -> None:
+        with pytest.raises(ConfigurationError):
+            Session()
+        gc.collect()
+
+
+@pytest.fixture
+async def hanging(server: Emulator) -> AsyncIterator[Emulator]:
+    server.faults += [HANG] * 10
+    yield server
+
+
+async def test_ctrl_c_cancels_the_call_and_leaves_promptly(hanging: Emulator, python: str) -> None:
+    script = f"""
+from openai_cancel import Session
+with Session(api_key="{KEY}", base_url="{hanging.base_url}", timeout=600) as session:
+    session.cancel("x")
+"""
+    process = await asyncio.create_subprocess_exec(
+        python, "-X", "dev", "-W", "error", "-c", script, stderr=asyncio.subprocess.PIPE
+    )
+    await until(lambda: hanging.received)
+    process.send_signal(signal.SIGINT)
+    _, shown = await asyncio.wait_for(process.communicate(), 10)
+    assert process.returncode == -signal.SIGINT
+    assert shown.decode().rstrip().endswith("KeyboardInterrupt")
+    assert b"Warning" not in shown
+    assert KEY.encode() not in shown.replace(script.encode(), b"")
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_after_a_fork_the_child_gets_an_error_and_the_parent_goes_on(
+    server: Emulator, python: str, create
+) -> None:
+    script = f"""
+import os, sys, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+from openai_cancel import Session, SessionStateError
+with Session(api_key="{KEY}", base_url="{server.base_url}") as session:
+    print(session.retrieve("{create()}").status, flush=True)
+    child = os.fork()
+    if child == 0:
+        try:
+            session.cancel("x")
+        except SessionStateError as error:
+            print(error, flush=True)
+        with Session(api_key="{KEY}", base_url="{server.base_url}") as own:
+            print(own.retrieve("{create()}").status, flush=True)
+        sys.exit()
+    print(os.waitpid(child, 0)[1], session.retrieve("{create()}").status)
+"""
+    done = await asyncio.to_thread(
+        subprocess.run, [python, "-W", "error", "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    first, refused, own, last = done.stdout.splitlines()
+    assert (first, own, last) == ("in_progress", "in_progress", "0 in_progress")
+    assert "its thread did not cross the fork: open a session in this process" in refused
+    assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_forgotten_session_is_the_parents_to_warn_of(python: str) -> None:
+    script = f"""
+import gc, os, sys, warnings
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+from openai_cancel import Session
+session = Session(api_key="{KEY}").open()
+if os.fork() == 0:
+    del session
+    gc.collect()
+    os._exit(0)
+os.wait()
+session.close()
+"""
+    done = await asyncio.to_thread(
+        subprocess.run, [python, "-W", "error", "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_a_script_that_forgets_it_ends_all_the_same(python: str) -> None:
+    script = f"from openai_cancel import Session; session = Session(api_key='{KEY}').open()"
+    done = await asyncio.to_thread(
+        subprocess.run, [python, "-c", script], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("name", ["__init__", "azure", "from_openai", "open", "close", "cancel", "retrieve"])
+def test_it_has_the_calls_of_the_async_one(name: str) -> None:
+    """Signature for signature, but for the aiohttp session, which belongs to another loop."""
+    ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (Session, AsyncSession))
+    expected = [parameter for key, parameter in theirs.parameters.items() if key != "client_session"]
+    assert list(ours.parameters.values()) == expected
+    assert name == "__init__" or inspect.getdoc(getattr(Session, name))
+
+
+async def test_an_error_is_the_one_that_was_raised(blocking: Session, create) -> None:
+    with pytest.raises(BadRequestError) as caught:
+        await asyncio.to_thread(blocking.cancel, create(runs_for=0))
+    assert caught.value.attempts == 1
+    assert sys.exc_info() == (None, None, None)

@@ -1,0 +1,343 @@
+"""One exchange: limits, time-outs, and what goes wrong on a socket."""
+
+import asyncio
+import gzip
+import socket
+import ssl
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+import trustme
+from aiohttp import web
+from conftest import KEY, QuickSession
+
+from openai_cancel import (
+    APIConnectionError,
+    APITimeoutError,
+    AsyncSession,
+    InternalServerError,
+    ResponseDecodeError,
+    SessionStateError,
+)
+from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.transport import Transport
+
+DOCUMENT = b'{"id": "resp_1", "status": "cancelled"}'
+
+
+@pytest.fixture
+async def transport() -> AsyncIterator[Transport]:
+    transport = Transport(connect_timeout=5.0, max_body_bytes=1000, proxy=None)
+    yield transport
+    await transport.close()
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Path:
+    """A private certificate authority, and a certificate for 127.0.0.1 beside it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    return tmp_path
+
+
+@pytest.fixture
+async def secure_url(authority: Path) -> AsyncIterator[str]:
+    """A server behind TLS whose certificate nobody trusts by itself."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(authority / "server.pem")
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=DOCUMENT)
+
+    runner = web.ServerRunner(web.Server(answer, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    yield f"https://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+class TestRequest:
+    async def test_it_has_no_body_and_no_content_type(self, transport: Transport, server: Emulator) -> None:
+        await transport.send("POST", f"{server.base_url}/responses/x/cancel", {"authorization": "Bearer k"})
+        [received] = server.received
+        assert received.body == b""
+        assert "content-type" not in received.headers
+        assert received.headers["content-length"] == "0"
+
+    @pytest.mark.parametrize("segment", ["a%2Fb%2Bc%3D", "%252F", "a%20b", "%C3%A9", "..%2F", "%E2%82%AC"])
+    async def test_the_path_is_sent_as_it_is(self, transport: Transport, server: Emulator, segment: str) -> None:
+        await transport.send("GET", f"{server.base_url}/responses/{segment}?q=%2F+%20", {})
+        assert server.received[0].path == f"/v1/responses/{segment}?q=%2F+%20"
+
+
+class TestAnswer:
+    async def test_status_headers_and_body(self, transport: Transport, server: Emulator) -> None:
+        server.faults.append(Fault(status=418, headers={"X-A": "1"}, body=b"tea"))
+        status, headers, body, complete = await transport.send("GET", f"{server.base_url}/x", {})
+        assert (status, headers["x-a"], body, complete) == (418, "1", b"tea", True)
+
+    async def test_redirects_are_not_followed(self, transport: Transport, server: Emulator) -> None:
+        server.faults.append(Fault(status=303, headers={"Location": f"{server.base_url}/elsewhere"}))
+        assert (await transport.send("POST", f"{server.base_url}/x", {}))[0] == 303
+        assert len(server.received) == 1
+
+    async def test_a_compressed_body(self, transport: Transport, server: Emulator) -> None:
+        server.faults.append(Fault(status=200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(DOCUMENT)))
+        assert (await transport.send("GET", f"{server.base_url}/x", {}))[2] == DOCUMENT
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault(status=200, body=b"x" * 1001),
+            Fault(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n" + b"x" * 1001 + b"\r\n0\r\n\r\n"),
+            Fault(status=200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(b"x" * 50_000_000)),
+        ],
+        ids=["announced", "chunked", "bomb"],
+    )
+    async def test_a_body_over_the_limit_is_not_read(
+        self, transport: Transport, server: Emulator, fault: Fault
+    ) -> None:
+        server.faults.append(fault)
+        assert (await transport.send("GET", f"{server.base_url}/x", {}))[2:] == (b"", False)
+
+    async def test_one_at_the_limit_is(self, transport: Transport, server: Emulator) -> None:
+        server.faults.append(Fault(status=200, body=b"x" * 1000))
+        assert (await transport.send("GET", f"{server.base_url}/x", {}))[2:] == (b"x" * 1000, True)
+
+    async def test_through_a_session(self, server: Emulator) -> None:
+        async with QuickSession(api_key=KEY, base_url=server.base_url, max_body_bytes=10) as session:
+            server.faults.append(Fault(status=200, body=DOCUMENT))
+            with pytest.raises(ResponseDecodeError, match="larger than max_body_bytes"):
+                await session.cancel("x")
+            server.faults += [Fault(status=500, body=b"x" * 100)] * 5
+            with pytest.raises(InternalServerError):
+                await session.cancel("x")
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("fault", "words"),
+        [
+            (Fault(cut="connection"), "Server disconnected"),
+            (Fault(status=200, body=DOCUMENT, cut="body"), "payload is not completed"),
+            (Fault(raw=b"220 smtp.example ESMTP\r\n\r\n"), "No usable answer"),
+            (Fault(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"), "No usable answer"),
+            (Fault(raw=b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab"), "No usable answer"),
+            (Fault(raw=b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n"), "No usable answer"),
+            (Fault(raw=b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), "No usable answer"),
+            (Fault(status=200, headers={"Content-Encoding": "gzip"}, body=b"not gzip"), "No usable answer"),
+        ],
+        ids=[
+            "closed",
+            "half a body",
+            "not HTTP",
+            "bad chunk",
+            "half a chunk",
+            "two lengths",
+            "long header",
+            "bad gzip",
+        ],
+    )
+    async def test_no_usable_answer(self, transport: Transport, server: Emulator, fault: Fault, words: str) -> None:
+        server.faults.append(fault)
+        with pytest.raises(APIConnectionError, match=words) as caught:
+            await transport.send("POST", f"{server.base_url}/x?key={KEY}", {"authorization": KEY})
+        assert not caught.value.permanent
+        assert "\n" not in str(caught.value)
+        assert KEY not in str(caught.value)
+        assert caught.value.__cause__ is not None
+
+    async def test_nobody_listens(self, transport: Transport, unused_tcp_port: int) -> None:
+        with pytest.raises(APIConnectionError, match="Cannot connect to host 127.0.0.1"):
+            await transport.send("GET", f"http://127.0.0.1:{unused_tcp_port}/", {})
+
+    async def test_a_connection_that_is_not_made_in_time(self) -> None:
+        # The kernel accepts the connection, and nobody answers the TLS handshake.
+        transport = Transport(connect_timeout=0.05, max_body_bytes=1000, proxy=None)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with pytest.raises(APITimeoutError, match=r"No connection to 127.0.0.1 within 0.05 s"):
+                await transport.send("GET", f"https://127.0.0.1:{port}/", {})
+        await transport.close()
+
+    async def test_no_limit_to_connecting(self, server: Emulator) -> None:
+        transport = Transport(connect_timeout=float("inf"), max_body_bytes=1000, proxy=None)
+        assert (await transport.send("GET", f"{server.base_url}/x", {}))[0] == 401
+        await transport.close()
+
+
+class TestTLS:
+    async def test_a_certificate_that_is_not_trusted_is_not_tried_again(self, secure_url: str) -> None:
+        async with QuickSession(api_key=KEY, base_url=secure_url) as session:
+            with pytest.raises(
+                APIConnectionError, match=r"certificate of 127.0.0.1 is not trusted.*SSL_CERT_FILE"
+            ) as caught:
+                await session.cancel("x")
+            assert caught.value.permanent
+            assert caught.value.attempts == 1
+
+    async def test_nor_is_a_wrong_fingerprint(self, secure_url: str) -> None:
+        connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(b"x" * 32))
+        async with (
+            aiohttp.ClientSession(connector=connector) as client,
+            AsyncSession(api_key=KEY, base_url=secure_url, client_session=client) as session,
+        ):
+            with pytest.raises(APIConnectionError, match="is not trusted") as caught:
+                await session.cancel("x")
+            assert caught.value.permanent
+
+    async def test_authorities_come_from_the_environment(self, secure_url: str, authority: Path, python: str) -> None:
+        script = f"""
+from openai_cancel import Session
+with Session(api_key="k", base_url="{secure_url}") as session:
+    print(session.cancel("x").status)
+"""
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [python, "-c", script],
+            env={"SSL_CERT_FILE": str(authority / "authority.pem")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout, done.stderr) == ("cancelled\n", "")
+
+
+class TestCallersClient:
+    async def test_it_is_used_and_not_closed(self, server: Emulator) -> None:
+        async with aiohttp.ClientSession(headers={"X-Mine": "1", "Accept": "text/html"}) as client:
+            async with AsyncSession(api_key=KEY, base_url=server.base_url, client_session=client) as session:
+                with pytest.raises(Exception, match="404"):
+                    await session.retrieve("x")
+            assert not client.closed
+        headers = server.received[0].headers
+        assert (headers["x-mine"], headers["accept"]) == ("1", "application/json")
+
+    async def test_its_own_ways_do_not_change_ours(self, server: Emulator) -> None:
+        client = aiohttp.ClientSession(
+            base_url="http://nowhere.invalid/", raise_for_status=True, auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(total=1e-9),
+        )  # fmt: skip
+        server.faults.append(Fault(status=200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(DOCUMENT)))
+        server.faults.append(Fault(status=409, body={"error": {"message": "No."}}))
+        async with client, AsyncSession(api_key=KEY, base_url=server.base_url, client_session=client) as session:
+            assert (await session.cancel("x")).status == "cancelled"
+            with pytest.raises(Exception, match="409: No."):
+                await session.cancel("x")
+
+    async def test_once_it_is_closed(self, server: Emulator) -> None:
+        client = aiohttp.ClientSession()
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, client_session=client) as session:
+            await client.close()
+            with pytest.raises(SessionStateError, match=r"aiohttp.ClientSession that it was given, is closed"):
+                await session.cancel("x")
+
+
+class TestNetrc:
+    @pytest.fixture(autouse=True)
+    def netrc(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        file = tmp_path / "netrc"
+        file.write_text("default login somebody password something\n")
+        monkeypatch.setenv("NETRC", str(file))
+
+    async def test_it_never_replaces_the_key(self, server: Emulator) -> None:
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, max_retries=0) as session:
+            with pytest.raises(Exception, match="404"):
+                await session.retrieve("x")
+        assert server.received[0].headers["authorization"] == f"Bearer {KEY}"
+
+    @pytest.mark.parametrize("azure", [False, True])
+    async def test_nor_in_a_callers_client_that_trusts_the_environment(self, server: Emulator, azure: bool) -> None:  # noqa: FBT001
+        seen: list[str] = []
+
+        async def watch(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            seen.append(request.method)
+            return await handler(request)
+
+        async with aiohttp.ClientSession(trust_env=True, middlewares=[watch]) as client:
+            make = AsyncSession.azure if azure else lambda url, **options: AsyncSession(base_url=url, **options)
+            async with make(server.base_url, api_key=KEY, client_session=client) as session:
+                with pytest.raises(Exception, match="404"):
+                    await session.retrieve("x")
+        headers = server.received[0].headers
+        assert headers.get("authorization") == (None if azure else f"Bearer {KEY}")
+        assert headers.get("api-key") == (KEY if azure else None)
+        assert seen == ["GET"]
+
+
+class TestProxy:
+    @pytest.fixture
+    async def proxy(self, python: str, tmp_path: Path) -> AsyncIterator[str]:
+        """An HTTP proxy that we did not write, as a process."""
+        port_file = tmp_path / "port"
+        process = await asyncio.create_subprocess_exec(
+            python, "-m", "proxy", "--hostname", "127.0.0.1", "--port", "0", "--port-file", str(port_file),
+            "--num-workers", "1", "--num-acceptors", "1", "--basic-auth", "user:pass", "--data-dir", str(tmp_path),
+            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            while not (port_file.exists() and port_file.read_text().strip()):
+                assert process.returncode is None
+                await asyncio.sleep(0.02)
+            yield f"http://user:pass@127.0.0.1:{int(port_file.read_text())}"
+        finally:
+            process.terminate()
+            await process.wait()
+
+    async def test_from_the_environment_and_as_an_option(
+        self, proxy: str, server: Emulator, secure_url: str, authority: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        identifier = "resp_a+b/c="
+        monkeypatch.setenv("HTTP_PROXY", proxy)
+        async with AsyncSession(api_key=KEY, base_url=server.base_url) as session:
+            with pytest.raises(Exception, match=f"404: Response with id '{identifier}' not found".replace("+", r"\+")):
+                await session.cancel(identifier)
+        assert "proxy.py" in server.received[-1].headers["via"]
+        assert server.received[-1].path == "/v1/responses/resp_a%2Bb%2Fc%3D/cancel"
+
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        async with AsyncSession(api_key=KEY, base_url=server.base_url) as session:
+            with pytest.raises(Exception, match="404"):
+                await session.cancel(identifier)
+        assert "via" not in server.received[-1].headers
+
+        context = ssl.create_default_context(cafile=authority / "authority.pem")
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as client,
+            AsyncSession(api_key=KEY, base_url=secure_url, client_session=client, proxy=proxy) as session,
+        ):
+            assert (await session.cancel("x")).status == "cancelled"
+
+        stranger = proxy.replace("user:pass", "user:wrong")
+        async with QuickSession(api_key=KEY, base_url=secure_url, proxy=stranger) as session:
+            with pytest.raises(APIConnectionError, match="The proxy refused to connect to 127.0.0.1: 407") as caught:
+                await session.cancel("x")
+            assert caught.value.permanent
+            assert "wrong" not in str(caught.value)
+
+
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(server: Emulator) -> None:
+    """A server may close an idle connection just as the next request is written to it."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(DOCUMENT), DOCUMENT))
+        await reader.readuntil(b"\r\n\r\n")  # keeps the connection alive, until there is a second request
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listener.sockets[0].getsockname()[1]
+    async with QuickSession(api_key=KEY, base_url=f"http://127.0.0.1:{port}") as session:
+        assert (await session.cancel("x")).status == "cancelled"
+        assert (await session.cancel("x")).status == "cancelled"
+        assert session.slept == [0.5]
+    assert connections == 2
+    listener.close()
+    await asyncio.sleep(0)

@@ -1,0 +1,415 @@
+"""Ids become requests, answers become responses and errors: no I/O."""
+
+import json
+from urllib.parse import unquote
+
+import pytest
+from conftest import KEY, SHARED, needs_shared
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from openai_cancel.errors import (
+    APIStatusError,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConflictError,
+    InternalServerError,
+    InvalidResponseIdError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ResponseDecodeError,
+    UnprocessableEntityError,
+)
+from openai_cancel.models import Response
+from openai_cancel.settings import Settings
+from openai_cancel.wire import MESSAGE_LIMIT, Answer, Wire, decode
+
+WIRE = Wire.from_settings(Settings.openai(api_key=KEY, base_url="https://host/v1/"))
+
+
+class HasId:
+    def __init__(self, id) -> None:  # noqa: A002
+        self.id = id
+
+
+def refused(status: int, body: object = b"", headers: dict[str, str] | None = None, **more) -> APIStatusError:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with pytest.raises(APIStatusError) as caught:
+        decode(Answer(status, CIMultiDict(headers or {}), raw), **more)
+    return caught.value
+
+
+def undecodable(body: bytes, *, status: int = 200, complete: bool = True) -> ResponseDecodeError:
+    with pytest.raises(ResponseDecodeError) as caught:
+        decode(Answer(status, CIMultiDict({"x-request-id": "req_1"}), body, complete))
+    return caught.value
+
+
+class TestRequest:
+    def test_a_cancel(self) -> None:
+        request = WIRE.request("POST", "resp_123", "/cancel")
+        assert request.method == "POST"
+        assert request.url == "https://host/v1/responses/resp_123/cancel"
+        assert dict(request.headers) == {
+            "accept": "application/json",
+            "user-agent": "openai-cancel/0.1.0",
+            "authorization": f"Bearer {KEY}",
+        }
+
+    @pytest.mark.parametrize(
+        ("given", "sent"),
+        [
+            ("resp_a+b/c=", "resp_a%2Bb%2Fc%3D"),
+            ("resp_1758064503.25", "resp_1758064503.25"),
+            ("resp_%2F", "resp_%252F"),
+            ("a?b#c&d e", "a%3Fb%23c%26d%20e"),
+            ("../responses", "..%2Fresponses"),
+            ("...", "..."),
+            ("é", "%C3%A9"),
+            ("x" * 465, "x" * 465),
+        ],
+    )
+    def test_an_id_is_one_segment_encoded_whole(self, given: str, sent: str) -> None:
+        assert WIRE.request("GET", given).url == f"https://host/v1/responses/{sent}"
+
+    @given(st.text(min_size=1))
+    def test_every_id_is_refused_or_comes_back_from_its_segment(self, response_id: str) -> None:
+        try:
+            url = WIRE.request("GET", response_id).url
+        except InvalidResponseIdError:
+            return
+        segment = url.removeprefix("https://host/v1/responses/")
+        assert unquote(segment) == response_id
+        assert segment.isascii()
+        assert not set(segment) & set("/?#% ") - {"%"}
+        assert segment not in {".", ".."}
+
+    @pytest.mark.parametrize(
+        "response_id", ["", " ", "\t\n", "\u3000", ".", "..", "resp_1\n", "resp\x00", "a\x7f", "\ud800"]
+    )
+    def test_what_cannot_be_a_segment_is_refused(self, response_id: str) -> None:
+        with pytest.raises(InvalidResponseIdError, match="cannot be a response id: pass what the server called it"):
+            WIRE.request("POST", response_id, "/cancel")
+
+    @pytest.mark.parametrize(
+        ("response_id", "kind"), [(None, "NoneType"), (5, "int"), (b"resp_1", "bytes"), (HasId(None), "HasId")]
+    )
+    def test_what_is_no_string_and_has_none_is_refused(self, response_id: object, kind: str) -> None:
+        with pytest.raises(InvalidResponseIdError, match=f"an object with a string .id, not {kind}"):
+            WIRE.request("POST", response_id, "/cancel")
+
+    def test_an_object_with_an_id_will_do(self) -> None:
+        for thing in (HasId("resp_1"), Response(id="resp_1")):
+            assert WIRE.request("GET", thing).url == "https://host/v1/responses/resp_1"
+
+    def test_headers_of_a_call_win_whatever_their_case(self) -> None:
+        headers = WIRE.request(
+            "GET", "x", headers={"User-Agent": "mine", "AUTHORIZATION": "Basic x", "X-A": "1"}
+        ).headers
+        assert headers["user-agent"] == "mine"
+        assert headers["authorization"] == "Basic x"
+        assert headers["x-a"] == "1"
+        assert "x-a" not in WIRE.headers
+
+    def test_query_of_base_url_session_and_call_are_merged(self) -> None:
+        wire = Wire.from_settings(
+            Settings.openai(api_key=KEY, base_url="https://host/v1?api-version=1&a=b", query={"a": "c d"})
+        )
+        assert wire.request("GET", "x").url == "https://host/v1/responses/x?api-version=1&a=c+d"
+        assert wire.request("GET", "x", query={"e": "ü&"}).url.endswith("?api-version=1&a=c+d&e=%C3%BC%26")
+        assert wire.request("GET", "x", query={"a": "z"}).url.endswith("?api-version=1&a=z")
+
+    def test_bad_headers_and_query_of_a_call_are_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="line breaks"):
+            WIRE.request("GET", "x", headers={"a": "b\nc"})
+        with pytest.raises(ConfigurationError, match="must be strings"):
+            WIRE.request("GET", "x", query={"a": 1})
+
+    def test_organization_and_project(self) -> None:
+        wire = Wire.from_settings(Settings.openai(api_key=KEY, organization="org_1", project="proj_1"))
+        headers = wire.request("GET", "x").headers
+        assert (headers["openai-organization"], headers["openai-project"]) == ("org_1", "proj_1")
+
+    def test_a_key_from_a_function_is_signed_in(self) -> None:
+        wire = Wire.from_settings(Settings.openai(api_key=lambda: KEY))
+        request = wire.request("GET", "x")
+        assert "authorization" not in request.headers
+        assert wire.sign(request, KEY).headers["authorization"] == f"Bearer {KEY}"
+        own = wire.request("GET", "x", headers={"Authorization": "mine"})
+        assert wire.sign(own, KEY).headers["authorization"] == "mine"
+
+    def test_azure_sends_its_own_header(self) -> None:
+        wire = Wire.from_settings(Settings.azure("https://host", api_key=KEY))
+        assert wire.request("GET", "x").headers["api-key"] == KEY
+
+    def test_nothing_shows_the_key(self) -> None:
+        assert KEY not in repr(WIRE)
+        assert KEY not in repr(WIRE.request("GET", "x"))
+
+
+class TestSuccess:
+    def test_a_response(self) -> None:
+        response = decode(
+            Answer(200, CIMultiDict({"X-Request-Id": "req_1"}), b'{"id": "resp_1", "status": "cancelled"}')
+        )
+        assert (response.id, response.status, response.request_id) == ("resp_1", "cancelled", "req_1")
+        assert response.to_dict() == {"id": "resp_1", "status": "cancelled"}
+
+    @pytest.mark.parametrize(
+        "body", [b'{"id": "resp_1"}', b'{"status": "queued"}', b'\xef\xbb\xbf{"id": "x"}', b' {"id": "x"}\n']
+    )
+    @pytest.mark.parametrize("status", [200, 201, 202])
+    def test_an_id_or_a_status_is_enough(self, body: bytes, status: int) -> None:
+        assert decode(Answer(status, CIMultiDict(), body)).request_id is None
+
+    def test_azures_request_id(self) -> None:
+        assert decode(Answer(200, CIMultiDict({"apim-request-id": "r"}), b'{"id": "x"}')).request_id == "r"
+
+    def test_a_response_that_failed_is_a_response(self) -> None:
+        body = b'{"id": "resp_1", "status": "failed", "error": {"code": "server_error", "message": "No."}}'
+        assert decode(Answer(200, CIMultiDict(), body)).error.message == "No."
+
+    @pytest.mark.parametrize(
+        ("body", "words"),
+        [
+            (b"", "The body is empty"),
+            (b" \n", "The body is empty"),
+            (b"ok", "The body is not JSON"),
+            (b"<html>", "The body is not JSON"),
+            (b'{"id": "resp_1"', "The body is not JSON"),
+            (b'{"id": "\xff"}', "The body is not JSON"),
+            (b'{"id": "\\ud800"}', "The body is not JSON"),
+            (b'{"id": NaN}', "The body is not JSON"),
+            (b"[" * 100_000, "The body is not JSON"),
+            (b"null", "The body is not JSON"),
+            (b"[]", "The body is no JSON object"),
+            (b'"text"', "The body is no JSON object"),
+            (b"{}", "The body has neither an id nor a status"),
+            (b'{"id": 5, "status": null}', "The body has neither an id nor a status"),
+        ],
+    )
+    def test_a_success_that_is_no_response_keeps_its_body(self, body: bytes, words: str) -> None:
+        error = undecodable(body)
+        assert (error.message, error.status, error.body, error.request_id) == (words, 200, body, "req_1")
+
+    def test_nothing_to_read(self) -> None:
+        assert undecodable(b"", status=204).status == 204
+
+    def test_a_body_that_is_too_large(self) -> None:
+        assert "max_body_bytes" in undecodable(b'{"id": "resp_1"}', complete=False).message
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("status", "kind"),
+        [
+            (400, BadRequestError),
+            (401, AuthenticationError),
+            (403, PermissionDeniedError),
+            (404, NotFoundError),
+            (409, ConflictError),
+            (422, UnprocessableEntityError),
+            (429, RateLimitError),
+            (500, InternalServerError),
+            (503, InternalServerError),
+            (599, InternalServerError),
+            (402, APIStatusError),
+            (418, APIStatusError),
+        ],
+    )
+    def test_each_status_has_its_class(self, status: int, kind: type[APIStatusError]) -> None:
+        error = refused(status, {"error": {"message": "No."}})
+        assert type(error) is kind
+        assert error.status == status
+
+    @pytest.mark.parametrize(
+        ("body", "message", "code", "type_", "param"),
+        [
+            # OpenAI and Azure
+            (
+                {"error": {"message": "No.", "type": "invalid_request_error", "param": "p", "code": "c"}},
+                "No.",
+                "c",
+                "invalid_request_error",
+                "p",
+            ),
+            ({"error": {"code": "404", "message": "Resource not found"}}, "Resource not found", "404", None, None),
+            ({"statusCode": 404, "message": "Resource not found"}, "Resource not found", 404, None, None),
+            # vLLM: a number as code; a string as error
+            ({"error": {"message": "No.", "type": "T", "param": None, "code": 400}}, "No.", 400, "T", None),
+            ({"error": "Unauthorized"}, "Unauthorized", None, None, None),
+            # SGLang of old
+            (
+                {"object": "error", "message": "No.", "type": "T", "param": None, "code": 400},
+                "No.",
+                400,
+                "T",
+                None,
+            ),
+            # ogx, FastAPI
+            ({"detail": "Not found"}, "Not found", None, None, None),
+            (
+                {
+                    "detail": [
+                        {"loc": ["path", "id", 0], "msg": "too short", "type": "t"},
+                        {"loc": ["query"], "msg": "missing"},
+                    ]
+                },
+                "path.id.0: too short; query: missing",
+                None,
+                None,
+                None,
+            ),
+            ({"detail": {"error": {"message": "No.", "code": "c"}}}, "No.", "c", None, None),
+            ({"detail": {"message": "No.", "code": "c"}}, "No.", "c", None, None),
+            ({"error": {"message": "No."}}, "No.", None, None, None),
+            # Prism: bare, and problem+json
+            ({"code": "c", "message": "No.", "param": None, "type": "t"}, "No.", "c", "t", None),
+            (
+                {"type": "https://example.com/p", "title": "Not found", "status": 404, "detail": "No such response."},
+                "No such response.",
+                None,
+                "https://example.com/p",
+                None,
+            ),
+            ({"type": "about:blank", "title": "Not found", "status": 404}, "Not found", None, "about:blank", None),
+            # NestJS, and others
+            ({"statusCode": 400, "message": ["a", "b"], "error": "Bad Request"}, "a; b", 400, None, None),
+            # without words: the body itself
+            ({"error": {"code": True, "type": 5}}, '{"error": {"code": true, "type": 5}}', None, None, None),
+            ({"error": {}}, '{"error": {}}', None, None, None),
+            ({"error": None, "message": "No."}, "No.", None, None, None),
+            ("just words", "just words", None, None, None),
+            (["several", "words"], "several; words", None, None, None),
+            (5, "5", None, None, None),
+            (None, "null", None, None, None),
+        ],
+    )
+    def test_bodies_of_every_kind(self, body, message, code, type_, param) -> None:
+        error = refused(400, body)
+        assert (error.message, error.code, error.type, error.param) == (message, code, type_, param)
+        assert error.body == json.dumps(body).encode()
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            (b"", "Bad Gateway"),
+            (b"Internal Server Error", "Internal Server Error"),
+            (b"<!doctype html><HTML><head><title>\n 502 Bad\n Gateway </title>", "502 Bad Gateway"),
+            (b"<html><body><p>Oh <b>no</b></p>", "Oh no"),
+            (b"\xff\xfe", "\ufffd\ufffd"),
+            (b"<>", "Bad Gateway"),
+            (b"x" * 100_000, "x" * MESSAGE_LIMIT),
+        ],
+    )
+    def test_bodies_that_are_not_json(self, body: bytes, message: str) -> None:
+        error = refused(502, body)
+        assert error.message == message
+        assert error.body == body
+
+    def test_a_status_without_a_name(self) -> None:
+        assert refused(799).message == "The server gave no reason"
+
+    def test_a_hostile_nesting(self) -> None:
+        body = b'{"message":' * 900 + b"1" + b"}" * 900
+        assert refused(400, body).message.startswith('{"message":')
+
+    def test_a_proxys_wrapping_of_an_error_is_kept(self) -> None:
+        message = 'litellm.BadRequestError: OpenAIException - {"error": {"message": "No."}}'
+        error = refused(400, {"error": {"message": message, "type": None, "param": None, "code": "400"}})
+        assert (error.message, error.code) == (message, "400")
+
+    @pytest.mark.parametrize(
+        ("body", "kind"),
+        [
+            ({"error": {"message": "No.", "code": 404}}, NotFoundError),
+            ({"error": {"message": "No.", "code": 503}}, InternalServerError),
+            ({"object": "error", "message": "No.", "code": 400}, BadRequestError),
+            ({"error": {"message": "No.", "code": "c"}}, APIStatusError),
+            ({"error": "No."}, APIStatusError),
+        ],
+    )
+    def test_an_error_inside_a_success(self, body: object, kind: type[APIStatusError]) -> None:
+        error = refused(200, body)
+        assert type(error) is kind
+        assert (error.message, error.status) == ("No.", 200)
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 304])
+    def test_redirects_are_errors_that_name_the_place(self, status: int) -> None:
+        error = refused(status, b"<html>moved", {"Location": "https://elsewhere/v1"})
+        assert type(error) is APIStatusError
+        assert "redirects to https://elsewhere/v1" in error.message
+        assert "set base_url" in error.message
+        assert "nowhere" in refused(status).message
+
+    @pytest.mark.parametrize(
+        ("headers", "body", "expected"),
+        [
+            ({"X-Request-ID": "a", "apim-request-id": "b"}, {}, "a"),
+            ({"apim-request-id": "b"}, {}, "b"),
+            ({}, {"error": {"message": "", "additionalInfo": {"request_id": "c"}}}, "c"),
+            ({}, {"error": {"message": ""}, "request_id": "d"}, "d"),
+            ({}, {"error": {"additionalInfo": 5}}, None),
+            ({}, {"error": {"additionalInfo": {"request_id": 5}}}, None),
+        ],
+    )
+    def test_the_request_id(self, headers, body, expected) -> None:
+        assert refused(400, body, headers).request_id == expected
+
+    @pytest.mark.parametrize(
+        ("headers", "seconds"),
+        [
+            ({}, None),
+            ({"Retry-After": "7"}, 7.0),
+            ({"Retry-After": "0.5"}, 0.5),
+            ({"Retry-After": "-3"}, 0.0),
+            ({"Retry-After-Ms": "250", "Retry-After": "7"}, 0.25),
+            ({"Retry-After-Ms": "soon", "Retry-After": "7"}, 7.0),
+            ({"Retry-After": "nan"}, None),
+            ({"Retry-After": "inf"}, None),
+            ({"Retry-After": "soon"}, None),
+            ({"Retry-After": "Sun, 22 Nov 2026 12:00:30 GMT", "Date": "Sun, 22 Nov 2026 12:00:00 GMT"}, 30.0),
+            ({"Retry-After": "Sun, 22 Nov 2026 11:00:00 GMT", "Date": "Sun, 22 Nov 2026 12:00:00 GMT"}, 0.0),
+            ({"Retry-After": "Sun, 22 Nov 2026 12:00:30 GMT"}, None),
+            ({"Retry-After": "Sun, 22 Nov 2026 12:00:30 -0000", "Date": "Sun, 22 Nov 2026 12:00:00 GMT"}, None),
+        ],
+    )
+    def test_how_long_the_server_asks_to_wait(self, headers: dict[str, str], seconds: float | None) -> None:
+        assert refused(429, headers=headers).retry_after == seconds
+
+    @pytest.mark.parametrize(("value", "expected"), [("true", True), ("False", False), ("maybe", None), (None, None)])
+    def test_whether_the_server_says_to_retry(self, value: str | None, expected: bool | None) -> None:  # noqa: FBT001
+        assert refused(409, headers={"x-should-retry": value} if value else {}).should_retry is expected
+
+    def test_headers_are_found_in_any_case(self) -> None:
+        assert (
+            refused(400, headers={"X-RateLimit-Reset-Requests": "12ms"}).headers["x-ratelimit-reset-requests"] == "12ms"
+        )
+
+    @pytest.mark.parametrize("body", [{"error": {"message": f"Bad key {KEY}."}}, f"Bad key {KEY}.".encode()])
+    def test_a_server_that_repeats_the_key_does_not_leak_it(self, body: object) -> None:
+        error = refused(401, body, {"x-debug": f"Bearer {KEY}"}, key=KEY)
+        assert error.message == "Bad key ***."
+        assert KEY not in f"{error!s} {error!r} {vars(error)}"
+
+    def test_nor_does_one_that_answers_with_success(self) -> None:
+        with pytest.raises(ResponseDecodeError) as caught:
+            decode(Answer(200, CIMultiDict(), f'{{"key": "{KEY}"}}'.encode()), KEY)
+        assert KEY.encode() not in caught.value.body
+
+    def test_a_placeholder_for_a_key_is_left_in_words(self) -> None:
+        assert refused(400, {"error": {"message": "none found"}}, key="none").message == "none found"
+
+
+@needs_shared
+@pytest.mark.parametrize("path", sorted(SHARED.glob("corpus/errors/*.json")), ids=lambda path: path.stem)
+def test_recorded_errors_give_their_message(path) -> None:
+    recorded = json.loads(path.read_bytes())
+    body = recorded["body"]
+    error = refused(recorded["http_status"] or 400, body)
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    assert error.message == (inner["message"] if isinstance(inner, dict) else inner)
+    assert error.code == (inner.get("code") if isinstance(inner, dict) else None)
