@@ -1,10 +1,12 @@
 """Fixtures: an emulator on a real socket, and sessions that do not wait for the clock."""
 
 import asyncio
+import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +64,7 @@ def clock() -> Clock:
 @pytest.fixture
 async def server(clock: Clock) -> AsyncIterator[Emulator]:
     """An emulator whose responses run for ever, with a clock that stands still."""
-    async with Emulator(script=Script(runs_for=float("inf")), clock=clock) as emulator:
+    async with Emulator(script=Script(runs_for=math.inf), clock=clock) as emulator:
         yield emulator
 
 
@@ -73,16 +75,11 @@ async def session(server: Emulator) -> AsyncIterator[QuickSession]:
 
 
 @pytest.fixture
-def create(server: Emulator, clock: Clock) -> Callable[..., str]:
-    """Put a response into the emulator, without a request; gives its id."""
+def create(server: Emulator) -> Callable[..., str]:
+    """Put a response into the emulator, running for ever unless told otherwise; gives its id."""
 
-    def create(*, background: bool = True, **script) -> str:
-        from openai_cancel.emulator import Work
-
-        body = {"model": "emulated", "input": "", "background": background}
-        work = Work(request=body, script=Script(**{"runs_for": float("inf"), **script}), started=clock())
-        server.works[work.id] = work
-        return work.id
+    def create(*, background: bool = True, **script: Any) -> str:
+        return server.add(Script(**{"runs_for": math.inf, **script}), background=background)
 
     return create
 

@@ -76,7 +76,7 @@ class TestCalls:
         with pytest.raises(TypeError, match="tiemout"):
             await session.cancel("x", tiemout=1)
 
-    async def test_a_wrong_key(self, create) -> None:
+    async def test_a_wrong_key(self) -> None:
         async with Emulator(api_key="right") as server, AsyncSession(api_key=KEY, base_url=server.base_url) as session:
             with pytest.raises(AuthenticationError, match="Incorrect API key provided") as caught:
                 await session.cancel("x")
@@ -210,7 +210,7 @@ class TestRetries:
     async def test_no_limit_at_all(self, session: QuickSession, create) -> None:
         assert (await session.cancel(create(), timeout=math.inf, deadline=math.inf)).status == "cancelled"
 
-    async def test_a_time_out_covers_the_body(self, session: QuickSession) -> None:
+    async def test_a_time_out_covers_the_body(self) -> None:
         async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
             try:

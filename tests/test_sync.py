@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -118,18 +118,22 @@ class TestOwnServer:
             session.cancel("x", timeout=0.01, max_retries=0)
 
     def test_a_key_function_that_calls_the_session_is_told_so(self, url: str) -> None:
-        with Session(api_key=lambda: session.cancel("y"), base_url=url) as session:
-            with pytest.raises(SessionStateError, match="it would wait for itself"):
-                session.cancel("x")
+        with (
+            Session(api_key=lambda: session.cancel("y"), base_url=url) as session,
+            pytest.raises(SessionStateError, match="it would wait for itself"),
+        ):
+            session.cancel("x")
 
     def test_a_key_function_may_close_it(self, url: str) -> None:
         def close() -> str:
             session.close()
             return KEY
 
-        with Session(api_key=close, base_url=url) as session:
-            with pytest.raises(SessionStateError, match="closed while the call was under way|is closed"):
-                session.cancel("x")
+        with (
+            Session(api_key=close, base_url=url) as session,
+            pytest.raises(SessionStateError, match="closed while the call was under way|is closed"),
+        ):
+            session.cancel("x")
 
 
 class TestLife:
@@ -188,9 +192,9 @@ class TestLife:
 
 
 @pytest.fixture
-async def hanging(server: Emulator) -> AsyncIterator[Emulator]:
+def hanging(server: Emulator) -> Emulator:
     server.faults += [HANG] * 10
-    yield server
+    return server
 
 
 async def test_ctrl_c_cancels_the_call_and_leaves_promptly(hanging: Emulator, python: str) -> None:

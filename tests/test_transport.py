@@ -320,7 +320,7 @@ class TestProxy:
             assert "wrong" not in str(caught.value)
 
 
-async def test_a_connection_that_the_server_closed_meanwhile_is_replaced(server: Emulator) -> None:
+async def test_a_connection_that_the_server_closed_meanwhile_is_replaced() -> None:
     """A server may close an idle connection just as the next request is written to it."""
     connections = 0
 

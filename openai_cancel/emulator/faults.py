@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 from aiohttp import web
@@ -41,12 +41,10 @@ class Fault:
             await asyncio.Event().wait()
         await asyncio.sleep(self.delay)
         answer = await handler(request) if self.act or self._keeps_answer() else None
-        transport = request.transport
-        if transport is None:
-            return web.Response()  # the client has left
-        if self.raw is not None:
-            transport.write(self.raw)
         if self.raw is not None or self.cut == "connection":
+            # Handlers are cancelled when their client leaves: as long as one runs, there is a transport.
+            transport = cast("asyncio.Transport", request.transport)
+            transport.write(self.raw or b"")
             transport.close()
             return web.Response()
         if self.status is not None or answer is None:
@@ -71,6 +69,5 @@ async def _cut_short(request: web.Request, answer: web.StreamResponse) -> web.St
     half.content_length = len(body)
     await half.prepare(request)
     await half.write(body[: len(body) // 2])
-    if request.transport is not None:
-        request.transport.close()
+    request.protocol.force_close()
     return half

@@ -95,6 +95,16 @@ class Emulator:
         if self._runner:
             await self._runner.cleanup()
 
+    def add(self, script: Script | None = None, *, background: bool = True) -> str:
+        """Put a response there without a request; gives its id."""
+        work = Work(
+            request={"model": "emulated", "input": "", "background": background},
+            script=script or self._script,
+            started=self._clock(),
+        )
+        self.works[work.id] = work
+        return work.id
+
     @web.middleware
     async def _record(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}

@@ -1,0 +1,65 @@
+"""What type checkers tell users. Nothing here runs: `mypy --strict` and pyright read it."""
+
+from typing import Literal, assert_type
+
+import aiohttp
+import openai
+from openai.types.responses import Response as TheirResponse
+
+from openai_cancel import APIStatusError, AsyncSession, Response, ResponseDecodeError, Session
+from openai_cancel.models import FunctionCall, Message, OutputText, Reasoning, Unknown, Usage
+
+
+async def calls(session: AsyncSession, theirs: TheirResponse) -> None:
+    response = await session.cancel("resp_123", timeout=5, max_retries=0, headers={"a": "b"})
+    assert_type(response, Response)
+    assert_type(await session.retrieve(response), Response)
+    assert_type(await session.cancel(theirs), Response)
+    await session.cancel("x", tiemout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - a typo is seen
+    await session.cancel(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - so is a wrong type
+
+
+def blocking(theirs: openai.OpenAI) -> None:
+    with Session(api_key="k", deadline=10) as session:
+        assert_type(session, Session)
+        assert_type(session.cancel("resp_123"), Response)
+    assert_type(Session.azure("https://h", token_provider=lambda: "t"), Session)
+    assert_type(Session.from_openai(theirs), Session)
+    Session(client_session=aiohttp.ClientSession())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - its loop is another
+
+
+async def provider() -> str:
+    return "key"
+
+
+async def sessions(client: aiohttp.ClientSession) -> None:
+    AsyncSession(api_key=provider)
+    AsyncSession(api_key=lambda: "key", client_session=client)
+    async with AsyncSession() as session:
+        assert_type(session, AsyncSession)
+
+
+def model(response: Response) -> None:
+    assert_type(response.id, str | None)
+    assert_type(response.is_terminal, bool)
+    assert_type(response.output_text, str)
+    assert_type(response.usage, Usage | None)
+    assert_type(response.metadata, dict[str, str] | None)
+    for item in response.output or ():
+        assert_type(item, Message | Reasoning | FunctionCall | Unknown)
+        match item:
+            case Message(content=[OutputText(text=text), *_]):
+                assert_type(text, str | None)
+            case FunctionCall(type=kind):
+                assert_type(kind, Literal["function_call"])
+            case _:
+                pass
+    response.status = "queued"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue] - it is frozen
+
+
+def errors(error: APIStatusError | ResponseDecodeError) -> None:
+    assert_type(error.status, int)
+    assert_type(error.body, bytes)
+    if isinstance(error, APIStatusError):
+        assert_type(error.retry_after, float | None)
+        assert_type(error.code, str | int | None)
