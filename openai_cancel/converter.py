@@ -5,17 +5,18 @@ Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an obj
 keeps its document.
 """
 
+import re
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
 
 import attrs
 from cattrs import Converter
 from cattrs.preconf.orjson import make_converter as make_orjson_converter
 
-from openai_cancel import models
-from openai_cancel.models.shared import Model, Unknown, Variants, json_name
+from openai_cancel.models import Response, Unknown
+from openai_cancel.models.shared import Model, json_name
 
 _M = TypeVar("_M", bound=Model)
 
@@ -24,13 +25,6 @@ _Kinds: TypeAlias = dict[type, _Hook | None]
 """What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
-_SCALARS: dict[Any, _Kinds] = {
-    str: {str: None},
-    int: {int: None},
-    float: {float: None, int: None},  # JSON has one kind of number, and PEP 484 lets an int stand for a float
-    bool: {bool: None},
-    Any: dict.fromkeys(_NAMES),
-}
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
@@ -56,10 +50,9 @@ def configure_converter(converter: Converter) -> None:
 
 
 @cache
-def response_hook() -> "Callable[[dict[str, Any]], models.Response]":
-    """What makes a `Response` of a parsed document. Built at its first use, which imports the class."""
-    hook = make_converter().get_structure_hook(models.Response)
-    return cast("Callable[[dict[str, Any]], models.Response]", hook)
+def response_hook() -> Callable[[dict[str, Any]], Response]:
+    """What makes a `Response` of a parsed document. It is built at its first use, and so are those that it needs."""
+    return cast("Callable[[dict[str, Any]], Response]", make_converter().get_structure_hook(Response))
 
 
 def _is_model(cls: Any) -> bool:
@@ -68,10 +61,9 @@ def _is_model(cls: Any) -> bool:
 
 def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
     """The hook for one class. It looks at each member of the document once, and runs no constructor."""
-    places = {
-        json_name(field): (field.name, _kinds(field.type, converter)) for field in attrs.fields(cls) if field.init
-    }
-    defaults = {field.name: field.default for field in attrs.fields(cls)}
+    fields = attrs.fields(attrs.resolve_types(cls))
+    places = {json_name(field): (field.name, _kinds(field.type, converter)) for field in fields if field.init}
+    defaults = {field.name: field.default for field in fields}
 
     def structure(document: Any, _: Any = None) -> _M:
         if document.__class__ is not dict:
@@ -97,54 +89,84 @@ def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
     return structure
 
 
-def _kinds(annotation: Any, converter: Converter) -> _Kinds:  # noqa: C901, PLR0911 - a case for each form
+def _kinds(annotation: Any, converter: Converter) -> _Kinds:
     """What a place with this annotation may hold."""
-    if annotation in _SCALARS:
-        return _SCALARS[annotation]
-    if annotation is type(None):
-        return {}
-    if _is_model(annotation):
-        return {dict: converter.get_structure_hook(annotation)}
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return {type(value): None for value in arguments}
-    if origin in {Union, UnionType}:
-        merged: _Kinds = {}
-        for argument in arguments:
-            if argument is not Unknown or dict not in merged:
-                merged |= _kinds(argument, converter)
-        return merged
-    if origin is Annotated:
-        return {dict: _variant_hook(arguments[1], converter)}
-    if origin is list:
-        return {list: _list_hook(arguments[0], converter)}
-    if origin is dict:
-        return {dict: _dict_hook(arguments[1], converter)}
-    raise TypeError(f"no rule for a field of type {annotation!r}")
+    kinds: _Kinds = {}
+    classes: list[type[Model]] = []
+    for member in get_args(annotation) if get_origin(annotation) in {Union, UnionType} else [annotation]:
+        origin, arguments = get_origin(member), get_args(member)
+        if _is_model(member):
+            classes.append(member)
+        elif member is Any:
+            kinds |= dict.fromkeys(_NAMES)
+        elif member is float:
+            kinds |= {float: None, int: None}  # JSON has one kind of number, and PEP 484 lets an int stand for a float
+        elif member in {str, int, bool}:
+            kinds[member] = None
+        elif origin is Literal:
+            kinds |= {type(value): None for value in arguments}
+        elif origin is list:
+            kinds[list] = _list_hook(arguments[0], converter)
+        elif origin is dict:
+            kinds[dict] = _dict_hook(arguments[1], converter)
+        elif member is not type(None):
+            raise TypeError(f"no rule for a field of type {member!r}")
+    if len(classes) == 1:
+        kinds[dict] = _first_use(classes[0], kinds, converter)
+    elif classes:
+        kinds[dict] = _variant_hook(classes, converter)
+    return kinds
+
+
+def _first_use(cls: type[Model], kinds: _Kinds, converter: Converter) -> _Hook:
+    """A hook that puts the one for a class in its own place, so that no class is made before a document has it."""
+
+    def structure(document: Any) -> Any:
+        hook: _Hook = converter.get_structure_hook(cls)
+        kinds[dict] = hook
+        return hook(document)
+
+    return structure
 
 
 def _refuse(_: Any) -> Any:
     raise _Mismatch
 
 
-def _variant_hook(variants: Variants, converter: Converter) -> _Hook:
-    hooks: dict[str, _Hook] = {}
-    unknown: _Hook = converter.get_structure_hook(Unknown)
+def _variant_hook(classes: list[type[Model]], converter: Converter) -> _Hook:
+    """The hook for a union: the `type` of an object says its class, and `Unknown` takes what no class is for."""
+    members = [cls for cls in classes if cls is not Unknown]
+    tagged = {tag: cls for cls in members for tag in _tags(cls)}
+    rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
+    hooks: dict[type[Model], _Hook] = {}
 
     def structure(document: dict[str, Any]) -> Any:
         tag: Any = document.get("type")
-        if tag.__class__ is not str or tag not in variants.classes:
-            return unknown(document)
-        if tag not in hooks:
-            hooks[tag] = converter.get_structure_hook(getattr(models, variants.classes[tag]))
-        return hooks[tag](document)
+        if tag.__class__ is str:
+            cls = tagged.get(tag, rest)
+        elif len(members) == 1:
+            cls = members[0]
+        else:
+            cls = next((member for member in members if member.implied_by in document), rest)
+        if cls not in hooks:
+            hooks[cls] = converter.get_structure_hook(cls)
+        return hooks[cls](document)
 
     return structure
 
 
+def _tags(cls: type[Model]) -> list[str]:
+    """The values of `type` that mean a class, from the text of its annotation.
+
+    Evaluating the annotations of all classes of a union takes longer than structuring a document.
+    """
+    annotation = cls.__annotations__.get("type", "")
+    return re.findall(r'"(.+?)"', annotation) if annotation.startswith("Literal[") else []
+
+
 def _list_hook(item: Any, converter: Converter) -> _Hook:
     kinds = _kinds(item, converter)
-    may_be_unknown = item is Unknown or get_origin(item) is Annotated or Unknown in get_args(item)
+    may_be_unknown = item is Unknown or Unknown in get_args(item)
 
     def structure(values: list[Any]) -> list[Any]:
         result: list[Any] = []

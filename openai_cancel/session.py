@@ -10,18 +10,16 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import aiohttp
 
 from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICancelError, SessionStateError
+from openai_cancel.models import Response
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import ApiKey, Options, Secret, Settings, check_count, check_seconds
 from openai_cancel.transport import Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
-
-if TYPE_CHECKING:
-    from openai_cancel.models import Response
 
 
 class CallOptions(TypedDict, total=False):
@@ -204,7 +202,7 @@ class AsyncSession:
                 source=self,
             )
 
-    async def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+    async def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Cancel a background response: `POST /responses/{response_id}/cancel`.
 
         A response that comes back is the server's word, which need not be `cancelled`: look at its `status`.
@@ -227,7 +225,7 @@ class AsyncSession:
         """
         return await self._call("POST", response_id, "/cancel", **options)
 
-    async def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+    async def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Ask how a response is: `GET /responses/{response_id}`.
 
         Args:
@@ -259,7 +257,7 @@ class AsyncSession:
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
-    ) -> "Response":
+    ) -> Response:
         transport = self._transport
         if self._closed or transport is None or transport.loop is not asyncio.get_running_loop():
             raise self._misused()

@@ -8,15 +8,13 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from threading import Lock, Thread, current_thread
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, Unpack
 
 from openai_cancel.errors import SessionStateError
+from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession, CallOptions
 from openai_cancel.settings import ApiKey, Options
 from openai_cancel.wire import ResponseId
-
-if TYPE_CHECKING:
-    from openai_cancel.models import Response
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -168,7 +166,7 @@ class Session:
             source=self,
         )
 
-    def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+    def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Cancel a background response: `POST /responses/{response_id}/cancel`.
 
         Args:
@@ -186,7 +184,7 @@ class Session:
         """
         return self._run(self._session.cancel, response_id, **options)
 
-    def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> "Response":
+    def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Ask how a response is: `GET /responses/{response_id}`.
 
         Args:

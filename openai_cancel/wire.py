@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeAlias
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias
 from urllib.parse import quote, urlencode
 
 import attrs
@@ -29,10 +29,8 @@ from openai_cancel.errors import (
     ResponseDecodeError,
     UnprocessableEntityError,
 )
+from openai_cancel.models import Response
 from openai_cancel.settings import Secret, Settings, __version__, check_headers, check_query
-
-if TYPE_CHECKING:
-    from openai_cancel.models import Response
 
 MESSAGE_LIMIT = 1000
 """How many characters an error's message has at most; its `body` has all of it."""
@@ -147,7 +145,7 @@ class Wire:
         return request._replace(headers={self.key_header: value, **request.headers})
 
 
-def decode(answer: Answer, key: str | None = None) -> "Response":
+def decode(answer: Answer, key: str | None = None) -> Response:
     """Make a `Response` of an answer.
 
     Args:

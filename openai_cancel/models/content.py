@@ -1,15 +1,55 @@
-"""What messages and reasoning consist of: texts, refusals, annotations, log probabilities.
+"""What messages, reasoning and outputs of tools consist of: texts, images, files, annotations.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from typing import Literal
+from __future__ import annotations  # evaluated when a class is first used, and not for all at import
 
-from openai_cancel.models.shared import Model, Unknown, model
-from openai_cancel.models.unions import Annotation
+from typing import Literal, TypeAlias
+
+from openai_cancel.models.shared import Model, Unknown
 
 
-@model
+class PromptCacheBreakpoint(Model):
+    """A place up to which the prompt is cached; `ttl` is a duration such as `30m`."""
+
+    mode: Literal["explicit"] | str | None = None
+    ttl: Literal["30m", "12h"] | str | None = None
+
+
+class InputText(Model):
+    """Text that was given to the model."""
+
+    type: Literal["input_text"] = "input_text"
+    text: str | None = None
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
+
+
+class InputImage(Model):
+    """An image that was given to the model, by its URL (or data URL) or its file id."""
+
+    type: Literal["input_image"] = "input_image"
+    detail: Literal["low", "high", "auto", "original"] | str | None = None
+    file_id: str | None = None
+    image_url: str | None = None
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
+
+
+class InputFile(Model):
+    """A file that was given to the model, by its URL, its file id, or its data in base64."""
+
+    type: Literal["input_file"] = "input_file"
+    detail: Literal["auto", "low", "high"] | str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None
+
+
+InputContent: TypeAlias = InputText | InputImage | InputFile | Unknown
+
+
 class FileCitation(Model):
     """A file that a part of the text rests on; `index` counts characters of the text."""
 
@@ -19,30 +59,27 @@ class FileCitation(Model):
     index: int | None = None
 
 
-@model
 class URLCitation(Model):
     """A web page that the characters from `start_index` to `end_index` rest on."""
 
     type: Literal["url_citation"] = "url_citation"
-    url: str | None = None
-    title: str | None = None
-    start_index: int | None = None
     end_index: int | None = None
+    start_index: int | None = None
+    title: str | None = None
+    url: str | None = None
 
 
-@model
 class ContainerFileCitation(Model):
     """A file in a code interpreter's container that the text from `start_index` to `end_index` speaks of."""
 
     type: Literal["container_file_citation"] = "container_file_citation"
     container_id: str | None = None
+    end_index: int | None = None
     file_id: str | None = None
     filename: str | None = None
     start_index: int | None = None
-    end_index: int | None = None
 
 
-@model
 class FilePath(Model):
     """A file that was made; `index` counts characters of the text."""
 
@@ -51,36 +88,35 @@ class FilePath(Model):
     index: int | None = None
 
 
-@model
+Annotation: TypeAlias = FileCitation | URLCitation | ContainerFileCitation | FilePath | Unknown
+
+
 class TopLogprob(Model):
     """A token that could have stood there, and the natural logarithm of its probability."""
 
     token: str | None = None
-    logprob: float | None = None
     bytes: list[int] | None = None
+    logprob: float | None = None
 
 
-@model
 class Logprob(Model):
     """A token of the text, and the natural logarithm of its probability."""
 
     token: str | None = None
-    logprob: float | None = None
     bytes: list[int] | None = None
+    logprob: float | None = None
     top_logprobs: list[TopLogprob | Unknown] | None = None
 
 
-@model
 class OutputText(Model):
     """Text that the model wrote."""
 
     type: Literal["output_text"] = "output_text"
-    text: str | None = None
     annotations: list[Annotation] | None = None
+    text: str | None = None
     logprobs: list[Logprob | Unknown] | None = None
 
 
-@model
 class Refusal(Model):
     """Why the model refused."""
 
@@ -88,7 +124,9 @@ class Refusal(Model):
     refusal: str | None = None
 
 
-@model
+MessageContent: TypeAlias = OutputText | Refusal | Unknown
+
+
 class ReasoningText(Model):
     """Reasoning as the model wrote it."""
 
@@ -96,9 +134,16 @@ class ReasoningText(Model):
     text: str | None = None
 
 
-@model
 class SummaryText(Model):
     """A summary of the reasoning."""
 
     type: Literal["summary_text"] = "summary_text"
     text: str | None = None
+
+
+class ComputerScreenshot(Model):
+    """A picture of the screen, by its URL or its file id."""
+
+    type: Literal["computer_screenshot"] = "computer_screenshot"
+    file_id: str | None = None
+    image_url: str | None = None

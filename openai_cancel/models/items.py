@@ -3,48 +3,128 @@
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
+from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+
 from typing import Literal, TypeAlias
 
-from openai_cancel.models.shared import Model, Unknown, model
-from openai_cancel.models.unions import MessageContent, ReasoningContent, ReasoningSummary
+from openai_cancel.models.calls import (
+    ApplyPatchCall,
+    ApplyPatchCallOutput,
+    CodeInterpreterCall,
+    CustomToolCall,
+    CustomToolCallOutput,
+    FileSearchCall,
+    FunctionCall,
+    FunctionCallOutput,
+    ImageGenerationCall,
+    LocalShellCall,
+    LocalShellCallOutput,
+    McpApprovalRequest,
+    McpApprovalResponse,
+    McpCall,
+    McpListTools,
+    ShellCall,
+    ShellCallOutput,
+    ToolSearchCall,
+    ToolSearchOutput,
+    WebSearchCall,
+)
+from openai_cancel.models.computer import ComputerCall, ComputerCallOutput
+from openai_cancel.models.content import MessageContent, ReasoningText, SummaryText
+from openai_cancel.models.shared import Model, Unknown
+from openai_cancel.models.tools import Tool
 
-ItemStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"] | str
 
-
-@model
 class Message(Model):
     """A message of the model."""
 
     type: Literal["message"] = "message"
     id: str | None = None
-    role: str | None = None
-    status: ItemStatus | None = None
-    phase: Literal["commentary", "final_answer"] | str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    role: Literal["assistant"] | str | None = None
     content: list[MessageContent] | None = None
+    phase: Literal["commentary", "final_answer"] | str | None = None
 
 
-@model
 class Reasoning(Model):
     """What the model thought before it answered."""
 
     type: Literal["reasoning"] = "reasoning"
     id: str | None = None
-    status: ItemStatus | None = None
-    summary: list[ReasoningSummary] | None = None
-    content: list[ReasoningContent] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    summary: list[SummaryText | Unknown] | None = None
+    content: list[ReasoningText | Unknown] | None = None
     encrypted_content: str | None = None
 
 
-@model
-class FunctionCall(Model):
-    """A call of one of the caller's functions; `arguments` is JSON text, as the model wrote it."""
+class Compaction(Model):
+    """What came before, made short and encrypted."""
 
-    type: Literal["function_call"] = "function_call"
+    type: Literal["compaction"] = "compaction"
+    id: str | None = None
+    encrypted_content: str | None = None
+    created_by: str | None = None
+
+
+class AdditionalTools(Model):
+    """Tools that were added on the way."""
+
+    type: Literal["additional_tools"] = "additional_tools"
+    id: str | None = None
+    role: (
+        Literal["unknown", "user", "assistant", "system", "critic", "discriminator", "developer", "tool"] | str | None
+    ) = None
+    tools: list[Tool] | None = None
+
+
+class Program(Model):
+    """A program that the model wrote to call tools."""
+
+    type: Literal["program"] = "program"
     id: str | None = None
     call_id: str | None = None
-    name: str | None = None
-    namespace: str | None = None
-    arguments: str | None = None
-    status: ItemStatus | None = None
-    async_: bool | None = None
-    caller: Unknown | None = None
+    code: str | None = None
+    fingerprint: str | None = None
+
+
+class ProgramOutput(Model):
+    """What that program gave back."""
+
+    type: Literal["program_output"] = "program_output"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["completed", "incomplete"] | str | None = None
+    result: str | None = None
+
+
+OutputItem: TypeAlias = (
+    Message
+    | Reasoning
+    | FunctionCall
+    | FunctionCallOutput
+    | CustomToolCall
+    | CustomToolCallOutput
+    | FileSearchCall
+    | WebSearchCall
+    | ComputerCall
+    | ComputerCallOutput
+    | CodeInterpreterCall
+    | ImageGenerationCall
+    | LocalShellCall
+    | LocalShellCallOutput
+    | ShellCall
+    | ShellCallOutput
+    | ApplyPatchCall
+    | ApplyPatchCallOutput
+    | McpListTools
+    | McpApprovalRequest
+    | McpApprovalResponse
+    | McpCall
+    | ToolSearchCall
+    | ToolSearchOutput
+    | AdditionalTools
+    | Program
+    | ProgramOutput
+    | Compaction
+    | Unknown
+)

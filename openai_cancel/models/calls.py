@@ -1,0 +1,443 @@
+"""Calls of tools, and what the tools gave back.
+
+See https://platform.openai.com/docs/api-reference/responses/object.
+"""
+
+from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+
+from typing import Any, Literal, TypeAlias
+
+from openai_cancel.models.content import InputContent
+from openai_cancel.models.shared import Model, Unknown
+from openai_cancel.models.tools import ContainerReference, LocalEnvironment, Tool
+
+
+class DirectCaller(Model):
+    """Called by the model itself."""
+
+    type: Literal["direct"] = "direct"
+
+
+class ProgramCaller(Model):
+    """Called by a program that the model wrote."""
+
+    type: Literal["program"] = "program"
+    caller_id: str | None = None
+
+
+Caller: TypeAlias = DirectCaller | ProgramCaller | Unknown
+
+
+class FunctionCall(Model):
+    """A call of one of the caller's functions; `arguments` is JSON text, as the model wrote it."""
+
+    type: Literal["function_call"] = "function_call"
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    arguments: str | None = None
+    async_: bool | None = None
+    caller: Caller | None = None
+    namespace: str | None = None
+
+
+class FunctionCallOutput(Model):
+    """What a function gave back."""
+
+    type: Literal["function_call_output"] = "function_call_output"
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    output: str | list[InputContent] | None = None
+    caller: Caller | None = None
+    created_by: str | None = None
+    namespace: str | None = None
+
+
+class CustomToolCall(Model):
+    """A call of a custom tool; `input` is text, as the model wrote it."""
+
+    type: Literal["custom_tool_call"] = "custom_tool_call"
+    id: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    input: str | None = None
+    async_: bool | None = None
+    caller: Caller | None = None
+    namespace: str | None = None
+
+
+class CustomToolCallOutput(Model):
+    """What a custom tool gave back."""
+
+    type: Literal["custom_tool_call_output"] = "custom_tool_call_output"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    output: str | list[InputContent] | None = None
+    caller: Caller | None = None
+    created_by: str | None = None
+
+
+class FileSearchResult(Model):
+    """A piece of a file that was found; `score` is from 0 to 1."""
+
+    attributes: dict[str, str | float | bool] | None = None
+    file_id: str | None = None
+    filename: str | None = None
+    score: float | None = None
+    text: str | None = None
+
+
+class FileSearchCall(Model):
+    """A search in vector stores."""
+
+    type: Literal["file_search_call"] = "file_search_call"
+    id: str | None = None
+    status: Literal["in_progress", "searching", "completed", "incomplete", "failed"] | str | None = None
+    queries: list[str] | None = None
+    results: list[FileSearchResult | Unknown] | None = None
+
+
+class SearchSource(Model):
+    """A page that a search used."""
+
+    type: Literal["url"] = "url"
+    url: str | None = None
+
+
+class SearchAction(Model):
+    """A search of the web."""
+
+    type: Literal["search"] = "search"
+    queries: list[str] | None = None
+    query: str | None = None
+    sources: list[SearchSource | Unknown] | None = None
+
+
+class OpenPageAction(Model):
+    """A page that was opened."""
+
+    type: Literal["open_page"] = "open_page"
+    url: str | None = None
+
+
+class FindInPageAction(Model):
+    """A pattern that was looked for in a page."""
+
+    type: Literal["find_in_page"] = "find_in_page"
+    pattern: str | None = None
+    url: str | None = None
+
+
+class WebSearchCall(Model):
+    """A step of a web search."""
+
+    type: Literal["web_search_call"] = "web_search_call"
+    id: str | None = None
+    status: Literal["in_progress", "searching", "completed", "failed", "incomplete"] | str | None = None
+    action: SearchAction | OpenPageAction | FindInPageAction | Unknown | None = None
+
+
+class CodeInterpreterLogs(Model):
+    """What the code printed."""
+
+    type: Literal["logs"] = "logs"
+    logs: str | None = None
+
+
+class CodeInterpreterImage(Model):
+    """An image that the code made."""
+
+    type: Literal["image"] = "image"
+    url: str | None = None
+
+
+class CodeInterpreterCall(Model):
+    """Python that was run in a container."""
+
+    type: Literal["code_interpreter_call"] = "code_interpreter_call"
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete", "interpreting", "failed"] | str | None = None
+    code: str | None = None
+    container_id: str | None = None
+    outputs: list[CodeInterpreterLogs | CodeInterpreterImage | Unknown] | None = None
+
+
+class ImageModeration(Model):
+    """Why an image was not allowed."""
+
+    categories: list[str] | None = None
+    moderation_stage: Literal["input", "output", "unknown"] | str | None = None
+
+
+class ImageGenerationError(Model):
+    """Why no image was made."""
+
+    type: str | None = None
+    code: str | None = None
+    message: str | None = None
+    param: str | None = None
+    moderation_details: ImageModeration | None = None
+
+
+class SvgUsage(Model):
+    """How many tokens the drawing of vectors took."""
+
+    input_tokens: int | None = None
+    model: str | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+class ImageGenerationCall(Model):
+    """An image that was made; `result` is in base64."""
+
+    type: Literal["image_generation_call"] = "image_generation_call"
+    id: str | None = None
+    status: Literal["in_progress", "completed", "generating", "failed"] | str | None = None
+    result: str | None = None
+    action: Literal["generate", "edit", "auto"] | str | None = None
+    background: Literal["transparent", "opaque", "auto"] | str | None = None
+    error: ImageGenerationError | None = None
+    output_format: Literal["png", "webp", "jpeg", "gif", "svg"] | str | None = None
+    quality: Literal["low", "medium", "high", "xhigh", "max", "auto"] | str | None = None
+    revised_prompt: str | None = None
+    size: str | Literal["1024x1024", "1024x1536", "1536x1024"] | None = None
+    svg_usage: SvgUsage | None = None
+
+
+class LocalShellAction(Model):
+    """A command for the local shell; `timeout_ms` is in milliseconds."""
+
+    type: Literal["exec"] = "exec"
+    command: list[str] | None = None
+    env: dict[str, str] | None = None
+    timeout_ms: int | None = None
+    user: str | None = None
+    working_directory: str | None = None
+
+
+class LocalShellCall(Model):
+    """A command for a shell on the caller's machine."""
+
+    type: Literal["local_shell_call"] = "local_shell_call"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    action: LocalShellAction | None = None
+
+
+class LocalShellCallOutput(Model):
+    """What that command printed, as JSON text."""
+
+    type: Literal["local_shell_call_output"] = "local_shell_call_output"
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    output: str | None = None
+
+
+class ShellAction(Model):
+    """Commands for a shell; `timeout_ms` is in milliseconds, `max_output_length` in characters."""
+
+    commands: list[str] | None = None
+    max_output_length: int | None = None
+    timeout_ms: int | None = None
+
+
+class ShellCall(Model):
+    """Commands that were given to a shell."""
+
+    type: Literal["shell_call"] = "shell_call"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    action: ShellAction | None = None
+    environment: LocalEnvironment | ContainerReference | Unknown | None = None
+    caller: Caller | None = None
+    created_by: str | None = None
+
+
+class ShellTimeout(Model):
+    """The command took too long."""
+
+    type: Literal["timeout"] = "timeout"
+
+
+class ShellExit(Model):
+    """The command ended."""
+
+    type: Literal["exit"] = "exit"
+    exit_code: int | None = None
+
+
+class ShellOutput(Model):
+    """What one command printed, and how it ended."""
+
+    outcome: ShellTimeout | ShellExit | Unknown | None = None
+    stderr: str | None = None
+    stdout: str | None = None
+    created_by: str | None = None
+
+
+class ShellCallOutput(Model):
+    """What the commands printed."""
+
+    type: Literal["shell_call_output"] = "shell_call_output"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    max_output_length: int | None = None
+    output: list[ShellOutput | Unknown] | None = None
+    caller: Caller | None = None
+    created_by: str | None = None
+
+
+class CreateFile(Model):
+    """A file to be made."""
+
+    type: Literal["create_file"] = "create_file"
+    diff: str | None = None
+    path: str | None = None
+
+
+class DeleteFile(Model):
+    """A file to be removed."""
+
+    type: Literal["delete_file"] = "delete_file"
+    path: str | None = None
+
+
+class UpdateFile(Model):
+    """A file to be changed."""
+
+    type: Literal["update_file"] = "update_file"
+    diff: str | None = None
+    path: str | None = None
+
+
+class ApplyPatchCall(Model):
+    """A change to a file."""
+
+    type: Literal["apply_patch_call"] = "apply_patch_call"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed"] | str | None = None
+    operation: CreateFile | DeleteFile | UpdateFile | Unknown | None = None
+    caller: Caller | None = None
+    created_by: str | None = None
+
+
+class ApplyPatchCallOutput(Model):
+    """Whether the change was made."""
+
+    type: Literal["apply_patch_call_output"] = "apply_patch_call_output"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["completed", "failed"] | str | None = None
+    caller: Caller | None = None
+    created_by: str | None = None
+    output: str | None = None
+
+
+class McpListedTool(Model):
+    """A tool of an MCP server."""
+
+    name: str | None = None
+    input_schema: Any = None
+    annotations: Any = None
+    description: str | None = None
+
+
+class McpListTools(Model):
+    """The tools that an MCP server has."""
+
+    type: Literal["mcp_list_tools"] = "mcp_list_tools"
+    id: str | None = None
+    server_label: str | None = None
+    tools: list[McpListedTool | Unknown] | None = None
+    error: str | None = None
+
+
+class McpApprovalRequest(Model):
+    """A call of an MCP server's tool that waits for approval."""
+
+    type: Literal["mcp_approval_request"] = "mcp_approval_request"
+    id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    server_label: str | None = None
+
+
+class McpApprovalResponse(Model):
+    """The answer to a request for approval."""
+
+    type: Literal["mcp_approval_response"] = "mcp_approval_response"
+    id: str | None = None
+    approval_request_id: str | None = None
+    approve: bool | None = None
+    reason: str | None = None
+
+
+class McpProtocolError(Model):
+    """The MCP server answered with an error."""
+
+    type: Literal["mcp_protocol_error"] = "mcp_protocol_error"
+    code: int | None = None
+    message: str | None = None
+
+
+class McpToolExecutionError(Model):
+    """The tool itself failed."""
+
+    type: Literal["mcp_tool_execution_error"] = "mcp_tool_execution_error"
+    content: Any = None
+
+
+class McpHTTPError(Model):
+    """The MCP server could not be reached."""
+
+    type: Literal["http_error"] = "http_error"
+    code: int | None = None
+    message: str | None = None
+
+
+class McpCall(Model):
+    """A call of an MCP server's tool; `arguments` is JSON text."""
+
+    type: Literal["mcp_call"] = "mcp_call"
+    id: str | None = None
+    name: str | None = None
+    status: Literal["in_progress", "completed", "incomplete", "calling", "failed"] | str | None = None
+    arguments: str | None = None
+    server_label: str | None = None
+    approval_request_id: str | None = None
+    error: McpProtocolError | McpToolExecutionError | McpHTTPError | Unknown | None = None
+    output: str | None = None
+
+
+class ToolSearchCall(Model):
+    """A search for tools."""
+
+    type: Literal["tool_search_call"] = "tool_search_call"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    arguments: Any = None
+    execution: Literal["server", "client"] | str | None = None
+    created_by: str | None = None
+
+
+class ToolSearchOutput(Model):
+    """The tools that were found."""
+
+    type: Literal["tool_search_output"] = "tool_search_output"
+    id: str | None = None
+    call_id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
+    execution: Literal["server", "client"] | str | None = None
+    tools: list[Tool] | None = None
+    created_by: str | None = None
