@@ -4,13 +4,13 @@ Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration,
 """
 
 import asyncio
+import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import aiohttp
-import orjson
 
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.errors import (
@@ -18,6 +18,7 @@ from openai_cancel.errors import (
     AuthenticationError,
     BadRequestError,
     ConfigurationError,
+    ConflictError,
     InvalidResponseIdError,
     OpenAICancelError,
     PermissionDeniedError,
@@ -62,9 +63,8 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(error, USAGE)
     except ConfigurationError as error:
         return _complain(error, CONFIGURATION)
-    except BrokenPipeError:  # the reader of the pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return NOT_STOPPED
+    except OSError as error:
+        return _complain(f"cannot write: {error.strerror}", NOT_STOPPED)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
 
@@ -74,41 +74,46 @@ def cancel(
     ids: list[str],
     /,
     *,
-    json: Annotated[bool, Parameter(negative=())] = False,
+    as_json: Annotated[bool, Parameter("--json", negative=())] = False,
     base_url: str | None = None,
 ) -> int:
-    """Cancel responses, once each, and show what the server says.
+    """Cancel responses, and show what became of them.
 
     Parameters
     ----------
     ids
-        Ids of responses.
-    json
+        Ids of responses, one or more.
+    as_json
         One JSON object a line.
     base_url
         Where the API is; else OPENAI_BASE_URL, or OpenAI's.
     """
-    return asyncio.run(_cancel(ids, as_json=json, base_url=base_url))
+    return asyncio.run(_cancel(ids, as_json=as_json, base_url=base_url))
 
 
 async def _cancel(ids: Sequence[str], *, as_json: bool, base_url: str | None) -> int:
     status = OK
     async with AsyncSession(base_url=base_url) as session:
         for response_id in ids:
+            refusal = ""
             try:
-                response = await session.cancel(response_id)
+                try:
+                    response = await session.cancel(response_id)
+                except (BadRequestError, ConflictError) as error:
+                    # Most often it is over already, which is what was wanted. Its state decides, not the words.
+                    response, refusal = await session.retrieve(response_id), f"  ({error.message})"
             except OpenAICancelError as error:
                 status = max(status, _exit_status(error))
                 if as_json:
-                    _print_json({"id": response_id, "error": _error_as_json(error)})
+                    _print(json.dumps({"id": response_id, "error": _error_as_json(error)}))
                 else:
-                    _complain(f"{response_id}: {error}", status)
+                    _complain(f"{response_id!r}: {error}", status)
+                continue
+            status = max(status, OK if response.is_terminal else NOT_STOPPED)
+            if as_json:
+                _print(json.dumps({"id": response_id, "status": response.status, "response": response.to_dict()}))
             else:
-                status = max(status, OK if response.is_terminal else NOT_STOPPED)
-                if as_json:
-                    _print_json({"id": response_id, "status": response.status, "response": response.to_dict()})
-                else:
-                    print(f"{response_id}  {response.status}", flush=True)  # noqa: T201 - this is the output
+                _print(f"{response_id}  {response.status}{refusal}")
     return status
 
 
@@ -121,10 +126,12 @@ def demo() -> None:
 async def _demo(console: Console) -> None:
     table = Table("call", "request", "answer", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     async with (
-        Emulator(script=Script(queued_for=0, runs_for=3600)) as server,
-        AsyncSession(base_url=server.base_url, api_key="demo") as session,
+        Emulator(script=Script(runs_for=3600)) as server,
+        # A client of its own, for one of the session's would go through a proxy that the environment names.
+        aiohttp.ClientSession(headers={"Authorization": "Bearer demo"}) as client,
+        AsyncSession(base_url=server.base_url, api_key="demo", client_session=client) as session,
     ):
-        running = await _create(server.base_url, {})
+        running = await _create(client, server.base_url, {})
         table.add_row("create", "POST /responses", running["status"])
         before = await session.retrieve(running["id"])
         table.add_row("session.retrieve(id)", "GET  /responses/ID", before.status)
@@ -132,7 +139,7 @@ async def _demo(console: Console) -> None:
         table.add_row("session.cancel(id)", "POST /responses/ID/cancel", f"[bold green]{cancelled.status}")
         after = await session.retrieve(running["id"])
         table.add_row("session.retrieve(id)", "GET  /responses/ID", after.status)
-        done = await _create(server.base_url, {"runs_for": "0"})
+        done = await _create(client, server.base_url, {"runs_for": "0"})
         try:
             await session.cancel(done["id"])
         except BadRequestError as error:
@@ -144,12 +151,9 @@ async def _demo(console: Console) -> None:
     console.print(f"\nbefore  {before!r}\nafter   {after!r}", highlight=False, soft_wrap=True)
 
 
-async def _create(base_url: str, metadata: dict[str, str]) -> dict[str, Any]:
+async def _create(client: aiohttp.ClientSession, base_url: str, metadata: dict[str, str]) -> dict[str, Any]:
     body = {"model": "emulated", "input": "How much wood?", "background": True, "metadata": metadata}
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": "Bearer demo"}) as client,
-        client.post(f"{base_url}/responses", json=body) as answer,
-    ):
+    async with client.post(f"{base_url}/responses", json=body) as answer:
         created: dict[str, Any] = await answer.json()
         return created
 
@@ -179,7 +183,7 @@ def emulate(
 async def _emulate(emulator: Emulator) -> None:
     try:
         async with emulator:
-            print(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any", flush=True)  # noqa: T201 - the output
+            _print(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any")
             await asyncio.Event().wait()
     except OSError as error:
         raise ConfigurationError(f"The emulator cannot listen there: {error.strerror}.") from error
@@ -200,10 +204,19 @@ def _error_as_json(error: OpenAICancelError) -> dict[str, Any]:
     return described
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    print(orjson.dumps(document).decode(), flush=True)  # noqa: T201 - this is the output
+def _print(line: str) -> None:
+    """Write a line. Where nobody reads it, or the disk is full, the work goes on all the same."""
+    try:
+        print(line, flush=True)  # noqa: T201 - this is the output
+    except OSError as error:
+        _complain(f"the output is lost from here on: {error.strerror}", OK)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(problem: object, status: int) -> int:
     sys.stderr.write(f"openai-cancel: {' '.join(str(problem).split())}\n")
     return status
+
+
+if __name__ == "__main__":
+    main()

@@ -5,7 +5,7 @@ Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an obj
 keeps its document.
 """
 
-import re
+import ast
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
@@ -64,11 +64,15 @@ def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
     fields = attrs.fields(attrs.resolve_types(cls))
     places = {json_name(field): (field.name, _kinds(field.type, converter)) for field in fields if field.init}
     defaults = {field.name: field.default for field in fields}
+    whole = "_document"
+    if issubclass(cls, Unknown):
+        whole = "raw"
+        del places["raw"]  # a member of that name is a part of the whole
 
     def structure(document: Any, _: Any = None) -> _M:
         if document.__class__ is not dict:
             raise TypeError(f"a {cls.__name__} is made of a dict, not of {type(document).__name__}")
-        values = {**defaults, "_document": document}
+        values = {**defaults, whole: document}
         for key, value in document.items():
             if value is None or key not in places:
                 continue
@@ -82,14 +86,14 @@ def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
             except _Mismatch as mismatch:
                 problem = (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
                 values["_problems"] = (*values.get("_problems", ()), problem)
-        instance = cls.__new__(cls)
+        instance = object.__new__(cls)
         instance.__dict__.update(values)  # the class is frozen for its users; this is what makes frozen free
         return instance
 
     return structure
 
 
-def _kinds(annotation: Any, converter: Converter) -> _Kinds:
+def _kinds(annotation: Any, converter: Converter) -> _Kinds:  # noqa: C901 - a case for each form
     """What a place with this annotation may hold."""
     kinds: _Kinds = {}
     classes: list[type[Model]] = []
@@ -155,13 +159,16 @@ def _variant_hook(classes: list[type[Model]], converter: Converter) -> _Hook:
     return structure
 
 
-def _tags(cls: type[Model]) -> list[str]:
-    """The values of `type` that mean a class, from the text of its annotation.
+def _tags(cls: type[Model]) -> tuple[str, ...]:
+    """The values of `type` that mean a class, from the text of its annotation, `Literal[…]`.
 
-    Evaluating the annotations of all classes of a union takes longer than structuring a document.
+    Evaluating all annotations of all classes of a union takes longer than structuring a document.
     """
     annotation = cls.__annotations__.get("type", "")
-    return re.findall(r'"(.+?)"', annotation) if annotation.startswith("Literal[") else []
+    if not annotation.startswith("Literal[") or not annotation.endswith("]"):
+        return ()
+    tags: tuple[str, ...] = ast.literal_eval(f"({annotation[len('Literal[') : -1]},)")
+    return tags
 
 
 def _list_hook(item: Any, converter: Converter) -> _Hook:
@@ -178,8 +185,8 @@ def _list_hook(item: Any, converter: Converter) -> _Hook:
                 expected = mismatch.expected or _expected(kinds)
                 if not may_be_unknown:
                     raise _Mismatch(f"[{len(result)}]{mismatch.path}", expected) from None
-                stray = Unknown()
-                stray.__dict__.update(_document=value, _problems=(("", expected),))
+                stray = Unknown(raw=value)
+                stray.__dict__["_problems"] = (("", expected),)
                 result.append(stray)
         return result
 

@@ -33,7 +33,7 @@ class OpenAICancelError(Exception):
     """The base of every exception of this package."""
 
     attempts: int = 0
-    """How many requests had been sent for the call that failed."""
+    """How many attempts the call that failed had made."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception pickles by calling the class with `args`, which keyword-only constructors do not take.
@@ -93,7 +93,7 @@ class APIStatusError(_AnswerError):
         code, type, param: as the server sent them; None where it did not. `code` may be an int.
         request_id: what to quote to the server's operators, or None.
         headers: response headers, a case-insensitive mapping.
-        body: the body, as bytes.
+        body: the body, as bytes; empty where it was over the limit.
         retry_after: seconds that the server asks to wait, a float, or None.
         should_retry: what `x-should-retry` said, or None.
 
@@ -124,10 +124,11 @@ class APIStatusError(_AnswerError):
         self.should_retry = should_retry
 
     def __str__(self) -> str:
-        """Status and words of the server, the request id, and what to do next."""
-        request = f" (request id {self.request_id})" if self.request_id else ""
+        """Status and words of the server, what to do next, and the request id."""
+        words = self.message.removeprefix(str(self.status)).strip(" :.")
         hint = f" {self.hint}" if self.hint else ""
-        return f"{self.status}: {self.message}{request}{hint}"
+        request = f" (request id {self.request_id})" if self.request_id else ""
+        return f"{self.status}: {words}.{hint}{request}"
 
 
 class BadRequestError(APIStatusError):
@@ -151,7 +152,7 @@ class PermissionDeniedError(APIStatusError):
 class NotFoundError(APIStatusError):
     """404: the server does not know the response, or has forgotten it."""
 
-    hint = "Check the id and the base URL, and that the key's project created the response."
+    hint = "Check the id, that the base URL is whole (most end in /v1), and that the key's project made the response."
 
 
 class ConflictError(APIStatusError):
@@ -185,7 +186,7 @@ class ResponseDecodeError(_AnswerError):
         status: HTTP status, an int.
         message: what is wrong with the body.
         headers: response headers, a case-insensitive mapping.
-        body: the body, as bytes; cut short where it was over the limit.
+        body: the body, as bytes; empty where it was over the limit.
         request_id: what to quote to the server's operators, or None.
     """
 

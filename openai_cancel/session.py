@@ -10,14 +10,14 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, NoReturn, Self, TypedDict, Unpack, cast
 
 import aiohttp
 
 from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.retry import RetryPolicy
-from openai_cancel.settings import ApiKey, Options, Secret, Settings, check_count, check_seconds
+from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds
 from openai_cancel.transport import Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
 
@@ -33,11 +33,11 @@ class CallOptions(TypedDict, total=False):
         query: extra query parameters.
     """
 
-    timeout: float
-    deadline: float
-    max_retries: int
-    headers: Mapping[str, str]
-    query: Mapping[str, str]
+    timeout: float | None
+    deadline: float | None
+    max_retries: int | None
+    headers: Mapping[str, str] | None
+    query: Mapping[str, str] | None
 
 
 class AsyncSession:
@@ -61,6 +61,7 @@ class AsyncSession:
         ConfigurationError: a setting is missing or cannot work; nothing has been sent.
     """
 
+    _settings: Settings
     _transport: Transport | None = None
     _closed = False
 
@@ -150,7 +151,11 @@ class AsyncSession:
     def __repr__(self) -> str:
         """Where the session points, and its state."""
         state = "closed" if self._closed else "open" if self._transport else "not open"
-        return f"<{type(self).__name__} {self._settings.base_url} {state}>"
+        settings = getattr(self, "_settings", None)  # none where the constructor has failed
+        return f"<{type(self).__name__} {settings.base_url if settings else '?'} {state}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A session cannot be pickled or copied: it holds a key and connections. Make another one.")
 
     async def open(self) -> Self:
         """Bind the session to the running event loop. `async with` does this and closes it again.
@@ -172,7 +177,9 @@ class AsyncSession:
         return self
 
     async def close(self) -> None:
-        """Close the connections. What is under way fails; closing twice does nothing.
+        """Close the connections. What is under way fails, at the latest before its next attempt.
+
+        Closing twice does nothing.
 
         Raises:
             SessionStateError: the session belongs to another event loop.
@@ -246,7 +253,7 @@ class AsyncSession:
         """
         return await self._call("GET", response_id, "", **options)
 
-    async def _call(
+    async def _call(  # noqa: C901 - one loop, best read in one piece
         self,
         method: str,
         response_id: ResponseId,
@@ -268,26 +275,34 @@ class AsyncSession:
             settings.max_retries if max_retries is None else check_count("max_retries", max_retries),
             settings.deadline if deadline is None else check_seconds("deadline", deadline),
         )
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancelling = task.cancelling()
         began = self._monotonic()
         attempts = 0
         while True:
             bound = min(limit, policy.deadline - (self._monotonic() - began))
-            timer = asyncio.timeout(None if bound == math.inf else bound)
+            timer = asyncio.timeout(None if bound == math.inf else max(bound, 0.0))
             attempts += 1
             try:
                 async with timer:
-                    if isinstance(settings.api_key, Secret | None):
-                        key, signed = settings.api_key, request
-                    else:
-                        key = await settings.ask_for_key()
-                        signed = self._wire.sign(request, key)
-                    return decode(Answer(*await transport.send(*signed)), key)
+                    signed = request
+                    if callable(settings.api_key):
+                        signed = self._wire.sign(request, await settings.ask_for_key())
+                    return decode(Answer(*await transport.send(*signed)), signed)
             except OpenAICancelError as error:
                 failure = error
+            except asyncio.CancelledError:
+                if self._closed and task.cancelling() == cancelling:
+                    # Nobody cancelled this task: closing the pool cancels the look-up of a name that it waits for.
+                    raise self._misused() from None
+                raise
             except TimeoutError as error:
                 if not timer.expired():  # the key function's own
                     raise
-                failure = APITimeoutError(f"No complete answer within {bound:.3g} s.")
+                whose = "" if bound == limit else "the deadline of "
+                failure = APITimeoutError(
+                    f"No complete answer within {whose}{policy.deadline if whose else limit:g} s."
+                )
                 failure.__cause__ = error
             try:
                 failure.attempts = attempts
@@ -298,6 +313,8 @@ class AsyncSession:
             finally:
                 del failure  # its traceback holds this frame: together they would wait for the garbage collector
             await self._sleep(delay)
+            if self._closed:
+                raise self._misused()
 
     def _misused(self) -> SessionStateError:
         if self._closed:

@@ -1,9 +1,11 @@
 """What a session is configured with: arguments first, then the environment; checked before anything is sent."""
 
 import inspect
+import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
 from urllib.request import getproxies, proxy_bypass
@@ -23,6 +25,7 @@ ApiKey: TypeAlias = str | Callable[[], str | Awaitable[str]]
 # RFC 9110, section 5.6.2: what a header's name may be made of.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+_CREDENTIALS = frozenset({"authorization", "api-key"})
 
 
 class Secret(str):
@@ -61,13 +64,17 @@ class Options(Limits, total=False):
         proxy: URL of an HTTP proxy. Default: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
     """
 
-    headers: Mapping[str, str]
-    query: Mapping[str, str]
+    headers: Mapping[str, str] | None
+    query: Mapping[str, str] | None
 
 
 def check_seconds(name: str, value: float) -> float:
     """Refuse what no time-out can be: zero, negative, NaN, not a number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not (0 < value <= sys.float_info.max or value == math.inf)
+    ):
         raise ConfigurationError(
             f"{name} must be a number of seconds greater than 0 (math.inf for no limit), not {value!r}."
         )
@@ -86,6 +93,8 @@ def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[s
 
     A value is not quoted in the error: it may be a secret.
     """
+    if not isinstance(headers, Mapping):
+        raise ConfigurationError(f"{source} must be a mapping of names to values, not {type(headers).__name__}.")
     checked: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
@@ -96,22 +105,25 @@ def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[s
             )
         if name.lower() in {"content-length", "transfer-encoding"}:
             raise ConfigurationError(f"{source}: {name!r} frames the request and cannot be set; leave it out.")
-        checked[name.lower()] = value
+        checked[name.lower()] = Secret(value)
     return checked
 
 
-def check_query(query: Mapping[str, str]) -> dict[str, str]:
-    """Refuse query parameters that are not strings."""
-    for name, value in query.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(f"query: {name!r} and its value must be strings.")
-    return dict(query)
+def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Query parameters in which `more` takes the place of others of the same name."""
+    if not isinstance(more, Mapping):
+        raise ConfigurationError(f"query must be a mapping of names to values, not {type(more).__name__}.")
+    for name, value in more.items():
+        if not isinstance(name, str) or not isinstance(value, str) or _CONTROL.search(name + value):
+            raise ConfigurationError(f"query: {name!r} and its value must be strings without control characters.")
+    return (*((name, value) for name, value in query if name not in more), *more.items())
 
 
 def check_key(key: object, source: str) -> Secret:
     """Refuse what no key can be. The key is not quoted in the error."""
     if not isinstance(key, str):
         raise ConfigurationError(f"{source} must be a string, not {type(key).__name__}.")
+    key = Secret(key)
     if not key:
         raise ConfigurationError(f"{source} is empty.")
     if key != key.strip():
@@ -123,19 +135,25 @@ def check_key(key: object, source: str) -> Secret:
         raise ConfigurationError(
             f"{source} holds a space or a character that no key has: give the key alone, without 'Bearer'."
         )
-    return Secret(key)
+    return key
 
 
-def check_url(url: str, source: str) -> URL:
+_LIKE_PROXY = "http://proxy.example:3128 (one of another kind takes a client_session that knows it)"
+
+
+def check_url(url: str, source: str, like: str = DEFAULT_BASE_URL) -> URL:
     """Read an http(s) URL. It is not quoted in the error: it may hold a password."""
+    if not isinstance(url, str):
+        raise ConfigurationError(f"{source} must be a string, not {type(url).__name__}.")
     try:
         parsed = URL(url)
         parsed.port  # noqa: B018 - reading it is what checks it
-    except (ValueError, TypeError):
-        raise ConfigurationError(f"{source} is not a URL: write it like {DEFAULT_BASE_URL}.") from None
+        (parsed.raw_host or "").encode("idna")  # as the look-up of the name will
+    except ValueError:  # of which UnicodeError is one
+        raise ConfigurationError(f"{source} is not a URL: write it like {like}.") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"[\s\x00-\x1f]", url):
         raise ConfigurationError(
-            f"{source} must be an http:// or https:// URL with a host and without white space, like {DEFAULT_BASE_URL}."
+            f"{source} must be an http:// or https:// URL with a host and without white space, like {like}."
         )
     return parsed
 
@@ -154,7 +172,7 @@ def _is_size(_: Any, attribute: "attrs.Attribute[int]", value: int) -> None:
 
 def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
     if value is not None:
-        check_url(value, attribute.name)
+        check_url(value, attribute.name, _LIKE_PROXY)
 
 
 @attrs.frozen(kw_only=True)
@@ -168,7 +186,7 @@ class Settings:
     key_header: Literal["authorization", "api-key"] = "authorization"
     headers: Mapping[str, str] = attrs.field(repr=False)
     """Names in lower case."""
-    query: Mapping[str, str] = attrs.field(repr=False)
+    query: tuple[tuple[str, str], ...] = attrs.field(repr=False)
     timeout: float = attrs.field(default=30.0, validator=_is_seconds)
     connect_timeout: float = attrs.field(default=5.0, validator=_is_seconds)
     deadline: float = attrs.field(default=60.0, validator=_is_seconds)
@@ -193,15 +211,14 @@ class Settings:
         `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID`, `OPENAI_PROJECT_ID` and `OPENAI_CUSTOM_HEADERS` (lines of
         `Name: value`) stand in for what is not given.
         """
-        merged = _custom_headers()
-        if api_key is not None:
-            merged.pop("authorization", None)  # the environment never wins over an argument
-        for name, value in (
-            ("openai-organization", organization or _environment("OPENAI_ORG_ID")),
-            ("openai-project", project or _environment("OPENAI_PROJECT_ID")),
+        merged = _custom_headers(with_credentials=api_key is None)
+        for name, argument, variable in (
+            ("organization", organization, "OPENAI_ORG_ID"),
+            ("project", project, "OPENAI_PROJECT_ID"),
         ):
-            if value:
-                merged[name] = value
+            value, source = _given(argument, name, variable)
+            if value is not None:
+                merged |= check_headers({f"openai-{name}": value}, source)
         merged |= check_headers(headers or {})
         url, source = _given(base_url, "base_url", "OPENAI_BASE_URL")
         base_url, url_query = _split(DEFAULT_BASE_URL if url is None else url, source)
@@ -209,7 +226,7 @@ class Settings:
             base_url=base_url,
             api_key=_key(api_key, "OPENAI_API_KEY", merged),
             headers=merged,
-            query=url_query | check_query(query or {}),
+            query=merge_query(url_query, query or {}),
             **limits,
         )
 
@@ -241,16 +258,17 @@ class Settings:
         base_url = re.sub(r"/openai(/v1)?$", "", base_url) + "/openai"
         version = api_version or _environment("OPENAI_API_VERSION")
         if version:
-            url_query["api-version"] = version
+            url_query = merge_query(url_query, {"api-version": version})
         if not version or not version[0].isdigit():
             base_url += "/v1"
-        merged = _custom_headers() | check_headers(headers or {})
+        merged = _custom_headers(with_credentials=api_key is None and token_provider is None)
+        merged |= check_headers(headers or {})
         return cls(
             base_url=base_url,
             api_key=_key(api_key if token_provider is None else token_provider, "AZURE_OPENAI_API_KEY", merged),
             key_header="api-key" if token_provider is None else "authorization",
             headers=merged,
-            query=url_query | check_query(query or {}),
+            query=merge_query(url_query, query or {}),
             **limits,
         )
 
@@ -276,8 +294,9 @@ class Settings:
 
         token = private("azure_ad_token_provider") or private("azure_ad_token")
         key: Any = token or private("api_key_provider") or client.api_key
-        merged = _texts({"openai-organization": client.organization, "openai-project": client.project})
-        merged |= check_headers(_texts(private("custom_headers") or {}), "the client's default_headers")
+        theirs = {"openai-organization": client.organization, "openai-project": client.project}
+        theirs |= private("custom_headers") or {}
+        merged = check_headers(_texts(theirs), "the client's default_headers")
         merged |= check_headers(headers or {})
         if isinstance(key, str) and key in _NO_KEYS:
             key = None
@@ -297,7 +316,7 @@ class Settings:
             api_key=None if key is None else _key(key, "", {}),
             key_header="api-key" if is_azure and not token else "authorization",
             headers=merged,
-            query=url_query | _texts(client.default_query) | check_query(query or {}),
+            query=merge_query(merge_query(url_query, _texts(client.default_query)), query or {}),
             **limits,
         )
 
@@ -312,8 +331,11 @@ class Settings:
             return None
         proxies = getproxies()
         proxy = proxies.get(url.scheme) or proxies.get("all")
-        if proxy is not None:
-            check_url(proxy, f"the proxy for {url.scheme} in the environment")
+        if proxy is None:
+            return None
+        if "://" not in proxy:
+            proxy = f"http://{proxy}"
+        check_url(proxy, f"the proxy for {url.scheme} in the environment", _LIKE_PROXY)
         return proxy
 
     async def ask_for_key(self) -> Secret:
@@ -341,7 +363,8 @@ def _given(value: str | None, argument: str, variable: str) -> tuple[str | None,
     return (value, argument) if value is not None else (_environment(variable), variable)
 
 
-def _custom_headers() -> dict[str, str]:
+def _custom_headers(*, with_credentials: bool) -> dict[str, str]:
+    """What OPENAI_CUSTOM_HEADERS says; without credentials where there are some as an argument, for that wins."""
     headers: dict[str, str] = {}
     for number, line in enumerate((_environment("OPENAI_CUSTOM_HEADERS") or "").splitlines(), 1):
         name, colon, value = line.partition(":")
@@ -349,18 +372,21 @@ def _custom_headers() -> dict[str, str]:
             headers[name.strip()] = value.strip()
         elif line.strip():
             raise ConfigurationError(f"OPENAI_CUSTOM_HEADERS: line {number} has no colon; write `Name: value`.")
-    return check_headers(headers, "OPENAI_CUSTOM_HEADERS")
+    checked = check_headers(headers, "OPENAI_CUSTOM_HEADERS")
+    return {name: value for name, value in checked.items() if with_credentials or name not in _CREDENTIALS}
 
 
-def _split(base_url: str, source: str) -> tuple[str, dict[str, str]]:
+def _split(base_url: str, source: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The base URL without its query and last slash, and the query."""
     url = check_url(base_url, source)
     if url.user is not None or url.password is not None:
         raise ConfigurationError(f"{source} must hold no user and password: pass api_key, or headers.")
     if url.fragment:
         raise ConfigurationError(f"{source} must hold no fragment: leave out everything from the # on.")
-    query = dict(parse_qsl(url.raw_query_string, keep_blank_values=True))
-    return str(url.with_query(None)).rstrip("/"), query
+    base_url = str(url.with_query(None)).rstrip("/")
+    if base_url.endswith("/responses"):
+        raise ConfigurationError(f"{source} is the address of the API, not of its responses: leave out /responses.")
+    return base_url, tuple(parse_qsl(url.raw_query_string, keep_blank_values=True))
 
 
 def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> Secret | Callable[[], Any] | None:
@@ -369,13 +395,13 @@ def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> S
     key, source = _given(api_key, "api_key", variable)
     if key is not None:
         return check_key(key, source)
-    if headers.keys() & {"authorization", "api-key"}:
+    if headers.keys() & _CREDENTIALS:
         return None
     raise ConfigurationError(
-        f"No API key: set {variable}, or pass api_key= (any word will do where the server asks for none)."
+        f"No API key: set {variable} (any word will do where the server asks for none), or pass api_key=."
     )
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """What the official client holds may be `Omit` or None: only strings can be sent."""
-    return {name: value for name, value in values.items() if isinstance(value, str)}
+    """What can be sent of what the official client holds, which may be `Omit` or None, too, or a number."""
+    return {name: str(value) for name, value in values.items() if isinstance(value, str | int | float)}

@@ -4,13 +4,13 @@ import asyncio
 import os
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
-from threading import Lock, Thread, current_thread
+from threading import RLock, Thread, current_thread
 from types import TracebackType
-from typing import Any, NamedTuple, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
-from openai_cancel.errors import SessionStateError
+from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession, CallOptions
 from openai_cancel.settings import ApiKey, Options
@@ -21,11 +21,11 @@ _T = TypeVar("_T")
 
 
 class _Worker(NamedTuple):
-    """The thread with the event loop, and what ends them."""
+    """The thread with the event loop; `loop` is set when it is open, and `stop` ends it."""
 
     thread: Thread
-    loop: asyncio.AbstractEventLoop
-    stop: asyncio.Event
+    loop: Future[asyncio.AbstractEventLoop]
+    stop: Future[None]
     pid: int
 
 
@@ -41,7 +41,8 @@ class Session:
     already, as in a notebook, and blocks it meanwhile. It does not cross a `fork`: open one in the child.
 
     Args:
-        api_key: a key, or a function, plain or async, that is asked for one before each attempt.
+        api_key: a key, or a function, plain or async, that is asked for one before each attempt. A plain one runs in
+            the session's event loop, where it delays the other calls: it should return at once.
             Default: `OPENAI_API_KEY`.
         base_url: where the API is, such as `http://localhost:8000/v1`. Default: `OPENAI_BASE_URL`, or OpenAI's.
         organization: default `OPENAI_ORG_ID`.
@@ -111,25 +112,38 @@ class Session:
 
     def _wrap(self, session: AsyncSession) -> Self:
         self._session = session
-        self._lock = Lock()
+        # A handler of a signal may close the session in a thread that holds the lock.
+        self._lock = RLock()
         return self
 
     def __repr__(self) -> str:
         """Where the session points, and its state."""
-        return repr(self._session).replace("AsyncSession", type(self).__name__, 1)
+        return repr(getattr(self, "_session", None)).replace("AsyncSession", type(self).__name__, 1)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A session cannot be pickled or copied: it holds a key and connections. Make another one.")
 
     def open(self) -> Self:
         """Start the thread. `with` does this and ends it again.
 
         Raises:
             SessionStateError: it is open, or was closed.
+            ConfigurationError: the environment names a proxy that cannot be used.
         """
-        if self._closed or self._worker:
-            raise SessionStateError("A session can be opened once: make another one.")
-        ready: Future[_Worker] = Future()
-        # A daemon, and without a reference to this object: a session that is forgotten keeps no process alive.
-        Thread(target=_serve, args=(self._session, ready), name="openai-cancel", daemon=True).start()
-        self._worker = ready.result()
+        with self._lock:
+            if self._closed or self._worker:
+                raise SessionStateError("A session can be opened once: make another one.")
+            loop: Future[asyncio.AbstractEventLoop] = Future()
+            stop: Future[None] = Future()
+            # A daemon, and without a reference to this object: a session that is forgotten keeps no process alive.
+            thread = Thread(target=_serve, args=(self._session, loop, stop), name="openai-cancel", daemon=True)
+            self._worker = _Worker(thread, loop, stop, os.getpid())
+        try:
+            thread.start()
+            loop.result()
+        except BaseException:  # of which Ctrl-C is one
+            self.close()
+            raise
         return self
 
     def close(self) -> None:
@@ -139,10 +153,9 @@ class Session:
             self._closed = True
             return
         with self._lock:
-            if not self._closed:
-                self._closed = True
-                worker.loop.call_soon_threadsafe(worker.stop.set)
-        if current_thread() is not worker.thread:
+            self._closed = True
+            _end(worker)
+        if worker.thread.ident is not None and worker.thread is not current_thread():
             worker.thread.join()
 
     def __enter__(self) -> Self:
@@ -155,16 +168,11 @@ class Session:
 
     def __del__(self) -> None:
         worker = self._worker
-        if worker is None or self._closed or worker.pid != os.getpid():
-            return
-        with suppress(RuntimeError):  # the loop is closed already
-            worker.loop.call_soon_threadsafe(worker.stop.set)
-        warnings.warn(
-            f"unclosed {self!r}: leave its `with`, or call its close()",
-            ResourceWarning,
-            stacklevel=2,
-            source=self,
-        )
+        if worker is not None and not self._closed and worker.pid == os.getpid():
+            _end(worker)
+            warnings.warn(
+                f"unclosed {self!r}: leave its `with`, or call its close()", ResourceWarning, stacklevel=2, source=self
+            )
 
     def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Cancel a background response: `POST /responses/{response_id}/cancel`.
@@ -216,31 +224,61 @@ class Session:
                 "A function that the session runs, such as its api_key, cannot call the session: it would wait for "
                 "itself."
             )
-        with self._lock:  # so that nothing is handed to the loop once it has been told to stop
-            if self._closed:
-                raise SessionStateError("This session is closed: make another one.")
-            future = asyncio.run_coroutine_threadsafe(function(*args, **kwargs), worker.loop)
+        future: Future[_T | _Interruption] | None = None
         try:
-            return future.result()
+            with self._lock:  # so that nothing is handed to the loop once it has been told to stop
+                if self._closed:
+                    raise SessionStateError("This session is closed: make another one.")  # noqa: TRY301 - under the lock
+                call = _contained(function(*args, **kwargs))
+                future = asyncio.run_coroutine_threadsafe(call, worker.loop.result())
+            result = future.result()
         except CancelledError:
+            if not self._closed:
+                raise
             raise SessionStateError("This session was closed while the call was under way.") from None
         except BaseException:
-            future.cancel()  # after Ctrl-C; without effect where the call itself has raised
+            if future is not None:
+                future.cancel()  # after Ctrl-C; without effect where the call itself has raised
             raise
+        finally:
+            del future  # an exception's traceback holds this frame: together they would wait for the garbage collector
+        if isinstance(result, _Interruption):
+            raise result.error
+        return result
 
 
-def _serve(session: AsyncSession, ready: Future[_Worker]) -> None:
+class _Interruption(NamedTuple):
+    error: BaseException
+
+
+async def _contained(call: Coroutine[Any, Any, _T]) -> _T | _Interruption:
+    """Hand on what would end the loop, and every other call with it, if it were raised there."""
+    try:
+        return await call
+    except (SystemExit, KeyboardInterrupt) as error:
+        return _Interruption(error)
+
+
+def _end(worker: _Worker) -> None:
+    with suppress(InvalidStateError):  # it has been told already
+        worker.stop.set_result(None)
+
+
+def _serve(session: AsyncSession, opened: Future[asyncio.AbstractEventLoop], stop: Future[None]) -> None:
     async def main() -> None:
         async with session:
-            stop = asyncio.Event()
-            ready.set_result(_Worker(current_thread(), asyncio.get_running_loop(), stop, os.getpid()))
-            await stop.wait()
+            opened.set_result(asyncio.get_running_loop())
+            await asyncio.wrap_future(stop)
             under_way = asyncio.all_tasks() - {asyncio.current_task()}
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
+    # Not asyncio.run: it would wait for the look-up of a name that goes on in a thread.
+    loop = asyncio.new_event_loop()
     try:
-        asyncio.run(main())
-    except BaseException as error:  # noqa: BLE001 - it is the caller's, who waits for it
-        ready.set_exception(error)
+        loop.run_until_complete(main())
+    except ConfigurationError as error:
+        opened.set_exception(error)  # to whoever waits in open()
+    finally:
+        loop.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import os
 from collections.abc import Mapping, Sequence
 
 import aiohttp
@@ -60,8 +61,8 @@ class Transport:
         if self._client.closed:
             raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
         middlewares = None
-        if self._client.trust_env:
-            headers, middlewares = self._against_netrc(headers)
+        if not self._owned:
+            headers, middlewares = self._over_other_credentials(headers)
         try:
             async with self._client.request(
                 method,
@@ -87,14 +88,17 @@ class Transport:
                     response.close()  # more is on its way: the connection cannot be used again
                 return response.status, response.headers, b"".join(chunks), complete
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            raise self._translate(error, url) from error
+            # aiohttp's text of an answer has the URL in it, and a query or a proxy's URL may hold a secret.
+            cause = None if isinstance(error, aiohttp.ClientResponseError) else error
+            raise self._translate(error, url) from cause
 
-    def _against_netrc(
+    def _over_other_credentials(
         self, headers: Mapping[str, str]
     ) -> tuple[Mapping[str, str], Sequence[aiohttp.ClientMiddlewareType]]:
-        """With `trust_env`, a caller's client would look in ~/.netrc and fail, or send what it finds there.
+        """A caller's client may have credentials of its own: its `auth`, its headers or, with `trust_env`, ~/.netrc.
 
-        It is told of the key behind that look-up. Its own middlewares must be named, for these take their place.
+        It refuses to combine them with ours, so ours are put in their place behind its back. What its own middlewares
+        do comes after that; they must be named here, for these take their place.
         """
         authorization = headers.get("authorization")
 
@@ -107,13 +111,18 @@ class Transport:
             return await handler(request)
 
         rest = {name: value for name, value in headers.items() if name != "authorization"}
-        return rest, (*getattr(self._client, "_middlewares", ()), authorize)
+        return rest, (authorize, *getattr(self._client, "_middlewares", ()))
 
     def _translate(self, error: Exception, url: str) -> OpenAICancelError:
-        # Neither the URL nor aiohttp's text of an answer is shown: their query may hold a key.
         host = URL(url, encoded=True).host
         if isinstance(error, aiohttp.ServerTimeoutError):
             return APITimeoutError(f"No connection to {host} within {self._connect_timeout:g} s.")
+        if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
+            proxy = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+            # A positive number is the system's, whose own words for it say more than asyncio's.
+            number = error.os_error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.os_error.strerror
+            return APIConnectionError(f"Cannot connect to {proxy}{error.host}:{error.port}: {reason}.")
         if isinstance(error, aiohttp.ClientHttpProxyError):
             failure = APIConnectionError(f"The proxy refused to connect to {host}: {error.status} {error.message}.")
             failure.permanent = error.status == _PROXY_AUTHENTICATION_REQUIRED

@@ -3,8 +3,9 @@
 See https://platform.openai.com/docs/api-reference/responses/cancel.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from math import isfinite
@@ -30,7 +31,7 @@ from openai_cancel.errors import (
     UnprocessableEntityError,
 )
 from openai_cancel.models import Response
-from openai_cancel.settings import Secret, Settings, __version__, check_headers, check_query
+from openai_cancel.settings import Secret, Settings, __version__, check_headers, merge_query
 
 MESSAGE_LIMIT = 1000
 """How many characters an error's message has at most; its `body` has all of it."""
@@ -41,7 +42,10 @@ SECRET_LENGTH = 8
 _BOM = b"\xef\xbb\xbf"  # some frameworks write one, and RFC 8259 lets a reader ignore it
 
 # One segment of a path, percent-encoded whole: `.` and `..` would be resolved away, and nothing else is amiss.
-_SEGMENT = re.compile(r"(?!\.{1,2}\Z)(?=.*\S)[^\x00-\x1f\x7f\ud800-\udfff]+")
+_SEGMENT = re.compile(r"(?!\.{1,2}\Z)(?=.*\S)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+
+NO_JSON = object()
+"""What stands for the document of a body that is not JSON."""
 
 _PLAIN_LIMIT = 8192  # bytes of a body that is not JSON that are looked at for words
 
@@ -54,7 +58,6 @@ _KINDS: dict[int, type[APIStatusError]] = {
     422: UnprocessableEntityError,
     429: RateLimitError,
 }
-_KINDS_END = 500  # from here on all are InternalServerError
 
 
 class HasId(Protocol):
@@ -77,7 +80,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One HTTP answer. `complete` is false where the body was over the limit and only its beginning is here."""
+    """One HTTP answer. `complete` is false where the body was over the limit, and is not here."""
 
     status: int
     headers: Mapping[str, str]
@@ -91,7 +94,7 @@ class Wire:
 
     prefix: str
     key_header: str
-    query: Mapping[str, str] = attrs.field(repr=False)
+    query: tuple[tuple[str, str], ...] = attrs.field(repr=False)
     suffix: str = attrs.field(repr=False)
     headers: Mapping[str, str] = attrs.field(repr=False)
 
@@ -135,7 +138,7 @@ class Wire:
             raise InvalidResponseIdError(
                 f"{text[:80]!r} cannot be a response id: pass what the server called it, such as 'resp_123'."
             )
-        suffix = self.suffix if query is None else _encode({**self.query, **check_query(query)})
+        suffix = self.suffix if query is None else _encode(merge_query(self.query, query))
         merged = self.headers if headers is None else {**self.headers, **check_headers(headers)}
         return Request(method, f"{self.prefix}{quote(text, safe='')}{action}{suffix}", merged)
 
@@ -145,39 +148,37 @@ class Wire:
         return request._replace(headers={self.key_header: value, **request.headers})
 
 
-def decode(answer: Answer, key: str | None = None) -> Response:
+def decode(answer: Answer, request: Request) -> Response:
     """Make a `Response` of an answer.
 
     Args:
         answer: what the server sent.
-        key: taken out of what the error shows, should the server repeat it.
+        request: what was asked; its credentials are taken out of what the error shows, should the server repeat them.
 
     Raises:
         APIStatusError: the server answered with an error, be it with a status of success.
         ResponseDecodeError: it answered with success, and the body is no response.
     """
     try:
-        document: Any = orjson.loads(answer.body.removeprefix(_BOM)) if answer.complete else None
+        document: Any = orjson.loads(answer.body) if answer.complete else None
     except orjson.JSONDecodeError:
-        document = None
-    if (
-        200 <= answer.status < 300  # noqa: PLR2004 - RFC 9110, section 15.3
-        and document.__class__ is dict
-        and (isinstance(document.get("id"), str) or isinstance(document.get("status"), str))
-    ):
-        response = response_hook()(document)
-        # The class is frozen for its users; nobody else has this object yet.
-        headers = answer.headers
-        response.__dict__["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
-        return response
-    if key is not None:
-        answer, document = _redact(answer, document, key)
-    raise _error(answer, document)
+        document = _parse(answer.body)
+    if 200 <= answer.status < 300 and document.__class__ is dict:  # noqa: PLR2004 - RFC 9110, section 15.3
+        known = isinstance(document.get("status"), str) or (
+            isinstance(document.get("id"), str) and not document.get("error")
+        )
+        if known and document.get("object") != "error":
+            response = response_hook()(document)
+            # The class is frozen for its users; nobody else has this object yet.
+            headers = answer.headers
+            response.__dict__["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
+            return response
+    answer = _redact(answer, request)
+    raise _error(answer, _parse(answer.body) if answer.complete else None)
 
 
 def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeError:
-    # A copy, for the transport's mapping cannot be pickled.
-    status, headers, body = answer.status, CIMultiDict(answer.headers), answer.body
+    status, headers, body, complete = answer
     details = _Details.read(document)
     request_id = headers.get("x-request-id") or headers.get("apim-request-id") or details.request_id
     kind_by = status
@@ -188,14 +189,16 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
             )
         # An error inside a success says in its code which one it is meant to be.
         kind_by = details.code if isinstance(details.code, int) else status
-    if 300 <= status < 400:  # noqa: PLR2004 - RFC 9110, section 15.4
+    if 300 <= status < 400 and "location" in headers:  # noqa: PLR2004 - RFC 9110, section 15.4
         message = (
-            f"The server redirects to {headers.get('location', 'nowhere')}, and redirects are not followed, since a "
-            "POST would become a GET: set base_url to the address where the API is."
+            f"The server redirects to {headers['location']}, and redirects are not followed, since a POST would "
+            "become a GET: set base_url to the address where the API is."
         )
     else:
         message = details.message or _plain_text(body) or _reason(status)
-    kind = InternalServerError if kind_by >= _KINDS_END else _KINDS.get(kind_by, APIStatusError)
+    if not complete:
+        message += " (the body is larger than max_body_bytes and was not read)"
+    kind = InternalServerError if 500 <= kind_by < 600 else _KINDS.get(kind_by, APIStatusError)  # noqa: PLR2004
     return kind(
         message[:MESSAGE_LIMIT],
         status=status,
@@ -216,7 +219,7 @@ def _misfit(answer: Answer, document: Any) -> str:
         return "The body is larger than max_body_bytes and was not read"
     if not answer.body.strip():
         return "The body is empty"
-    if document is None:
+    if document is NO_JSON:
         return "The body is not JSON"
     return "The body has neither an id nor a status" if isinstance(document, dict) else "The body is no JSON object"
 
@@ -265,7 +268,7 @@ def _words(value: Any, depth: int = 4) -> str:
     for name in ("message", "msg", "detail", "error", "title"):
         words = words or _words(value.get(name), depth - 1)
     if value.get("loc").__class__ is list:  # one of FastAPI's validation errors
-        return f"{'.'.join(map(str, value['loc']))}: {words}"
+        return f"{'.'.join(str(step) for step in value['loc'] if step.__class__ in {str, int})}: {words}"
     return words
 
 
@@ -290,7 +293,10 @@ def _string(value: Any) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: `retry-after-ms`, else `retry-after` in either of its forms (RFC 9110, section 10.2.3)."""
+    """Seconds to wait: `retry-after-ms`, else `retry-after` in either of its forms (RFC 9110, section 10.2.3).
+
+    A date counts from the answer's own, so that no clock of ours has to be right.
+    """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) / unit
@@ -299,23 +305,43 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         if isfinite(seconds):
             return max(seconds, 0.0)
     try:
-        # Against the server's own clock, so that ours does not matter.
         wait = parsedate_to_datetime(headers["retry-after"]) - parsedate_to_datetime(headers["date"])
-    except (KeyError, ValueError, TypeError):  # TypeError: one with a zone, the other without
+    except (KeyError, ValueError, TypeError, OverflowError):  # TypeError: one with a zone, the other without
         return None
     return max(wait.total_seconds(), 0.0)
 
 
-def _redact(answer: Answer, document: Any, key: str) -> tuple[Answer, Any]:
-    """The answer and the JSON in it without the key, should the server have repeated it."""
-    if len(key) < SECRET_LENGTH:
-        return answer, document
-    headers = CIMultiDict((name, value.replace(key, "***")) for name, value in answer.headers.items())
-    body = answer.body.replace(key.encode(), b"***")
-    if document is not None and body != answer.body:
-        document = orjson.loads(body.removeprefix(_BOM))
-    return answer._replace(headers=headers, body=body), document
+def _parse(body: bytes) -> Any:
+    """The JSON in a body, or `NO_JSON`; with what orjson refuses and others write: a BOM, NaN, half a surrogate."""
+    try:
+        return json.loads(body.removeprefix(_BOM))
+    except (ValueError, RecursionError):
+        return NO_JSON
 
 
-def _encode(query: Mapping[str, str]) -> str:
+def _redact(answer: Answer, request: Request) -> Answer:
+    """The answer without the credentials of the request, should the server have repeated them in any form.
+
+    Its headers are a copy: the transport's own cannot be pickled. Bytes in them that are not UTF-8 are replaced.
+    """
+    headers = [(name, value.encode(errors="replace").decode()) for name, value in answer.headers.items()]
+    body = answer.body
+    for name in ("authorization", "api-key"):
+        secret = request.headers.get(name, "").rpartition(" ")[2]
+        if len(secret) >= SECRET_LENGTH:
+            pattern = "".join(map(_any_form, secret))
+            headers = [(name, re.sub(pattern, "***", value, flags=re.IGNORECASE)) for name, value in headers]
+            body = re.sub(pattern.encode(), b"***", body, flags=re.IGNORECASE)
+    return answer._replace(headers=CIMultiDict(headers), body=body)
+
+
+def _any_form(character: str) -> str:
+    """A pattern for a character as it is, and as JSON, HTML and URLs may write it."""
+    if character.isalnum():
+        return character
+    code = ord(character)
+    return rf"(?:\\?{re.escape(character)}|%{code:02x}|\\u{code:04x}|&#{code};|&#x{code:x};)"
+
+
+def _encode(query: Sequence[tuple[str, str]]) -> str:
     return f"?{urlencode(query)}" if query else ""

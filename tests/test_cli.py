@@ -54,7 +54,7 @@ class TestCancel:
     async def test_some_not(self, run, create, server: Emulator) -> None:
         status, out, err = await run("cancel", "resp_none", identifier := create())
         assert (status, out) == (1, f"{identifier}  cancelled\n")
-        assert err.startswith("openai-cancel: resp_none: 404: Response with id 'resp_none' not found.")
+        assert err.startswith("openai-cancel: 'resp_none': 404: Response with id 'resp_none' not found.")
         assert len(err.splitlines()) == 1
         server.faults.append(Fault(status=200, body={"id": "x", "status": "cancelling"}))
         assert await run("cancel", "x") == (1, "x  cancelling\n", "")
@@ -178,11 +178,12 @@ async def test_a_reader_that_leaves_early(server: Emulator, create) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = await asyncio.to_thread(
-        subprocess.run, [COMMAND, "cancel", create(), "--base-url", server.base_url],
+        subprocess.run, [COMMAND, "cancel", create(), create(), "--base-url", server.base_url],
         env={**os.environ, "OPENAI_API_KEY": KEY}, stdout=writing, stderr=subprocess.PIPE, check=False,
     )  # fmt: skip
     os.close(writing)
-    assert (done.returncode, done.stderr) == (1, b"")
+    assert (done.returncode, done.stderr) == (0, b"openai-cancel: the output is lost from here on: Broken pipe\n")
+    assert all(work.cancelled for work in server.works.values())
 
 
 def test_main_takes_the_arguments_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,8 +66,8 @@ def test_pickle_and_copy_keep_everything(kind: type[OpenAICancelError], clone) -
 
 def test_the_text_says_status_words_request_and_what_to_do() -> None:
     assert str(make(RateLimitError)) == (
-        "429: Slow down. (request id req_1) "
-        "Wait before the next request; a used-up quota needs the plan or billing changed."
+        "429: Slow down. Wait before the next request; a used-up quota needs the plan or billing changed. "
+        "(request id req_1)"
     )
-    assert str(APIStatusError("Gone.", status=410, headers={}, body=b"")) == "410: Gone."
+    assert str(APIStatusError("410 Gone", status=410, headers={}, body=b"")) == "410: Gone."
     assert str(make(ResponseDecodeError)) == "429: The body is empty. Retrieve the response to see what became of it."

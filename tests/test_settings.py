@@ -18,7 +18,7 @@ class TestOpenAI:
         assert settings.base_url == "https://api.openai.com/v1"
         assert (settings.timeout, settings.connect_timeout, settings.deadline) == (30.0, 5.0, 60.0)
         assert (settings.max_retries, settings.max_body_bytes) == (4, 64 * 1024 * 1024)
-        assert (settings.headers, settings.query, settings.proxy) == ({}, {}, None)
+        assert (settings.headers, settings.query, settings.proxy) == ({}, (), None)
 
     def test_the_environment_fills_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {
@@ -60,7 +60,9 @@ class TestOpenAI:
         assert Settings.openai(headers={name: "x"}).api_key is None
 
     def test_a_missing_key_names_the_variable(self) -> None:
-        with pytest.raises(ConfigurationError, match="No API key: set OPENAI_API_KEY, or pass api_key="):
+        with pytest.raises(
+            ConfigurationError, match=r"No API key: set OPENAI_API_KEY \(any word will do.*\), or pass api_key="
+        ):
             Settings.openai()
 
     def test_a_line_of_custom_headers_without_a_colon(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +125,12 @@ class TestURLs:
     @pytest.mark.parametrize(
         ("given", "base_url", "query"),
         [
-            ("http://localhost:8000", "http://localhost:8000", {}),
-            ("http://localhost:8000/", "http://localhost:8000", {}),
-            ("HTTPS://Host/v1///", "https://host/v1", {}),
-            ("http://[::1]:8000/v1", "http://[::1]:8000/v1", {}),
-            ("http://bücher.example/v1", "http://xn--bcher-kva.example/v1", {}),
-            ("https://h/a%20b/v1?api-version=1&x=", "https://h/a%20b/v1", {"api-version": "1", "x": ""}),
+            ("http://localhost:8000", "http://localhost:8000", ()),
+            ("http://localhost:8000/", "http://localhost:8000", ()),
+            ("HTTPS://Host/v1///", "https://host/v1", ()),
+            ("http://[::1]:8000/v1", "http://[::1]:8000/v1", ()),
+            ("http://bücher.example/v1", "http://xn--bcher-kva.example/v1", ()),
+            ("https://h/a%20b/v1?api-version=1&x=", "https://h/a%20b/v1", (("api-version", "1"), ("x", ""))),
         ],
     )
     def test_a_base_url_may_have_a_path_and_a_query(self, given: str, base_url: str, query: dict[str, str]) -> None:
@@ -148,7 +150,10 @@ class TestURLs:
             ("http://host:port/v1", "base_url is not a URL"),
             ("http://host:99999/v1", "base_url is not a URL"),
             ("http://[::1/v1", "base_url is not a URL"),
-            (5, "base_url is not a URL"),
+            ("http://a..b/v1", "base_url is not a URL"),
+            (f"http://{'a' * 64}.example/v1", "base_url is not a URL"),
+            (5, "base_url must be a string, not int"),
+            ("https://host/v1/responses/", "leave out /responses"),
             ("http://user:hunter2@host/v1", "base_url must hold no user and password"),
             ("http://hunter2@host/v1", "base_url must hold no user and password"),
             ("http://host/v1#hunter2", "base_url must hold no fragment"),
@@ -168,7 +173,7 @@ class TestURLs:
 
 class TestLimits:
     @pytest.mark.parametrize("name", ["timeout", "connect_timeout", "deadline"])
-    @pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, True, "5", None])
+    @pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, 10**400, True, "5", None])
     def test_seconds_that_cannot_be(self, name: str, value: object) -> None:
         with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds greater than 0"):
             Settings.openai(api_key=KEY, **{name: value})
@@ -212,10 +217,26 @@ class TestHeaders:
             Settings.openai(api_key=KEY, headers=headers)
         assert "secret" not in str(caught.value)
 
+    @pytest.mark.parametrize("name", ["organization", "project"])
+    def test_nor_can_an_organization_or_a_project(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ConfigurationError, match=f"{name}: the value of 'openai-{name}' must be a string"):
+            Settings.openai(api_key=KEY, **{name: "o\n"})
+        with pytest.raises(ConfigurationError, match="must be a string"):
+            Settings.openai(api_key=KEY, **{name: 5})
+        variable = {"organization": "OPENAI_ORG_ID", "project": "OPENAI_PROJECT_ID"}[name]
+        monkeypatch.setenv(variable, "o\n")
+        with pytest.raises(ConfigurationError, match=variable):
+            Settings.openai(api_key=KEY)
+
+    @pytest.mark.parametrize("options", [{"headers": [("a", "b")]}, {"query": "a=b"}])
+    def test_what_is_no_mapping(self, options: dict) -> None:
+        with pytest.raises(ConfigurationError, match="must be a mapping of names to values"):
+            Settings.openai(api_key=KEY, **options)
+
     def test_a_tab_and_unicode_can(self) -> None:
         assert Settings.openai(api_key=KEY, headers={"X-A": "a\tü"}).headers == {"x-a": "a\tü"}
 
-    @pytest.mark.parametrize("query", [{"a": 1}, {1: "a"}])
+    @pytest.mark.parametrize("query", [{"a": 1}, {1: "a"}, {"a": "\ud800"}])
     def test_a_query_of_strings(self, query: dict) -> None:
         with pytest.raises(ConfigurationError, match="must be strings"):
             Settings.openai(api_key=KEY, query=query)
@@ -229,14 +250,14 @@ class TestAzure:
     def test_the_v1_api(self, endpoint: str) -> None:
         settings = Settings.azure(endpoint, api_key=KEY)
         assert settings.base_url == "https://n.openai.azure.com/openai/v1"
-        assert (settings.key_header, settings.query) == ("api-key", {})
+        assert (settings.key_header, settings.query) == ("api-key", ())
 
     @pytest.mark.parametrize(
         ("version", "path"), [("preview", "/openai/v1"), ("2025-04-01-preview", "/openai"), ("v1", "/openai/v1")]
     )
     def test_versions(self, version: str, path: str) -> None:
         settings = Settings.azure("https://h", api_key=KEY, api_version=version)
-        assert (settings.base_url, settings.query) == (f"https://h{path}", {"api-version": version})
+        assert (settings.base_url, settings.query) == (f"https://h{path}", (("api-version", version),))
 
     def test_the_environment_fills_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://h")
@@ -244,12 +265,17 @@ class TestAzure:
         monkeypatch.setenv("OPENAI_API_VERSION", "2025-03-01-preview")
         settings = Settings.azure()
         assert (settings.base_url, settings.api_key) == ("https://h/openai", KEY)
-        assert settings.query == {"api-version": "2025-03-01-preview"}
+        assert settings.query == (("api-version", "2025-03-01-preview"),)
 
     def test_a_token_provider_sends_a_bearer(self) -> None:
         settings = Settings.azure("https://h", token_provider=lambda: "token")
         assert settings.key_header == "authorization"
         assert callable(settings.api_key)
+
+    @pytest.mark.parametrize("how", [{"api_key": KEY}, {"token_provider": lambda: KEY}])
+    def test_an_argument_wins_over_credentials_in_the_environment(self, how: dict, monkeypatch) -> None:
+        monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer ambient\nAPI-Key: ambient\nX-A: kept")
+        assert Settings.azure("https://h", **how).headers == {"x-a": "kept"}
 
     def test_what_is_missing_or_too_much(self) -> None:
         with pytest.raises(ConfigurationError, match="pass endpoint, or set AZURE_OPENAI_ENDPOINT"):
@@ -273,7 +299,7 @@ class TestFromOpenAI:
             settings = Settings.from_openai(client, headers={"x-b": "2"}, query={"f": "g"}, timeout=7)
         assert (settings.api_key, settings.base_url, settings.timeout) == (KEY, "http://h/v1", 7)
         assert settings.headers == {"openai-organization": "o", "openai-project": "q", "x-a": "1", "x-b": "2"}
-        assert settings.query == {"a": "b", "c": "d", "f": "g"}
+        assert settings.query == (("a", "b"), ("c", "d"), ("e", "5"), ("f", "g"))
 
     async def test_a_key_function(self) -> None:
         async def provide() -> str:
@@ -294,7 +320,7 @@ class TestFromOpenAI:
             azure_endpoint="https://h/", azure_deployment="d", api_version="2025-03-01-preview", api_key=KEY
         ) as client:
             settings = Settings.from_openai(client)
-        assert (settings.base_url, settings.query) == ("https://h/openai", {"api-version": "2025-03-01-preview"})
+        assert (settings.base_url, settings.query) == ("https://h/openai", (("api-version", "2025-03-01-preview"),))
         assert (settings.api_key, settings.key_header) == (KEY, "api-key")
 
     @pytest.mark.parametrize("how", [{"azure_ad_token": KEY}, {"azure_ad_token_provider": lambda: KEY}])
@@ -336,6 +362,10 @@ class TestEnvironmentProxy:
 
     def test_none(self) -> None:
         assert self.proxy() is None
+
+    def test_without_a_scheme_as_curl_takes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HTTP_PROXY", "proxy:3128")
+        assert self.proxy() == "http://proxy:3128"
 
     @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
     def test_by_scheme_or_for_all(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:

@@ -179,7 +179,7 @@ class TestLife:
 
     def test_forgotten_after_its_loop_has_died(self) -> None:
         session = Session(api_key=KEY).open()
-        session._worker.loop.call_soon_threadsafe(session._worker.stop.set)
+        session._worker.stop.set_result(None)
         session._worker.thread.join()
         with pytest.warns(ResourceWarning, match="unclosed <Session"):
             session.__del__()

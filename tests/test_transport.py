@@ -5,6 +5,7 @@ import gzip
 import socket
 import ssl
 import subprocess
+import traceback
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -148,11 +149,10 @@ class TestFailures:
             await transport.send("POST", f"{server.base_url}/x?key={KEY}", {"authorization": KEY})
         assert not caught.value.permanent
         assert "\n" not in str(caught.value)
-        assert KEY not in str(caught.value)
-        assert caught.value.__cause__ is not None
+        assert KEY not in "".join(traceback.format_exception(caught.value))
 
     async def test_nobody_listens(self, transport: Transport, unused_tcp_port: int) -> None:
-        with pytest.raises(APIConnectionError, match="Cannot connect to host 127.0.0.1"):
+        with pytest.raises(APIConnectionError, match=r"Cannot connect to 127.0.0.1:\d+: Connection refused\."):
             await transport.send("GET", f"http://127.0.0.1:{unused_tcp_port}/", {})
 
     async def test_a_connection_that_is_not_made_in_time(self) -> None:

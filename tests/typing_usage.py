@@ -7,7 +7,7 @@ import openai
 from openai.types.responses import Response as TheirResponse
 
 from openai_cancel import APIStatusError, AsyncSession, Response, ResponseDecodeError, Session
-from openai_cancel.models import FunctionCall, Message, OutputText, Reasoning, Unknown, Usage
+from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
 async def calls(session: AsyncSession, theirs: TheirResponse) -> None:
@@ -46,7 +46,7 @@ def model(response: Response) -> None:
     assert_type(response.usage, Usage | None)
     assert_type(response.metadata, dict[str, str] | None)
     for item in response.output or ():
-        assert_type(item, Message | Reasoning | FunctionCall | Unknown)
+        assert_type(item, OutputItem)
         match item:
             case Message(content=[OutputText(text=text), *_]):
                 assert_type(text, str | None)
@@ -54,6 +54,7 @@ def model(response: Response) -> None:
                 assert_type(kind, Literal["function_call"])
             case _:
                 pass
+    assert_type(response.items(FunctionCall), list[FunctionCall])
     response.status = "queued"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue] - it is frozen
 
 

@@ -31,6 +31,8 @@ class Emulator:
         async with AsyncSession(base_url=server.base_url, api_key="any") as session: ...
     ```
 
+    It needs its event loop: call a blocking `Session` from another thread, or use `openai-cancel emulate`.
+
     Args:
         host: the address to listen on.
         port: the port to listen on; 0 takes a free one.
@@ -85,8 +87,8 @@ class Emulator:
         except BaseException:
             await self._runner.cleanup()
             raise
-        port = self._runner.addresses[0][1]
-        self.base_url = f"http://{self._host}:{port}/v1"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        self.base_url = f"http://{host}:{self._runner.addresses[0][1]}/v1"
         return self
 
     async def __aexit__(
@@ -154,6 +156,8 @@ class Emulator:
             return _error(400, "We could not parse the JSON body of your request.")
         if not isinstance(body.get("model"), str):
             return _error(400, "Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+        if body.get("stream"):
+            return _error(400, "The emulator does not stream: leave out 'stream'.", param="stream")
         if body.get("background") is True and body.get("store") is False:
             return _error(400, "Background mode requires 'store' to be true.", param="store")
         try:

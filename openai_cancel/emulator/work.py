@@ -27,21 +27,25 @@ class Script:
 
     queued_for: float = 0.0
     runs_for: float = 60.0
-    becomes: str = attrs.field(default="completed", validator=attrs.validators.in_(TERMINAL - {"cancelled"}))
+    becomes: str = attrs.field(
+        default="completed", validator=attrs.validators.in_(("completed", "failed", "incomplete"))
+    )
     says: str = "Forty-two."
 
-    def amended(self, metadata: Mapping[str, str]) -> Self:
+    def amended(self, metadata: Any) -> Self:
         """The script with what the metadata of a request changes: `queued_for`, `runs_for`, `becomes`, `says`.
 
         Raises:
             ScriptError: a value cannot be read.
         """
+        if metadata.__class__ is not dict or any(value.__class__ is not str for value in metadata.values()):
+            raise ScriptError("expected an object of strings.")
         changes: dict[str, Any] = {name: metadata[name] for name in ("becomes", "says") if name in metadata}
         try:
             changes |= {name: float(metadata[name]) for name in ("queued_for", "runs_for") if name in metadata}
             return attrs.evolve(self, **changes)
         except ValueError as error:
-            raise ScriptError(str(error.args[0])) from error
+            raise ScriptError(f"{error.args[0]}.") from error
 
 
 @attrs.define

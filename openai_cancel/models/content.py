@@ -124,7 +124,7 @@ class Refusal(Model):
     refusal: str | None = None
 
 
-MessageContent: TypeAlias = OutputText | Refusal | Unknown
+MessageContent: TypeAlias = OutputText | Refusal | InputText | InputImage | InputFile | Unknown
 
 
 class ReasoningText(Model):

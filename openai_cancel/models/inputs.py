@@ -31,7 +31,7 @@ from openai_cancel.models.calls import (
 )
 from openai_cancel.models.computer import ComputerCall, ComputerCallOutput
 from openai_cancel.models.config import ReasoningConfig, TextConfig
-from openai_cancel.models.content import InputFile, InputImage, InputText, OutputText, Refusal
+from openai_cancel.models.content import MessageContent
 from openai_cancel.models.items import AdditionalTools, Compaction, Program, ProgramOutput, Reasoning
 from openai_cancel.models.shared import Model, Unknown
 
@@ -44,7 +44,7 @@ class InputMessage(Model):
     type: Literal["message"] = "message"
     status: Literal["in_progress", "completed", "incomplete"] | str | None = None
     role: Literal["user", "assistant", "system", "developer"] | str | None = None
-    content: str | list[InputText | InputImage | InputFile | OutputText | Refusal | Unknown] | None = None
+    content: str | list[MessageContent] | None = None
     phase: Literal["commentary", "final_answer"] | str | None = None
 
 

@@ -5,7 +5,6 @@ See https://platform.openai.com/docs/api-reference/responses/object.
 
 from __future__ import annotations  # evaluated when a class is first used, and not for all at import
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias, TypeVar
 
@@ -272,9 +271,9 @@ class Response(Model):
         parts = (part for item in self.items(Message) for part in item.content or () if isinstance(part, OutputText))
         return "".join(part.text for part in parts if part.text)
 
-    def items(self, kind: type[_M]) -> Iterator[_M]:
+    def items(self, kind: type[_M]) -> list[_M]:
         """The items of `output` that are of a class, such as `FunctionCall`."""
-        return (item for item in self.output or () if isinstance(item, kind))
+        return [item for item in self.output or () if isinstance(item, kind)]
 
     @property
     def created(self) -> datetime | None:
