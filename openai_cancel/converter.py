@@ -9,22 +9,29 @@ import ast
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, Union, get_args, get_origin
 
 import attrs
 from cattrs import Converter
 from cattrs.preconf.orjson import make_converter as make_orjson_converter
 
 from openai_cancel.models import Response, Unknown
-from openai_cancel.models.shared import Model, json_name
-
-_M = TypeVar("_M", bound=Model)
+from openai_cancel.models.shared import Model, json_name, member_path
 
 _Hook: TypeAlias = Callable[..., Any]
 _Kinds: TypeAlias = dict[type, _Hook | None]
 """What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
+_Plans: TypeAlias = "dict[type[Model], _Plan]"
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
+_SCALARS: dict[Any, _Kinds] = {
+    str: {str: None},
+    int: {int: None},
+    float: {float: None, int: None},  # JSON has one kind of number, and PEP 484 lets an int stand for a float
+    bool: {bool: None},
+    type(None): {type(None): None},
+    Any: dict.fromkeys([*_NAMES, type(None)]),
+}
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
@@ -45,33 +52,48 @@ def make_converter() -> Converter:
 
 def configure_converter(converter: Converter) -> None:
     """Teach a converter of your own the classes of `openai_cancel.models`, both ways."""
-    converter.register_structure_hook_factory(_is_model, _make_hook)
+    plans: _Plans = {}
+
+    def make_hook(cls: type[Model]) -> _Hook:
+        return _object_hook([cls], plans)
+
+    converter.register_structure_hook_factory(_is_model, make_hook)
     converter.register_unstructure_hook_func(_is_model, Model.to_dict)
 
 
 @cache
 def response_hook() -> Callable[[dict[str, Any]], Response]:
-    """What makes a `Response` of a parsed document. It is built at its first use, and so are those that it needs."""
-    return cast("Callable[[dict[str, Any]], Response]", make_converter().get_structure_hook(Response))
+    """What makes a `Response` of a parsed document. What its parts need is made when they first occur."""
+    return make_converter().get_structure_hook(Response)  # type: ignore[return-value] # ours ignores the type it is given
 
 
 def _is_model(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, Model)
 
 
-def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
-    """The hook for one class. It looks at each member of the document once, and runs no constructor."""
-    fields = attrs.fields(attrs.resolve_types(cls))
-    places = {json_name(field): (field.name, _kinds(field.type, converter)) for field in fields if field.init}
-    defaults = {field.name: field.default for field in fields}
-    whole = "_document"
-    if issubclass(cls, Unknown):
-        whole = "raw"
-        del places["raw"]  # a member of that name is a part of the whole
+def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:  # noqa: C901 - one function for each object
+    """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest.
 
-    def structure(document: Any, _: Any = None) -> _M:
+    It looks at each member of a document once, and runs no constructor.
+    """
+    members = [cls for cls in classes if cls is not Unknown] or classes
+    tagged = {tag: cls for cls in members for tag in _tags(cls)}
+    rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
+    several = len(classes) > 1
+
+    def structure(document: Any, _: Any = None) -> Any:
         if document.__class__ is not dict:
-            raise TypeError(f"a {cls.__name__} is made of a dict, not of {type(document).__name__}")
+            raise TypeError(f"a {members[0].__name__} is made of a dict, not of {type(document).__name__}")
+        cls = members[0]
+        if several:
+            tag = document.get("type")
+            if tag.__class__ is str:
+                cls = tagged.get(tag, rest)
+            elif len(members) > 1:
+                cls = next((member for member in members if member.implied_by in document), rest)
+        if cls not in plans:
+            plans[cls] = _Plan.make(cls, plans)
+        places, defaults, whole = plans[cls]
         values = {**defaults, whole: document}
         for key, value in document.items():
             if value is None or key not in places:
@@ -93,7 +115,26 @@ def _make_hook(cls: type[_M], converter: Converter) -> Callable[..., _M]:
     return structure
 
 
-def _kinds(annotation: Any, converter: Converter) -> _Kinds:  # noqa: C901 - a case for each form
+class _Plan(NamedTuple):
+    """How an object of one class is made."""
+
+    places: dict[str, tuple[str, _Kinds]]
+    """For each member of the document the field that it goes to, and what it may be."""
+    defaults: dict[str, Any]
+    whole: str
+    """The attribute that the document itself goes to."""
+
+    @classmethod
+    def make(cls, model: type[Model], plans: _Plans) -> Self:
+        fields = attrs.fields(attrs.resolve_types(model))
+        places = {json_name(field): (field.name, _kinds(field.type, plans)) for field in fields if field.init}
+        if model is Unknown:
+            del places["raw"]  # a member of that name is a part of the whole
+        defaults = {field.name: field.default for field in fields}
+        return cls(places, defaults, "raw" if model is Unknown else "_document")
+
+
+def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
     """What a place with this annotation may hold."""
     kinds: _Kinds = {}
     classes: list[type[Model]] = []
@@ -101,62 +142,23 @@ def _kinds(annotation: Any, converter: Converter) -> _Kinds:  # noqa: C901 - a c
         origin, arguments = get_origin(member), get_args(member)
         if _is_model(member):
             classes.append(member)
-        elif member is Any:
-            kinds |= dict.fromkeys(_NAMES)
-        elif member is float:
-            kinds |= {float: None, int: None}  # JSON has one kind of number, and PEP 484 lets an int stand for a float
-        elif member in {str, int, bool}:
-            kinds[member] = None
+        elif origin is list:
+            kinds[list] = _list_hook(arguments[0], plans)
+        elif origin is dict:
+            kinds[dict] = _dict_hook(arguments[1], plans)
         elif origin is Literal:
             kinds |= {type(value): None for value in arguments}
-        elif origin is list:
-            kinds[list] = _list_hook(arguments[0], converter)
-        elif origin is dict:
-            kinds[dict] = _dict_hook(arguments[1], converter)
-        elif member is not type(None):
+        elif member in _SCALARS:
+            kinds |= _SCALARS[member]
+        else:
             raise TypeError(f"no rule for a field of type {member!r}")
-    if len(classes) == 1:
-        kinds[dict] = _first_use(classes[0], kinds, converter)
-    elif classes:
-        kinds[dict] = _variant_hook(classes, converter)
+    if classes:
+        kinds[dict] = _object_hook(classes, plans)
     return kinds
-
-
-def _first_use(cls: type[Model], kinds: _Kinds, converter: Converter) -> _Hook:
-    """A hook that puts the one for a class in its own place, so that no class is made before a document has it."""
-
-    def structure(document: Any) -> Any:
-        hook: _Hook = converter.get_structure_hook(cls)
-        kinds[dict] = hook
-        return hook(document)
-
-    return structure
 
 
 def _refuse(_: Any) -> Any:
     raise _Mismatch
-
-
-def _variant_hook(classes: list[type[Model]], converter: Converter) -> _Hook:
-    """The hook for a union: the `type` of an object says its class, and `Unknown` takes what no class is for."""
-    members = [cls for cls in classes if cls is not Unknown]
-    tagged = {tag: cls for cls in members for tag in _tags(cls)}
-    rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
-    hooks: dict[type[Model], _Hook] = {}
-
-    def structure(document: dict[str, Any]) -> Any:
-        tag: Any = document.get("type")
-        if tag.__class__ is str:
-            cls = tagged.get(tag, rest)
-        elif len(members) == 1:
-            cls = members[0]
-        else:
-            cls = next((member for member in members if member.implied_by in document), rest)
-        if cls not in hooks:
-            hooks[cls] = converter.get_structure_hook(cls)
-        return hooks[cls](document)
-
-    return structure
 
 
 def _tags(cls: type[Model]) -> tuple[str, ...]:
@@ -171,8 +173,8 @@ def _tags(cls: type[Model]) -> tuple[str, ...]:
     return tags
 
 
-def _list_hook(item: Any, converter: Converter) -> _Hook:
-    kinds = _kinds(item, converter)
+def _list_hook(item: Any, plans: _Plans) -> _Hook:
+    kinds = _kinds(item, plans)
     may_be_unknown = item is Unknown or Unknown in get_args(item)
 
     def structure(values: list[Any]) -> list[Any]:
@@ -193,8 +195,8 @@ def _list_hook(item: Any, converter: Converter) -> _Hook:
     return structure
 
 
-def _dict_hook(item: Any, converter: Converter) -> _Hook:
-    kinds = _kinds(item, converter)
+def _dict_hook(item: Any, plans: _Plans) -> _Hook:
+    kinds = _kinds(item, plans)
 
     def structure(document: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -203,12 +205,11 @@ def _dict_hook(item: Any, converter: Converter) -> _Hook:
             try:
                 result[key] = value if hook is None else hook(value)
             except _Mismatch as mismatch:
-                member = f".{key}" if key.isidentifier() else f"[{key!r}]"
-                raise _Mismatch(f"{member}{mismatch.path}", mismatch.expected or _expected(kinds)) from None
+                raise _Mismatch(f"{member_path(key)}{mismatch.path}", mismatch.expected or _expected(kinds)) from None
         return result
 
     return structure
 
 
 def _expected(kinds: _Kinds) -> str:
-    return " or ".join(_NAMES[kind] for kind in kinds if not (kind is int and float in kinds))
+    return " or ".join(name for kind, name in _NAMES.items() if kind in kinds and not (kind is int and float in kinds))

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypedDict, Unpack, cast
+from typing import Any, NoReturn, Self, TypedDict, Unpack
 
 import aiohttp
 
@@ -275,8 +275,6 @@ class AsyncSession:
             settings.max_retries if max_retries is None else check_count("max_retries", max_retries),
             settings.deadline if deadline is None else check_seconds("deadline", deadline),
         )
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancelling = task.cancelling()
         began = self._monotonic()
         attempts = 0
         while True:
@@ -292,7 +290,8 @@ class AsyncSession:
             except OpenAICancelError as error:
                 failure = error
             except asyncio.CancelledError:
-                if self._closed and task.cancelling() == cancelling:
+                task = asyncio.current_task()
+                if self._closed and task and not task.cancelling():
                     # Nobody cancelled this task: closing the pool cancels the look-up of a name that it waits for.
                     raise self._misused() from None
                 raise
@@ -311,7 +310,9 @@ class AsyncSession:
                 if delay is None:
                     raise failure
             finally:
-                del failure  # its traceback holds this frame: together they would wait for the garbage collector
+                # The failure's traceback holds this frame, and the timer the task that may end with the failure:
+                # together they would wait for the garbage collector.
+                del failure, timer
             await self._sleep(delay)
             if self._closed:
                 raise self._misused()

@@ -59,6 +59,17 @@ class TestCancel:
         server.faults.append(Fault(status=200, body={"id": "x", "status": "cancelling"}))
         assert await run("cancel", "x") == (1, "x  cancelling\n", "")
 
+    async def test_what_is_over_already_is_stopped(self, run, create) -> None:
+        over, foreground = create(runs_for=0, becomes="failed"), create(background=False)
+        status, out, err = await run("cancel", over, foreground)
+        assert (status, err) == (0, "")
+        assert out.splitlines() == [
+            f"{over}  failed  (Cannot cancel a failed response.)",
+            f"{foreground}  completed  (Cannot cancel a synchronous response.)",
+        ]
+        status, out, _ = await run("cancel", over, "--json")
+        assert (status, json.loads(out)["status"]) == (0, "failed")
+
     async def test_no_answer_as_json(self, run, server: Emulator) -> None:
         server.faults.append(Fault(status=200, body=b"ok"))
         status, out, _ = await run("cancel", "x", "--json")
@@ -119,6 +130,7 @@ class TestUsage:
 
 async def test_demo(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # which it does not need
     status, out, err = await run("demo")
     assert (status, err) == (0, "")
     states = [line.split()[-1] for line in out.splitlines() if line.startswith(("create", "session."))]
@@ -184,6 +196,19 @@ async def test_a_reader_that_leaves_early(server: Emulator, create) -> None:
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"openai-cancel: the output is lost from here on: Broken pipe\n")
     assert all(work.cancelled for work in server.works.values())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run([COMMAND, "demo"], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"openai-cancel: cannot write: No space left on device\n")
+
+
+@pytest.mark.parametrize("module", ["openai_cancel", "openai_cancel.cli"])
+def test_as_a_module(python: str, module: str) -> None:
+    done = subprocess.run([python, "-m", module, "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "0.1.0\n")
 
 
 def test_main_takes_the_arguments_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

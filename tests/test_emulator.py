@@ -127,6 +127,9 @@ class TestChecks:
             (b"\xff", "could not parse the JSON body"),
             (b"{}", "Missing required parameter: 'model'"),
             (b'{"model": "m", "background": true, "store": false}', "Background mode requires 'store'"),
+            (b'{"model": "m", "stream": true}', "does not stream"),
+            (b'{"model": "m", "metadata": ["runs_for"]}', "Invalid 'metadata': expected an object of strings."),
+            (b'{"model": "m", "metadata": {"runs_for": 1}}', "Invalid 'metadata': expected an object of strings."),
             (b'{"model": "m", "metadata": {"runs_for": "long"}}', "Invalid 'metadata': could not convert"),
             (b'{"model": "m", "metadata": {"becomes": "cancelled"}}', "Invalid 'metadata': 'becomes' must be in"),
         ],
@@ -149,6 +152,12 @@ class TestChecks:
         port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
         with pytest.raises(OSError, match="address already in use"):
             await Emulator(port=port).__aenter__()
+
+    async def test_an_address_of_the_newer_kind(self) -> None:
+        async with Emulator(host="::1") as server, aiohttp.ClientSession() as http:
+            assert server.base_url.startswith("http://[::1]:")
+            async with http.get(f"{server.base_url}/responses/x") as answer:
+                assert answer.status == 401
 
     async def test_left_before_it_was_entered(self) -> None:
         await Emulator().__aexit__(None, None, None)

@@ -1,12 +1,15 @@
 """`AsyncSession`: its calls, its retries, its life, and being cancelled."""
 
 import asyncio
+import copy
 import gc
 import logging
 import math
+import pickle
 import traceback
 import warnings
 
+import aiohttp
 import pytest
 from conftest import KEY, QuickSession, until
 
@@ -276,6 +279,52 @@ class TestLife:
         await session.close()
         with pytest.raises(SessionStateError, match="is closed"):
             await call
+
+    async def test_closed_while_the_name_of_the_server_is_looked_up(self) -> None:
+        """aiohttp cancels the look-up, and nobody has cancelled the task that waits for it."""
+        looked_up = asyncio.Event()
+
+        class Resolver(aiohttp.abc.AbstractResolver):
+            async def resolve(self, *_: object, **__: object) -> list[aiohttp.abc.ResolveResult]:
+                looked_up.set()
+                await asyncio.Event().wait()
+                raise AssertionError
+
+            async def close(self) -> None:
+                pass
+
+        connector = aiohttp.TCPConnector(resolver=Resolver())
+        client = aiohttp.ClientSession(connector=connector)
+        session = await AsyncSession(api_key=KEY, base_url="http://host.invalid", client_session=client).open()
+        call = asyncio.create_task(session.cancel("x"))
+        await looked_up.wait()
+        await asyncio.gather(session.close(), client.close())
+        with pytest.raises(SessionStateError, match="closed"):
+            await call
+
+    async def test_closed_between_two_attempts(self, server: Emulator) -> None:
+        """A client of the caller's stays open, and yet no more is sent through it."""
+
+        class Closing(QuickSession):
+            async def _sleep(self, _: float) -> None:
+                await self.close()
+
+        server.faults.append(BUSY)
+        async with (
+            aiohttp.ClientSession() as client,
+            Closing(api_key=KEY, base_url=server.base_url, client_session=client) as session,
+        ):
+            with pytest.raises(SessionStateError, match="closed"):
+                await session.cancel("x")
+        assert len(server.received) == 1
+
+    @pytest.mark.parametrize("clone", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_it_cannot_be_pickled_or_copied(self, clone) -> None:
+        with pytest.raises(TypeError, match="cannot be pickled or copied: it holds a key"):
+            clone(AsyncSession(api_key=KEY))
+
+    def test_a_repr_before_it_is_made(self) -> None:
+        assert repr(AsyncSession.__new__(AsyncSession)) == "<AsyncSession ? not open>"
 
     async def test_forgotten(self) -> None:
         async def forget() -> None:

@@ -1,15 +1,19 @@
 """`Session`: blocking, from anywhere, and never hanging."""
 
 import asyncio
+import concurrent.futures
+import copy
 import gc
 import inspect
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -136,7 +140,101 @@ class TestOwnServer:
             session.cancel("x")
 
 
+class TestInterruptions:
+    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+    async def test_a_key_function_that_exits_takes_nobody_with_it(self, server: Emulator, create, kind) -> None:
+        keys: list[object] = [kind("no key"), KEY]
+
+        def provide() -> str:
+            if isinstance(key := keys.pop(0), BaseException):
+                raise key
+            return key
+
+        def script() -> str:
+            with Session(api_key=provide, base_url=server.base_url) as session:
+                with pytest.raises(kind, match="no key"):
+                    session.cancel("x")
+                return session.cancel(identifier).status
+
+        identifier = create()
+        assert await asyncio.to_thread(script) == "cancelled"
+
+    async def test_a_key_function_that_raises_cancelled_error(self, server: Emulator) -> None:
+        def provide() -> str:
+            raise asyncio.CancelledError
+
+        def script() -> None:
+            with (
+                Session(api_key=provide, base_url=server.base_url) as session,
+                pytest.raises(concurrent.futures.CancelledError),
+            ):
+                session.cancel("x")
+
+        await asyncio.to_thread(script)
+
+    def test_open_that_is_interrupted_leaves_no_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Interrupted(concurrent.futures.Future):
+            def result(self, timeout: float | None = None) -> object:
+                outcome = super().result(timeout)
+                if threading.current_thread() is threading.main_thread():
+                    raise KeyboardInterrupt
+                return outcome
+
+        monkeypatch.setattr("openai_cancel.sync.Future", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Session(api_key=KEY).open()
+
+    def test_close_that_is_interrupted_can_be_called_again(self) -> None:
+        session = Session(api_key=KEY).open()
+        session._closed = True  # as far as an interrupted close() came
+        session.close()
+
+    def test_a_thread_that_could_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            Session(api_key=KEY).open()
+
+    def test_opened_by_many_threads_at_once(self) -> None:
+        session = Session(api_key=KEY)
+        with ThreadPoolExecutor(8) as threads:
+            outcomes = [threads.submit(session.open) for _ in range(8)]
+        assert sum(outcome.exception() is None for outcome in outcomes) == 1
+        session.close()
+
+    def test_closed_by_a_signal_handler_while_its_lock_is_held(self) -> None:
+        with Session(api_key=KEY) as session, session._lock:
+            session.close()
+
+    async def test_a_failed_call_keeps_nothing_alive(self, blocking: Session, create) -> None:
+        identifier = create(runs_for=0)
+
+        def script() -> weakref.ref[BaseException]:
+            try:
+                blocking.cancel(identifier)
+            except BadRequestError as error:
+                return weakref.ref(error)
+            raise AssertionError
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await asyncio.to_thread(script))() is None
+        finally:
+            gc.enable()
+
+
 class TestLife:
+    @pytest.mark.parametrize("clone", [pickle.dumps, copy.copy, copy.deepcopy])
+    def test_it_cannot_be_pickled_or_copied(self, clone) -> None:
+        with pytest.raises(TypeError, match="cannot be pickled or copied: it holds a key"):
+            clone(Session(api_key=KEY))
+
+    def test_a_repr_before_it_is_made(self) -> None:
+        assert repr(Session.__new__(Session)) == "None"
+
     def test_before_it_is_open(self) -> None:
         session = Session(api_key=KEY)
         with pytest.raises(SessionStateError, match="not open: use `with Session"):

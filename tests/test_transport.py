@@ -6,6 +6,7 @@ import socket
 import ssl
 import subprocess
 import traceback
+import warnings
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -155,6 +156,22 @@ class TestFailures:
         with pytest.raises(APIConnectionError, match=r"Cannot connect to 127.0.0.1:\d+: Connection refused\."):
             await transport.send("GET", f"http://127.0.0.1:{unused_tcp_port}/", {})
 
+    async def test_a_name_that_nobody_has(self) -> None:
+        class Resolver(aiohttp.abc.AbstractResolver):
+            async def resolve(self, *_: object, **__: object) -> list[aiohttp.abc.ResolveResult]:
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+            async def close(self) -> None:
+                pass
+
+        connector = aiohttp.TCPConnector(resolver=Resolver())
+        async with (
+            aiohttp.ClientSession(connector=connector) as client,
+            QuickSession(api_key=KEY, base_url="http://host.invalid:81", client_session=client) as session,
+        ):
+            with pytest.raises(APIConnectionError, match="Cannot connect to host.invalid:81: Name or service"):
+                await session.cancel("x", max_retries=0)
+
     async def test_a_connection_that_is_not_made_in_time(self) -> None:
         # The kernel accepts the connection, and nobody answers the TLS handshake.
         transport = Transport(connect_timeout=0.05, max_body_bytes=1000, proxy=None)
@@ -228,6 +245,18 @@ class TestCallersClient:
             assert (await session.cancel("x")).status == "cancelled"
             with pytest.raises(Exception, match="409: No."):
                 await session.cancel("x")
+
+    @pytest.mark.parametrize("azure", [False, True])
+    async def test_credentials_of_its_own_give_way(self, server: Emulator, azure: bool) -> None:  # noqa: FBT001
+        with warnings.catch_warnings(action="ignore"):  # some versions of aiohttp deprecate `auth`
+            client = aiohttp.ClientSession(auth=aiohttp.BasicAuth("a", "b"), headers={"X-A": "1"})
+        make = AsyncSession.azure if azure else lambda url, **options: AsyncSession(base_url=url, **options)
+        async with client, make(server.base_url, api_key=KEY, client_session=client) as session:
+            with pytest.raises(Exception, match="404"):
+                await session.retrieve("x")
+        headers = server.received[0].headers
+        assert headers.get("authorization") == (None if azure else f"Bearer {KEY}")
+        assert headers["x-a"] == "1"
 
     async def test_once_it_is_closed(self, server: Emulator) -> None:
         client = aiohttp.ClientSession()
@@ -317,7 +346,11 @@ class TestProxy:
             with pytest.raises(APIConnectionError, match="The proxy refused to connect to 127.0.0.1: 407") as caught:
                 await session.cancel("x")
             assert caught.value.permanent
-            assert "wrong" not in str(caught.value)
+            assert "wrong" not in "".join(traceback.format_exception(caught.value))
+
+        async with QuickSession(api_key=KEY, base_url=secure_url, proxy="http://127.0.0.1:9", max_retries=0) as session:
+            with pytest.raises(APIConnectionError, match="Cannot connect to the proxy 127.0.0.1:9: Connection"):
+                await session.cancel("x")
 
 
 async def test_a_connection_that_the_server_closed_meanwhile_is_replaced() -> None:

@@ -208,6 +208,31 @@ class TestSuccess:
         assert response.top_p != response.top_p
         assert refused(400, b'{"error": {"message": "\\ud83d", "code": "c"}}').code == "c"
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"id": "x", "output": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+            b'{"id": "x", "text": ' + b'{"a":' * 100_000,
+        ],
+    )
+    def test_nesting_without_end(self, body: bytes) -> None:
+        assert undecodable(body).body == body
+
+    @pytest.mark.parametrize(
+        ("body", "problems"),
+        [
+            (b'{"id": "x", "model": "' + b"a" * 20_000_000 + b'"}', 0),
+            (b'{"id": "x", "output": [' + b"{}," * 100_000 + b"5]}", 1),
+            (b'{"id": "a", "id": "x"}', 0),
+            (b'{"id": "x", "max_output_tokens": 123456789012345678901234567890}', 1),
+            (b'{"id": "x", "top_p": -Infinity, "temperature": NaN}', 0),
+        ],
+        ids=["a long string", "many items", "a key twice", "a long number", "no numbers"],
+    )
+    def test_bodies_at_the_edge(self, body: bytes, problems: int) -> None:
+        response = received(200, {}, body)
+        assert (response.id, len(response.problems)) == ("x", problems)
+
     def test_nothing_to_read(self) -> None:
         assert undecodable(b"", status=204).status == 204
 

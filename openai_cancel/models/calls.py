@@ -228,7 +228,7 @@ class LocalShellCall(Model):
     id: str | None = None
     call_id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | str | None = None
-    action: LocalShellAction | None = None
+    action: LocalShellAction | Unknown | None = None
 
 
 class LocalShellCallOutput(Model):

@@ -132,6 +132,6 @@ class ComputerCallOutput(Model):
     id: str | None = None
     call_id: str | None = None
     status: Literal["completed", "incomplete", "failed", "in_progress"] | str | None = None
-    output: ComputerScreenshot | None = None
+    output: ComputerScreenshot | Unknown | None = None
     acknowledged_safety_checks: list[SafetyCheck | Unknown] | None = None
     created_by: str | None = None

@@ -42,6 +42,7 @@ class InputMessage(Model):
     implied_by = "role"
 
     type: Literal["message"] = "message"
+    id: str | None = None
     status: Literal["in_progress", "completed", "incomplete"] | str | None = None
     role: Literal["user", "assistant", "system", "developer"] | str | None = None
     content: str | list[MessageContent] | None = None

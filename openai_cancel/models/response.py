@@ -301,7 +301,7 @@ class Response(Model):
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Every place of the document whose value is not what the API says."""
-        return tuple(self._walk_problems("$"))
+        return tuple(self._walk_problems())
 
 
 def _moment(timestamp: float | None) -> datetime | None:

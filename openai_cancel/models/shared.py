@@ -91,18 +91,20 @@ class Model:
             return [cls._to_json(item) for item in value]
         return value
 
-    def _walk_problems(self, path: str) -> Iterator[Problem]:
-        for place, expected in self._problems:
-            yield Problem(path + place, expected)
-        for field in attrs.fields(type(self)):
-            value = getattr(self, field.name)
-            here = f"{path}.{json_name(field)}"
+    def _walk_problems(self) -> Iterator[Problem]:
+        pending: list[tuple[str, Any]] = [("$", self)]  # and not recursion: a document may be deeper than the stack
+        while pending:
+            path, value = pending.pop()
+            inner: list[tuple[str, Any]] = []
             if isinstance(value, Model):
-                yield from value._walk_problems(here)
+                yield from (Problem(path + place, expected) for place, expected in value._problems)
+                fields = attrs.fields(type(value))
+                inner = [(f"{path}.{json_name(field)}", getattr(value, field.name)) for field in fields]
             elif value.__class__ is list:
-                for index, item in enumerate(value):
-                    if isinstance(item, Model):
-                        yield from item._walk_problems(f"{here}[{index}]")
+                inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+            elif value.__class__ is dict:
+                inner = [(path + member_path(key), item) for key, item in value.items()]
+            pending.extend(reversed(inner))
 
     def __eq__(self, other: object) -> bool:
         """Objects are equal if their documents are."""
@@ -142,3 +144,8 @@ class Unknown(Model):
 def json_name(field: "attrs.Attribute[Any]") -> str:
     """The name of a field in the document: PEP 8's underscore behind a keyword (`async_`) is not part of it."""
     return field.name.removesuffix("_")
+
+
+def member_path(key: str) -> str:
+    """The step of a JSONPath to a member of an object."""
+    return f".{key}" if key.isidentifier() else f"[{key!r}]"

@@ -105,7 +105,7 @@ class WebSearchTool(Model):
     external_web_access: bool | None = None
     filters: WebSearchFilters | None = None
     search_context_size: Literal["low", "medium", "high"] | str | None = None
-    user_location: UserLocation | None = None
+    user_location: UserLocation | Unknown | None = None
 
 
 class WebSearchPreviewTool(Model):
@@ -114,7 +114,7 @@ class WebSearchPreviewTool(Model):
     type: Literal["web_search_preview", "web_search_preview_2025_03_11"] = "web_search_preview"
     search_content_types: list[Literal["text", "image"] | str] | None = None
     search_context_size: Literal["low", "medium", "high"] | str | None = None
-    user_location: UserLocation | None = None
+    user_location: UserLocation | Unknown | None = None
 
 
 class McpToolFilter(Model):
@@ -199,7 +199,7 @@ class CodeInterpreterTool(Model):
     """Running Python in a container, which may be named by its id."""
 
     type: Literal["code_interpreter"] = "code_interpreter"
-    container: CodeInterpreterContainer | str | None = None
+    container: str | CodeInterpreterContainer | Unknown | None = None
     allowed_callers: list[Literal["direct", "programmatic"] | str] | None = None
 
 
@@ -272,7 +272,7 @@ class InlineSkill(Model):
     type: Literal["inline"] = "inline"
     name: str | None = None
     description: str | None = None
-    source: InlineSkillSource | None = None
+    source: InlineSkillSource | Unknown | None = None
 
 
 class LocalSkill(Model):

@@ -1,0 +1,437 @@
+"""Every object that a response can hold has its class: the official package, the schema and real bodies are asked."""
+
+import copy
+import types
+import typing
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, TypeAlias, get_args, get_origin
+
+import attrs
+import openai.types.responses
+import orjson
+import pydantic
+import pytest
+from conftest import SHARED, needs_shared
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openai_cancel import models
+from openai_cancel.converter import _tags, response_hook
+from openai_cancel.models import Response, Unknown
+from openai_cancel.models.shared import Model, json_name
+
+structure = response_hook()
+
+CLASSES = {
+    name: value
+    for name, value in vars(models).items()
+    if isinstance(value, type) and issubclass(value, Model) and value is not Unknown
+}
+
+DIFFERENT: dict[str, str] = {
+    "CompoundFilter.filters[]: anything": "a filter of filters is typed; what is neither becomes Unknown",
+    "Response.output_text": "a property puts it together, as in the official package; what a server sends is extra",
+}
+"""What the official package or the schema has and the classes have not, each with the reason."""
+
+SPEC = orjson.loads((SHARED / "spec" / "response.openapi.json").read_bytes()) if SHARED.is_dir() else {}
+
+
+@cache
+def hints(cls: type[Model]) -> dict[str, Any]:
+    """The annotations of the fields of a class, by their names in JSON."""
+    resolved = typing.get_type_hints(cls)
+    return {json_name(field): resolved[field.name] for field in attrs.fields(cls) if field.init}
+
+
+def flat(annotation: Any) -> list[Any]:
+    """The members of a union, without None."""
+    origin = get_origin(annotation)
+    if origin is typing.Annotated:
+        return flat(get_args(annotation)[0])
+    if origin in {typing.Union, types.UnionType}:
+        return [member for argument in get_args(annotation) for member in flat(argument)]
+    return [] if annotation is type(None) else [annotation]
+
+
+def scalars(members: list[Any]) -> set[type]:
+    """The JSON scalars that a union holds; an integer may stand where a number may."""
+    found = {member for member in members if member in {str, int, float, bool}}
+    found |= {type(value) for member in members if get_origin(member) is typing.Literal for value in get_args(member)}
+    return found | ({int} if float in found else set())
+
+
+def part(members: list[Any], kind: type) -> Any:
+    """What a list or a dict in a union holds, or None if there is none."""
+    return next((get_args(member)[-1] for member in members if get_origin(member) is kind), None)
+
+
+def class_for(members: list[Any], tag: str | None) -> type[Model] | None:
+    """Which of our classes an object with that `type` becomes."""
+    classes = [member for member in members if isinstance(member, type) and issubclass(member, Model)]
+    known = [cls for cls in classes if cls is not Unknown]
+    if tag in (None, *([] if len(known) > 1 else [tag])) and len(known) == 1 and tag not in _tags(known[0]):
+        return known[0]
+    return next((cls for cls in known if tag in _tags(cls) or (not tag and cls.implied_by)), None)
+
+
+class Theirs:
+    """What the official package's annotations say."""
+
+    @staticmethod
+    def scalars(annotation: Any) -> set[type]:
+        return scalars(flat(annotation))
+
+    @staticmethod
+    def part(annotation: Any, kind: type) -> Any:
+        return part(flat(annotation), kind)
+
+    @staticmethod
+    def anything(annotation: Any) -> bool:
+        return any(member in {object, Any} for member in flat(annotation))
+
+    @staticmethod
+    def objects(annotation: Any) -> Iterator[tuple[str, list[str | None], dict[str, Any]]]:
+        for member in flat(annotation):
+            if isinstance(member, type) and issubclass(member, pydantic.BaseModel):
+                fields = {field.alias or name: field.annotation for name, field in member.model_fields.items()}
+                tags = [
+                    value
+                    for one in flat(fields.get("type"))
+                    if get_origin(one) is typing.Literal
+                    for value in get_args(one)
+                ]
+                yield member.__name__, tags or [None], fields
+
+
+class Schema:
+    """What the schema's nodes say."""
+
+    @classmethod
+    def flat(cls, node: dict[str, Any]) -> list[dict[str, Any]]:
+        if "$ref" in node:
+            name = node["$ref"].rpartition("/")[2]
+            return [{"title": name, **one} for one in cls.flat(SPEC["components"]["schemas"][name])]
+        if "allOf" in node:
+            merged: dict[str, Any] = {"type": "object", "properties": {}}
+            for inner in node["allOf"]:
+                for one in cls.flat(inner):
+                    merged["properties"] |= one.get("properties", {})
+            return [merged] if merged["properties"] else [one for inner in node["allOf"] for one in cls.flat(inner)]
+        for choice in ("anyOf", "oneOf"):
+            if choice in node:
+                return [one for inner in node[choice] for one in cls.flat(inner)]
+        return [] if node.get("type") == "null" else [node]
+
+    @classmethod
+    def scalars(cls, node: dict[str, Any]) -> set[type]:
+        kinds = {"string": str, "integer": int, "number": float, "boolean": bool}
+        found = {kinds[one["type"]] for one in cls.flat(node) if one.get("type") in kinds}
+        return found | ({int} if float in found else set())
+
+    @classmethod
+    def part(cls, node: dict[str, Any], kind: type) -> Any:
+        for one in cls.flat(node):
+            if kind is list and one.get("type") == "array":
+                return one["items"]
+            if kind is dict and isinstance(one.get("additionalProperties"), dict) and not one.get("properties"):
+                return one["additionalProperties"]
+        return None
+
+    @classmethod
+    def anything(cls, node: dict[str, Any]) -> bool:
+        return any(not one.get("type") and "properties" not in one for one in cls.flat(node))
+
+    @classmethod
+    def objects(cls, node: dict[str, Any]) -> Iterator[tuple[str, list[str | None], dict[str, Any]]]:
+        for one in cls.flat(node):
+            if one.get("properties"):
+                tags = [tag for kind in cls.flat(one["properties"].get("type", {})) for tag in kind.get("enum", [])]
+                yield one.get("title", "?"), tags or [None], one["properties"]
+
+
+def gaps(  # noqa: C901, PLR0912 - a case for each form
+    source: Any, theirs: Any, ours: Any, path: str, seen: set[Any]
+) -> Iterator[str]:
+    """Where `theirs` allows what `ours` has no type for."""
+    members = flat(ours)
+    if Any in members:
+        return
+    if missing := source.scalars(theirs) - scalars(members):
+        yield f"{path}: {', '.join(sorted(kind.__name__ for kind in missing))}"
+    if source.anything(theirs):
+        yield f"{path}: anything"
+    for kind in (list, dict):
+        if (inner := source.part(theirs, kind)) is not None:
+            if (mine := part(members, kind)) is None:
+                yield f"{path}: {kind.__name__}"
+            else:
+                yield from gaps(source, inner, mine, f"{path}[]" if kind is list else f"{path}{{}}", seen)
+    for name, tags, fields in source.objects(theirs):
+        for tag in tags:
+            cls = class_for(members, tag)
+            if cls is None:
+                yield f"{path}: {name} {tag or ''}".rstrip()
+            elif (cls, name) not in seen:
+                seen.add((cls, name))
+                for field, annotation in fields.items():
+                    if field in hints(cls):
+                        yield from gaps(source, annotation, hints(cls)[field], f"{cls.__name__}.{field}", seen)
+                    else:
+                        yield f"{cls.__name__}.{field}"
+
+
+def test_the_official_package_has_nothing_more() -> None:
+    found = set(gaps(Theirs, openai.types.responses.Response, Response, "Response", set()))
+    assert found - DIFFERENT.keys() == set()
+
+
+@needs_shared
+def test_the_schema_has_nothing_more() -> None:
+    seen: set[Any] = set()
+    found = set(gaps(Schema, {"$ref": "#/components/schemas/Response"}, Response, "Response", seen))
+    assert found - DIFFERENT.keys() == set()
+    assert len({cls for cls, _ in seen}) > 100  # it did walk
+
+
+def test_a_gap_would_be_seen() -> None:
+    class Newer(openai.types.responses.Response):
+        brand_new: str
+        usage: str
+
+    found = set(gaps(Theirs, Newer, Response, "Response", set()))
+    assert found - DIFFERENT.keys() == {"Response.brand_new", "Response.usage: str"}
+
+
+def annotations_of(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for member in flat(annotation):
+        if get_origin(member) in {list, dict}:
+            yield from annotations_of(get_args(member)[-1])
+
+
+@pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+def test_unions_are_open_and_tell_their_members_apart(cls: type[Model]) -> None:
+    for field, annotation in hints(cls).items():
+        for place in annotations_of(annotation):
+            members = [one for one in flat(place) if isinstance(one, type) and issubclass(one, Model)]
+            known = [one for one in members if one is not Unknown]
+            tags = [tag for one in known for tag in _tags(one)]
+            assert len(tags) == len(set(tags)), field
+            assert len([one for one in known if not _tags(one)]) <= 1, field
+            if tags:
+                assert Unknown in members, f"{cls.__name__}.{field} should be open: | Unknown"
+
+
+@pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
+def test_every_class_is_documented_and_has_only_defaults(cls: type[Model]) -> None:
+    assert cls.__doc__
+    assert cls() == cls()
+    assert cls.__name__ in models.__all__
+    for field in attrs.fields(cls):
+        assert field.default is None or field.default in _tags(cls)
+
+
+def values(annotation: Any, depth: int) -> st.SearchStrategy[Any]:
+    """What JSON may hold in a place with this annotation."""
+    choices: list[st.SearchStrategy[Any]] = []
+    members = flat(annotation)
+    for member in members if len(members) == 1 else [one for one in members if one is not object]:
+        if member in {Any, object}:
+            choices.append(
+                st.none() | st.integers(0, 9) | st.dictionaries(st.text(max_size=3), st.booleans(), max_size=2)
+            )
+        elif get_origin(member) is typing.Literal:
+            choices.append(st.sampled_from(get_args(member)))
+        elif get_origin(member) in {list, dict}:
+            kind = get_origin(member)
+            inner = values(get_args(member)[-1], depth - 1) if depth else st.nothing()
+            many = (
+                st.lists(inner, max_size=2) if kind is list else st.dictionaries(st.text(max_size=3), inner, max_size=2)
+            )
+            choices.append(st.builds(kind) if inner.is_empty else many)
+        elif member is Unknown:
+            choices.append(st.just({"type": "of_the_future", "more": [1, None]}))
+        elif issubclass(member, Model):
+            if depth:
+                choices.append(objects(member, depth - 1))
+        elif issubclass(member, pydantic.BaseModel):
+            if depth:
+                choices.append(their_objects(member, depth - 1))
+        else:
+            plain = {
+                str: st.text(max_size=5),
+                int: st.integers(-9, 2**60),
+                float: st.floats(-9, 9),
+                bool: st.booleans(),
+            }
+            choices.append(plain[member])
+    return st.one_of(choices) if choices else st.nothing()
+
+
+def objects(cls: type[Model], depth: int) -> st.SearchStrategy[dict[str, Any]]:
+    """Documents of a class, with null, absent and unknown members among the others."""
+    fields = {
+        name: values(annotation, depth) | st.none()
+        for name, annotation in hints(cls).items()
+        if name != "type" or not _tags(cls)
+    }
+    tag = {"type": st.sampled_from(_tags(cls))} if _tags(cls) else {}
+    extra = st.dictionaries(st.sampled_from(["new_field", "_document", "__class__"]), st.integers(), max_size=1)
+    document = st.fixed_dictionaries(tag, optional=fields)
+    return st.builds(lambda known, more: known | {k: v for k, v in more.items() if k not in known}, document, extra)
+
+
+def their_objects(cls: type[pydantic.BaseModel], depth: int) -> st.SearchStrategy[dict[str, Any]]:
+    """Documents of a class of the official package."""
+    fields = {field.alias or name: values(field.annotation, depth) for name, field in cls.model_fields.items()}
+    tag = {"type": fields.pop("type")} if "type" in fields else {}
+    return st.fixed_dictionaries(tag, optional={name: value for name, value in fields.items() if not value.is_empty})
+
+
+Place: TypeAlias = tuple[Any, Any, str, set[type]]
+"""An object or array of a document, a key of it, the path, and what JSON may hold there."""
+
+
+def places(document: Any, annotation: Any, path: str) -> Iterator[Place]:
+    """Every place inside a document for which there is a rule."""
+    members = flat(annotation)
+    if Any in members:
+        return
+    inner: list[tuple[Any, Any, str]] = []
+    if type(document) is list and (item := part(members, list)):
+        inner = [(index, item, f"[{index}]") for index in range(len(document))]
+    elif type(document) is dict and (item := part(members, dict)):
+        inner = [(key, item, f".{key}" if key.isidentifier() else f"[{key!r}]") for key in document]
+    elif type(document) is dict:
+        cls = class_for(members, document.get("type"))
+        fields = hints(cls) if cls else {}
+        inner = [(key, fields[key], f".{key}") for key in document if key in fields and key != "type"]
+    for key, rule, step in inner:
+        rules = flat(rule)
+        if Any not in rules:
+            allowed = scalars(rules) | {list for one in rules if get_origin(one) is list}
+            if any(get_origin(one) is dict or (isinstance(one, type) and issubclass(one, Model)) for one in rules):
+                allowed.add(dict)
+            yield document, key, f"{path}{step}", allowed
+            yield from places(document[key], rule, f"{path}{step}")
+
+
+def conforms(value: Any, annotation: Any) -> bool:  # noqa: PLR0911 - a case for each form
+    """Whether a value is what its declared type says, at any depth."""
+    if value is None:
+        return True
+    for member in flat(annotation):
+        if member is Any:
+            return True
+        if get_origin(member) is typing.Literal and value in get_args(member):
+            return True
+        if get_origin(member) is list and isinstance(value, list):
+            return all(conforms(item, get_args(member)[0]) for item in value)
+        if get_origin(member) is dict and isinstance(value, dict):
+            return all(conforms(item, get_args(member)[1]) for item in value.values())
+        if isinstance(member, type) and type(value) in ({member, int} if member is float else {member}):
+            return (
+                not isinstance(value, Model)
+                or value.__class__ is Unknown
+                or all(
+                    conforms(getattr(value, field.name), hints(type(value))[json_name(field)])
+                    for field in attrs.fields(type(value))
+                    if field.init
+                )
+            )
+    return False
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(objects(Response, 4))
+def test_documents_of_our_classes_come_back_exactly(document: dict[str, Any]) -> None:
+    response = structure(document)
+    assert response.to_dict() == document
+    assert response.problems == ()
+    assert conforms(response, Response)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(their_objects(openai.types.responses.Response, 4))
+def test_documents_of_the_official_package_come_back_exactly(document: dict[str, Any]) -> None:
+    response = structure(document)
+    assert response.to_dict() == document
+    assert response.problems == ()
+    assert list(unknowns(response)) == []
+    assert conforms(response, Response)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(document=objects(Response, 4), data=st.data())
+def test_problems_name_exactly_what_is_damaged(document: dict[str, Any], data: st.DataObject) -> None:
+    document = {**copy.deepcopy(document), "status": "completed"}
+    damaged: set[str] = set()
+    for _ in range(data.draw(st.integers(1, 3))):
+        sound = [one for one in places(document, Response, "$") if one[2] not in damaged]
+        if not sound:
+            break
+        parent, key, path, allowed = data.draw(st.sampled_from(sound))
+        junk = [one for one in (5, 5.5, True, "junk", [], {}) if type(one) not in allowed]
+        parent[key] = data.draw(st.sampled_from(junk))
+        damaged = {other for other in damaged if not other.startswith((f"{path}.", f"{path}["))} | {path}
+    response = structure(document)
+    assert response.to_dict() == document
+    assert {problem.path for problem in response.problems} == damaged
+    assert conforms(response, Response)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@settings(max_examples=5, suppress_health_check=list(HealthCheck), deadline=None)
+@given(data=st.data())
+def test_every_class_takes_its_documents_and_survives_damage(name: str, data: st.DataObject) -> None:
+    from openai_cancel.converter import make_converter
+
+    cls = CLASSES[name]
+    document = data.draw(objects(cls, 2))
+    thing = make_converter().structure(document, cls)
+    assert thing.to_dict() == document
+    assert conforms(thing, cls)
+    field = data.draw(st.sampled_from(sorted(hints(cls))))
+    junk = data.draw(st.sampled_from([5, 5.5, True, "junk", [], {}, ["junk"], [[]], {"type": 5}, [None]]))
+    damaged = make_converter().structure({**document, field: junk}, cls)
+    assert damaged.to_dict() == {**document, field: junk}
+    if field != "type":
+        assert conforms(damaged, cls)
+
+
+@needs_shared
+@pytest.mark.parametrize("path", sorted(SHARED.glob("corpus/*.json")), ids=lambda path: path.stem)
+def test_recorded_bodies_come_back_exactly(path) -> None:
+    document = orjson.loads(path.read_bytes())
+    response = structure(document)
+    assert response.to_dict() == document
+    assert conforms(response, Response)
+    assert {problem.path for problem in response.problems} <= {"$.output[0].content"}
+    named = orjson.dumps(SPEC).decode()
+    for unknown in unknowns(response):
+        assert f'"enum":["{unknown.type}"]' not in named, f"{unknown.type} has no class"
+
+
+def unknowns(value: Any) -> Iterator[Unknown]:
+    if isinstance(value, Unknown):
+        yield value
+    elif isinstance(value, Model):
+        for field in attrs.fields(type(value)):
+            yield from unknowns(getattr(value, field.name))
+    elif isinstance(value, list | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from unknowns(item)
+
+
+@needs_shared
+def test_the_example_of_the_api_reference_is_typed() -> None:
+    response = structure(SPEC["components"]["schemas"]["Response"]["example"])
+    match response:
+        case Response(output=[models.Message(content=[models.OutputText(text=text)])], usage=models.Usage() as usage):
+            assert text == response.output_text
+            assert (usage.input_tokens, usage.output_tokens, usage.total_tokens) == (328, 52, 380)
+        case _:
+            pytest.fail("no match")
+    assert response.problems == ()
