@@ -71,7 +71,7 @@ def _is_model(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, Model)
 
 
-def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:  # noqa: C901 - one function for each object
+def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
     """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest.
 
     It looks at each member of a document once, and runs no constructor.
@@ -80,6 +80,7 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:  # noqa: C
     tagged = {tag: cls for cls in members for tag in _tags(cls)}
     rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
     several = len(classes) > 1
+    new, set_values = object.__new__, Model.__dict__["__dict__"].__set__
 
     def structure(document: Any, _: Any = None) -> Any:
         if document.__class__ is not dict:
@@ -91,10 +92,9 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:  # noqa: C
                 cls = tagged.get(tag, rest)
             elif len(members) > 1:
                 cls = next((member for member in members if member.implied_by in document), rest)
-        if cls not in plans:
-            plans[cls] = _Plan.make(cls, plans)
-        places, defaults, whole = plans[cls]
-        values = {**defaults, whole: document}
+        places, defaults, whole = plans.get(cls) or _Plan.make(cls, plans)
+        values = defaults.copy()
+        values[whole] = document
         for key, value in document.items():
             if value is None or key not in places:
                 continue
@@ -108,8 +108,8 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:  # noqa: C
             except _Mismatch as mismatch:
                 problem = (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
                 values["_problems"] = (*values.get("_problems", ()), problem)
-        instance = object.__new__(cls)
-        instance.__dict__.update(values)  # the class is frozen for its users; this is what makes frozen free
+        instance = new(cls)
+        set_values(instance, values)  # the class is frozen for its users; this is what makes frozen free
         return instance
 
     return structure
@@ -131,7 +131,9 @@ class _Plan(NamedTuple):
         if model is Unknown:
             del places["raw"]  # a member of that name is a part of the whole
         defaults = {field.name: field.default for field in fields}
-        return cls(places, defaults, "raw" if model is Unknown else "_document")
+        whole = "raw" if model is Unknown else "_document"
+        plan = plans[model] = cls(places, {**defaults, whole: None}, whole)
+        return plan
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:

@@ -1,0 +1,133 @@
+"""How long it takes to make typed objects of a document, beside the official package and bare JSON parsing.
+
+    python tests/benchmarks/structuring.py
+
+Everything is measured in one run, in turns; the medians and their ratios are what to look at.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from openai_cancel.emulator import Script, Work
+
+ITEM = {
+    "id": "msg_67ccd3acc8d48190a77525dc6de64b4104becb25c45c1d41",
+    "type": "message",
+    "status": "completed",
+    "role": "assistant",
+    "content": [
+        {
+            "type": "output_text",
+            "text": "The image depicts a scenic landscape with a wooden boardwalk. " * 4,
+            "annotations": [
+                {
+                    "type": "url_citation",
+                    "start_index": 0,
+                    "end_index": 9,
+                    "url": "https://example.com/",
+                    "title": "A page",
+                }
+            ],
+        }
+    ],
+}
+CALL = {
+    "id": "fc_67ccd3acc8d48190a77525dc6de64b4104becb25c45c1d41",
+    "type": "function_call",
+    "status": "completed",
+    "call_id": "call_67ccd3acc8d48190a77525dc",
+    "name": "get_current_weather",
+    "arguments": '{"location": "Boston, MA", "unit": "celsius"}',
+}
+REASONING = {"id": "rs_67cc", "type": "reasoning", "summary": [{"type": "summary_text", "text": "Think first. " * 10}]}
+
+
+def document(items: int) -> dict[str, Any]:
+    """A completed response as OpenAI sends it, with so many items more of three kinds."""
+    request = {"model": "gpt-4o-2024-08-06", "background": True, "metadata": {"tenant": "a", "job": "b"}}
+    said = "The image depicts a scenic landscape with a wooden boardwalk. " * 4
+    whole = Work(request=request, script=Script(runs_for=0, says=said), started=1741476777).document(2e9)
+    whole["output"] += [(ITEM, CALL, REASONING)[index % 3] for index in range(items)]
+    return whole
+
+
+COLD = """
+import json, time
+data = json.loads({data!r})
+{setup}
+began = time.perf_counter()
+{call}
+print((time.perf_counter() - began) * 1e3)
+"""
+OURS = ("from openai_cancel.converter import response_hook", "response_hook()(data)")
+THEIRS = (
+    "from openai.types.responses import Response; from openai._models import construct_type",
+    "construct_type(type_=Response, value=data)",
+)
+
+
+def cold(setup: str, call: str, data: dict[str, Any]) -> float:
+    """Milliseconds that the first document takes in a process that has imported all it needs."""
+    script = COLD.format(data=json.dumps(data), setup=setup, call=call)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def hot(calls: dict[str, Callable[[], object]], rounds: int, batch: int) -> dict[str, float]:
+    """Median microseconds of each call, in batches that take turns."""
+    for call in calls.values():
+        call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            for _ in range(batch):
+                call()
+            times[name].append((time.perf_counter() - began) / batch * 1e6)
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def main() -> None:
+    """Print the figures."""
+    import openai
+    import orjson
+    from openai._models import construct_type
+    from openai.types.responses import Response
+
+    from openai_cancel.converter import response_hook
+
+    print(f"Python {sys.version.split()[0]}, openai {openai.__version__}, orjson {orjson.__version__}\n")
+    small = document(0)
+    first = {
+        name: statistics.median(cold(*how, small) for _ in range(7))
+        for name, how in (("ours", OURS), ("openai", THEIRS))
+    }
+    ratio = first["openai"] / first["ours"]
+    print(f"first document  ours {first['ours']:.2f} ms   openai {first['openai']:.2f} ms   {ratio:.1f} times faster\n")
+
+    structure = response_hook()
+    print(f"{'body':>10} {'ours':>12} {'openai':>12} {'orjson':>12} {'json':>12}   times faster than openai")
+    for items, rounds, batch in ((0, 60, 50), (140, 60, 3), (2800, 15, 1)):
+        data = document(items)
+        body = json.dumps(data).encode()
+        taken = hot(
+            {
+                "ours": lambda data=data: structure(data),
+                "openai": lambda data=data: construct_type(type_=Response, value=data),
+                "orjson": lambda body=body: orjson.loads(body),
+                "json": lambda body=body: json.loads(body),
+            },
+            rounds,
+            batch,
+        )
+        figures = " ".join(f"{value:>9.1f} µs" for value in taken.values())
+        print(f"{len(body) / 1000:>7.1f} kB {figures}   {taken['openai'] / taken['ours']:.1f}")
+
+
+if __name__ == "__main__":
+    main()
