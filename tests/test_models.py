@@ -1,6 +1,8 @@
 """Every object that a response can hold has its class: the official package, the schema and real bodies are asked."""
 
+import collections
 import copy
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -412,6 +414,19 @@ def test_recorded_bodies_come_back_exactly(path) -> None:
     named = orjson.dumps(SPEC).decode()
     for unknown in unknowns(response):
         assert f'"enum":["{unknown.type}"]' not in named, f"{unknown.type} has no class"
+
+
+@needs_shared
+def test_recorded_bodies_have_few_problems() -> None:
+    """Run with `-s` to see them."""
+    places_of = collections.Counter(
+        (re.sub(r"\d+", "", problem.path), problem.expected)
+        for path in SHARED.glob("corpus/*.json")
+        for problem in structure(orjson.loads(path.read_bytes())).problems
+    )
+    for (place, expected), times in places_of.most_common():
+        print(f"{times:>4} times {place} is no {expected}")  # noqa: T201 - for whoever wants to know
+    assert places_of.keys() == {("$.output[].content", "array")}
 
 
 def unknowns(value: Any) -> Iterator[Unknown]:
