@@ -345,6 +345,32 @@ assert made() == {"Response", "Usage", "Message", "Refusal", "Point"}, made()
         subprocess.run([python, "-c", script], check=True)
 
 
+def test_classes_that_many_threads_use_first_at_once(python: str) -> None:
+    script = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+from openai_cancel import models
+from openai_cancel.models.shared import Model
+sys.setswitchinterval(1e-6)
+classes = [cls for cls in vars(models).values() if isinstance(cls, type) and issubclass(cls, Model)]
+start = threading.Barrier(8)
+def use():
+    start.wait()
+    return [repr(cls()) for cls in classes]
+with ThreadPoolExecutor(8) as threads:
+    outcomes = [future.result() for future in [threads.submit(use) for _ in range(8)]]
+assert all(outcome == outcomes[0] for outcome in outcomes)
+"""
+    subprocess.run([python, "-c", script], check=True)
+
+
+def test_a_pickle_is_read_where_no_class_has_been_made(python: str) -> None:
+    pickled = pickle.dumps(structure(DOCUMENT))
+    script = f"import pickle; print(pickle.loads({pickled!r}).output_text)"
+    done = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout == "Forty-two\n"
+
+
 JSON = st.recursive(
     st.none()
     | st.booleans()

@@ -3,11 +3,15 @@
 import marshal
 import reprlib
 from collections.abc import Iterator
+from threading import RLock
 from typing import Any, ClassVar, dataclass_transform
 
 import attrs
 
 _NO_DOCUMENT = object()
+
+_MAKING = RLock()
+"""Held while attrs makes a class: made twice, it would have lost its defaults."""
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -32,8 +36,10 @@ class _Fields:
     def __get__(self, instance: object, cls: type[Any]) -> Any:
         if cls is Model:
             return ()
-        attrs.frozen(cls, slots=False, kw_only=True, repr=False, eq=False)
-        return cls.__attrs_attrs__  # which is its own now
+        with _MAKING:
+            if "__attrs_attrs__" not in vars(cls):  # another thread may have been first
+                attrs.frozen(cls, slots=False, kw_only=True, repr=False, eq=False)
+        return vars(cls)["__attrs_attrs__"]
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(attrs.field,))
@@ -54,7 +60,8 @@ class Model:
 
     def __init__(self, **fields: Any) -> None:
         """Take the fields by their names."""
-        attrs.fields(type(self))  # upon which attrs writes the constructor that stands in for this one
+        with _MAKING:
+            attrs.fields(type(self))  # upon which attrs writes the constructor that this one stands in for
         type(self).__init__(self, **fields)
 
     def to_dict(self) -> Any:
