@@ -229,8 +229,8 @@ class Session:
             with self._lock:  # so that nothing is handed to the loop once it has been told to stop
                 if self._closed:
                     raise SessionStateError("This session is closed: make another one.")  # noqa: TRY301 - under the lock
-                call = _contained(function(*args, **kwargs))
-                future = asyncio.run_coroutine_threadsafe(call, worker.loop.result())
+                loop = worker.loop.result()
+                future = asyncio.run_coroutine_threadsafe(_contained(function(*args, **kwargs)), loop)
             result = future.result()
         except CancelledError:
             if not self._closed:
@@ -281,4 +281,5 @@ def _serve(session: AsyncSession, opened: Future[asyncio.AbstractEventLoop], sto
     except ConfigurationError as error:
         opened.set_exception(error)  # to whoever waits in open()
     finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()

@@ -42,6 +42,7 @@ from openai_cancel.models.calls import (
     ShellOutput,
     ShellTimeout,
     SvgUsage,
+    ToolItem,
     ToolSearchCall,
     ToolSearchOutput,
     UpdateFile,

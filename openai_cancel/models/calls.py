@@ -441,3 +441,27 @@ class ToolSearchOutput(Model):
     execution: Literal["server", "client"] | str | None = None
     tools: list[Tool] | None = None
     created_by: str | None = None
+
+
+ToolItem: TypeAlias = (
+    FunctionCall
+    | FunctionCallOutput
+    | CustomToolCall
+    | CustomToolCallOutput
+    | FileSearchCall
+    | WebSearchCall
+    | CodeInterpreterCall
+    | ImageGenerationCall
+    | LocalShellCall
+    | LocalShellCallOutput
+    | ShellCall
+    | ShellCallOutput
+    | ApplyPatchCall
+    | ApplyPatchCallOutput
+    | McpListTools
+    | McpApprovalRequest
+    | McpApprovalResponse
+    | McpCall
+    | ToolSearchCall
+    | ToolSearchOutput
+)

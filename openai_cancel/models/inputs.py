@@ -7,32 +7,9 @@ from __future__ import annotations  # evaluated when a class is first used, and 
 
 from typing import Literal, TypeAlias
 
-from openai_cancel.models.calls import (
-    ApplyPatchCall,
-    ApplyPatchCallOutput,
-    CodeInterpreterCall,
-    CustomToolCall,
-    CustomToolCallOutput,
-    FileSearchCall,
-    FunctionCall,
-    FunctionCallOutput,
-    ImageGenerationCall,
-    LocalShellCall,
-    LocalShellCallOutput,
-    McpApprovalRequest,
-    McpApprovalResponse,
-    McpCall,
-    McpListTools,
-    ShellCall,
-    ShellCallOutput,
-    ToolSearchCall,
-    ToolSearchOutput,
-    WebSearchCall,
-)
-from openai_cancel.models.computer import ComputerCall, ComputerCallOutput
 from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import MessageContent
-from openai_cancel.models.items import AdditionalTools, Compaction, Program, ProgramOutput, Reasoning
+from openai_cancel.models.items import Item
 from openai_cancel.models.shared import Model, Unknown
 
 
@@ -74,37 +51,4 @@ class ItemReference(Model):
     id: str | None = None
 
 
-InputItem: TypeAlias = (
-    InputMessage
-    | Reasoning
-    | FunctionCall
-    | FunctionCallOutput
-    | CustomToolCall
-    | CustomToolCallOutput
-    | FileSearchCall
-    | WebSearchCall
-    | ComputerCall
-    | ComputerCallOutput
-    | CodeInterpreterCall
-    | ImageGenerationCall
-    | LocalShellCall
-    | LocalShellCallOutput
-    | ShellCall
-    | ShellCallOutput
-    | ApplyPatchCall
-    | ApplyPatchCallOutput
-    | McpListTools
-    | McpApprovalRequest
-    | McpApprovalResponse
-    | McpCall
-    | ToolSearchCall
-    | ToolSearchOutput
-    | AdditionalTools
-    | Program
-    | ProgramOutput
-    | Compaction
-    | CompactionTrigger
-    | ConfigurationUpdate
-    | ItemReference
-    | Unknown
-)
+InputItem: TypeAlias = InputMessage | Item | CompactionTrigger | ConfigurationUpdate | ItemReference | Unknown

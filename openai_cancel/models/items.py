@@ -7,28 +7,7 @@ from __future__ import annotations  # evaluated when a class is first used, and 
 
 from typing import Literal, TypeAlias
 
-from openai_cancel.models.calls import (
-    ApplyPatchCall,
-    ApplyPatchCallOutput,
-    CodeInterpreterCall,
-    CustomToolCall,
-    CustomToolCallOutput,
-    FileSearchCall,
-    FunctionCall,
-    FunctionCallOutput,
-    ImageGenerationCall,
-    LocalShellCall,
-    LocalShellCallOutput,
-    McpApprovalRequest,
-    McpApprovalResponse,
-    McpCall,
-    McpListTools,
-    ShellCall,
-    ShellCallOutput,
-    ToolSearchCall,
-    ToolSearchOutput,
-    WebSearchCall,
-)
+from openai_cancel.models.calls import ToolItem
 from openai_cancel.models.computer import ComputerCall, ComputerCallOutput
 from openai_cancel.models.content import MessageContent, ReasoningText, SummaryText
 from openai_cancel.models.shared import Model, Unknown
@@ -97,34 +76,7 @@ class ProgramOutput(Model):
     result: str | None = None
 
 
-OutputItem: TypeAlias = (
-    Message
-    | Reasoning
-    | FunctionCall
-    | FunctionCallOutput
-    | CustomToolCall
-    | CustomToolCallOutput
-    | FileSearchCall
-    | WebSearchCall
-    | ComputerCall
-    | ComputerCallOutput
-    | CodeInterpreterCall
-    | ImageGenerationCall
-    | LocalShellCall
-    | LocalShellCallOutput
-    | ShellCall
-    | ShellCallOutput
-    | ApplyPatchCall
-    | ApplyPatchCallOutput
-    | McpListTools
-    | McpApprovalRequest
-    | McpApprovalResponse
-    | McpCall
-    | ToolSearchCall
-    | ToolSearchOutput
-    | AdditionalTools
-    | Program
-    | ProgramOutput
-    | Compaction
-    | Unknown
+Item: TypeAlias = (
+    Reasoning | ToolItem | ComputerCall | ComputerCallOutput | AdditionalTools | Program | ProgramOutput | Compaction
 )
+OutputItem: TypeAlias = Message | Item | Unknown
