@@ -42,7 +42,6 @@ from openai_cancel.models.calls import (
     ShellOutput,
     ShellTimeout,
     SvgUsage,
-    ToolItem,
     ToolSearchCall,
     ToolSearchOutput,
     UpdateFile,
