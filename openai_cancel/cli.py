@@ -4,6 +4,7 @@ Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration,
 """
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import aiohttp
+import orjson
 
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.errors import (
@@ -52,6 +54,9 @@ app = App(
 
 def main() -> None:
     """Run the command with the arguments of the process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever the encoding is, a server's words can be shown
     raise SystemExit(run(sys.argv[1:]))
 
 
@@ -105,13 +110,13 @@ async def _cancel(ids: Sequence[str], *, as_json: bool, base_url: str | None) ->
             except OpenAICancelError as error:
                 status = max(status, _exit_status(error))
                 if as_json:
-                    _print(json.dumps({"id": response_id, "error": _error_as_json(error)}))
+                    _print_json({"id": response_id, "error": _error_as_json(error)})
                 else:
                     _complain(f"{response_id!r}: {error}", status)
                 continue
             status = max(status, OK if response.is_terminal else NOT_STOPPED)
             if as_json:
-                _print(json.dumps({"id": response_id, "status": response.status, "response": response.to_dict()}))
+                _print_json({"id": response_id, "status": response.status, "response": response.to_dict()})
             else:
                 _print(f"{response_id}  {response.status}{refusal}")
     return status
@@ -185,8 +190,8 @@ async def _emulate(emulator: Emulator) -> None:
         async with emulator:
             _print(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any")
             await asyncio.Event().wait()
-    except OSError as error:
-        raise ConfigurationError(f"The emulator cannot listen there: {error.strerror}.") from error
+    except (OSError, UnicodeError) as error:  # the latter for a name that is none
+        raise ConfigurationError(f"The emulator cannot listen there: {getattr(error, 'strerror', error)}.") from error
 
 
 def _exit_status(error: OpenAICancelError) -> int:
@@ -204,17 +209,28 @@ def _error_as_json(error: OpenAICancelError) -> dict[str, Any]:
     return described
 
 
+def _print_json(document: dict[str, Any]) -> None:
+    try:
+        line = orjson.dumps(document).decode()  # which writes null for NaN, as JSON must
+    except TypeError:  # half a surrogate, or a long number
+        line = json.dumps(document)
+    _print(line)
+
+
 def _print(line: str) -> None:
     """Write a line. Where nobody reads it, or the disk is full, the work goes on all the same."""
     try:
         print(line, flush=True)  # noqa: T201 - this is the output
     except OSError as error:
-        _complain(f"the output is lost from here on: {error.strerror}", OK)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _complain(f"the output is lost from here on: {error.strerror}", OK)
 
 
 def _complain(problem: object, status: int) -> int:
-    sys.stderr.write(f"openai-cancel: {' '.join(str(problem).split())}\n")
+    try:
+        print("openai-cancel:", *str(problem).split(), file=sys.stderr, flush=True)  # noqa: T201 - the place for it
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     return status
 
 

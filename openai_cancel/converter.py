@@ -54,10 +54,11 @@ def configure_converter(converter: Converter) -> None:
     """Teach a converter of your own the classes of `openai_cancel.models`, both ways."""
     plans: _Plans = {}
 
-    def make_hook(cls: type[Model]) -> _Hook:
-        return _object_hook([cls], plans)
+    def make_hook(cls: Any) -> _Hook:
+        return _object_hook([cls] if _is_model(cls) else list(get_args(cls)), plans)
 
     converter.register_structure_hook_factory(_is_model, make_hook)
+    converter.register_structure_hook_factory(_is_union_of_models, make_hook)
     converter.register_unstructure_hook_func(_is_model, Model.to_dict)
 
 
@@ -69,6 +70,10 @@ def response_hook() -> Callable[[dict[str, Any]], Response]:
 
 def _is_model(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, Model)
+
+
+def _is_union_of_models(annotation: Any) -> bool:
+    return get_origin(annotation) in {Union, UnionType} and all(map(_is_model, get_args(annotation)))
 
 
 def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:

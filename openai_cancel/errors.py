@@ -23,6 +23,7 @@ The names are those of the official SDK. The base is not called `CancelError`: n
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class APIStatusError(_AnswerError):
 
     def __str__(self) -> str:
         """Status and words of the server, what to do next, and the request id."""
-        words = self.message.removeprefix(str(self.status)).strip(" :.")
+        words = re.sub(rf"^{self.status}(?!\d)", "", self.message).strip(" :.")
         hint = f" {self.hint}" if self.hint else ""
         request = f" (request id {self.request_id})" if self.request_id else ""
         return f"{self.status}: {words}.{hint}{request}"

@@ -18,7 +18,7 @@ from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICanc
 from openai_cancel.models import Response
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds
-from openai_cancel.transport import Transport
+from openai_cancel.transport import CLOSED, Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
 
 
@@ -291,9 +291,9 @@ class AsyncSession:
                 failure = error
             except asyncio.CancelledError:
                 task = asyncio.current_task()
-                if self._closed and task and not task.cancelling():
+                if transport.closed and task and not task.cancelling():
                     # Nobody cancelled this task: closing the pool cancels the look-up of a name that it waits for.
-                    raise self._misused() from None
+                    raise SessionStateError(CLOSED) from None
                 raise
             except TimeoutError as error:
                 if not timer.expired():  # the key function's own

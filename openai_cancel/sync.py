@@ -5,12 +5,12 @@ import os
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import suppress
+from contextlib import closing, suppress
 from threading import RLock, Thread, current_thread
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
-from openai_cancel.errors import ConfigurationError, SessionStateError
+from openai_cancel.errors import SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession, CallOptions
 from openai_cancel.settings import ApiKey, Options
@@ -274,12 +274,12 @@ def _serve(session: AsyncSession, opened: Future[asyncio.AbstractEventLoop], sto
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)
 
-    # Not asyncio.run: it would wait for the look-up of a name that goes on in a thread.
-    loop = asyncio.new_event_loop()
     try:
-        loop.run_until_complete(main())
-    except ConfigurationError as error:
+        # Not asyncio.run: it would wait for the look-up of a name that goes on in a thread.
+        with closing(asyncio.new_event_loop()) as loop:
+            loop.run_until_complete(main())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+    except BaseException as error:
+        if opened.done():
+            raise
         opened.set_exception(error)  # to whoever waits in open()
-    finally:
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()

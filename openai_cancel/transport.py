@@ -11,6 +11,8 @@ from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
 
+CLOSED = "The session, or the aiohttp.ClientSession that it was given, is closed."
+
 _PROXY_AUTHENTICATION_REQUIRED = 407
 
 
@@ -35,6 +37,11 @@ class Transport:
         self._max_body_bytes = max_body_bytes
         self._proxy = proxy
 
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is closed, by whomever."""
+        return self._client.closed
+
     async def close(self) -> None:
         """Close the pool, unless it is the caller's."""
         if self._owned:
@@ -58,8 +65,8 @@ class Transport:
             APIConnectionError: no usable answer.
             SessionStateError: the caller has closed the `aiohttp.ClientSession`.
         """
-        if self._client.closed:
-            raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
+        if self.closed:
+            raise SessionStateError(CLOSED)
         middlewares = None
         if not self._owned:
             headers, middlewares = self._over_other_credentials(headers)

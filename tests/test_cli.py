@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 from conftest import KEY, until
 
@@ -209,6 +210,44 @@ def test_a_full_disk() -> None:
 def test_as_a_module(python: str, module: str) -> None:
     done = subprocess.run([python, "-m", module, "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "0.1.0\n")
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "2>&1 >/dev/full", ">&- 2>&-"])
+async def test_complaints_that_nobody_can_read(server: Emulator, create, closed: str) -> None:
+    ids = [create(), create()]
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", f'"$@" {closed}', "sh", COMMAND, "cancel", "resp_none", *ids],
+        env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert all(server.works[identifier].cancelled for identifier in ids)
+
+
+async def test_words_that_the_terminal_cannot_show(server: Emulator, create) -> None:
+    server.faults.append(Fault(status=200, body=b'{"id": "x", "status": "d\\u00e9j\\u00e0 \\ud800"}'))
+    identifier = create()
+    done = await asyncio.to_thread(
+        subprocess.run, [COMMAND, "cancel", "x", identifier],
+        env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url, "PYTHONIOENCODING": "ascii"},
+        capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.decode().splitlines() == ["x  d\\xe9j\\xe0 \\ud800", f"{identifier}  cancelled"]
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+async def test_json_is_json(run, server: Emulator) -> None:
+    server.faults += [
+        Fault(status=200, body=b'{"id": "x", "status": "completed", "top_p": NaN}'),
+        Fault(status=200, body=b'{"id": "x", "status": "completed", "user": "\\ud800"}'),
+    ]
+    _, out, _ = await run("cancel", "x", "y", "--json")
+    first, second = map(orjson.loads, out.replace("\\ud800", "half").splitlines())
+    assert (first["response"]["top_p"], second["response"]["user"]) == (None, "half")
+
+
+async def test_emulate_at_a_name_that_is_none(run) -> None:
+    status, _, err = await run("emulate", "--host", "a" * 70)
+    assert (status, err.count("\n")) == (3, 1)
 
 
 def test_main_takes_the_arguments_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

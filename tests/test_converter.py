@@ -1,6 +1,7 @@
 """From documents to classes: strict, open, forgiving, lossless, lazy."""
 
 import copy
+import http
 import math
 import pickle
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openai_cancel import models
 from openai_cancel.converter import _kinds, configure_converter, make_converter, response_hook
 from openai_cancel.models import (
     FunctionCall,
@@ -32,6 +34,7 @@ from openai_cancel.models import (
     URLCitation,
     Usage,
 )
+from openai_cancel.models.shared import Model
 
 structure = response_hook()
 
@@ -303,6 +306,16 @@ class TestConveniences:
         }
         assert structure(response.to_dict()) == response
 
+    def test_one_made_by_hand_of_other_types(self) -> None:
+        prompt = models.Prompt(id="p", variables={"a": models.InputText(text="x"), "b": "y"})
+        assert prompt.to_dict() == {"id": "p", "variables": {"a": {"type": "input_text", "text": "x"}, "b": "y"}}
+        response = Response(status=http.HTTPMethod.GET, output=(Message(),))
+        assert response.to_dict() == {"status": "GET", "output": [{"type": "message"}]}
+
+    def test_it_cannot_be_subclassed(self) -> None:
+        with pytest.raises(TypeError, match="Response cannot be subclassed"):
+            type("Mine", (Response,), {})
+
 
 class TestConverter:
     def test_a_converter_of_ones_own(self) -> None:
@@ -316,6 +329,15 @@ class TestConverter:
         stored = converter.structure({"key": "k", "response": DOCUMENT}, Stored)
         assert stored.response == structure(DOCUMENT)
         assert converter.unstructure(stored) == {"key": "k", "response": DOCUMENT}
+
+    def test_unions_and_unknown_on_their_own(self) -> None:
+        converter = make_converter()
+        message = DOCUMENT["output"][1]
+        assert isinstance(converter.structure(message, models.OutputItem), Message)
+        assert converter.structure([message, {"type": "q"}], list[models.OutputItem])[1] == Unknown(
+            type="q", raw={"type": "q"}
+        )
+        assert converter.structure({"type": "q"}, Unknown).raw == {"type": "q"}
 
     def test_it_reads_and_writes_json(self) -> None:
         converter = make_converter()
@@ -364,9 +386,25 @@ assert all(outcome == outcomes[0] for outcome in outcomes)
     subprocess.run([python, "-c", script], check=True)
 
 
+def test_a_class_that_another_thread_has_just_made_is_left_as_it_is() -> None:
+    made = attrs.fields(Response)
+    assert vars(Model)["__attrs_attrs__"].__get__(None, Response) is made
+    assert attrs.fields(Response) is made
+
+
 def test_a_pickle_is_read_where_no_class_has_been_made(python: str) -> None:
     pickled = pickle.dumps(structure(DOCUMENT))
-    script = f"import pickle; print(pickle.loads({pickled!r}).output_text)"
+    script = f"""
+import pickle, attrs
+response = pickle.loads({pickled!r})
+for change in (lambda: setattr(response, "status", "queued"), lambda: delattr(response, "status")):
+    try:
+        change()
+    except attrs.exceptions.FrozenInstanceError:
+        continue
+    raise AssertionError
+print(response.output_text)
+"""
     done = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout == "Forty-two\n"
 

@@ -1,6 +1,7 @@
 """The emulator is honest: OpenAI's own client finds its way, and the states and errors are OpenAI's to the letter."""
 
 import asyncio
+import io
 import json
 import math
 from collections.abc import AsyncIterator
@@ -131,6 +132,8 @@ class TestChecks:
             (b'{"model": "m", "metadata": ["runs_for"]}', "Invalid 'metadata': expected an object of strings."),
             (b'{"model": "m", "metadata": {"runs_for": 1}}', "Invalid 'metadata': expected an object of strings."),
             (b'{"model": "m", "metadata": {"runs_for": "long"}}', "Invalid 'metadata': could not convert"),
+            (b'{"model": "m", "metadata": {"runs_for": "-inf"}}', "Invalid 'metadata': 'runs_for' must be >= 0"),
+            (b'{"model": "m", "metadata": {"runs_for": "nan"}}', "Invalid 'metadata': 'runs_for' must be >= 0"),
             (b'{"model": "m", "metadata": {"becomes": "cancelled"}}', "Invalid 'metadata': 'becomes' must be in"),
         ],
     )
@@ -147,6 +150,11 @@ class TestChecks:
         [received] = server.received
         assert (received.method, received.path, received.headers["x-a"]) == ("POST", "/v1/responses", "1")
         assert json.loads(received.body) == {"model": "m"}
+
+    async def test_a_large_request(self, http: aiohttp.ClientSession) -> None:
+        body = io.BytesIO(json.dumps({"model": "m", "input": "x" * 2_000_000}).encode())
+        async with http.post("responses", data=body) as answer:
+            assert answer.status == 200
 
     async def test_a_port_that_is_taken(self, server: Emulator) -> None:
         port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))

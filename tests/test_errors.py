@@ -69,5 +69,6 @@ def test_the_text_says_status_words_request_and_what_to_do() -> None:
         "429: Slow down. Wait before the next request; a used-up quota needs the plan or billing changed. "
         "(request id req_1)"
     )
+    assert str(APIStatusError("41000 tokens", status=410, headers={}, body=b"")) == "410: 41000 tokens."
     assert str(APIStatusError("410 Gone", status=410, headers={}, body=b"")) == "410: Gone."
     assert str(make(ResponseDecodeError)) == "429: The body is empty. Retrieve the response to see what became of it."

@@ -280,7 +280,8 @@ class TestLife:
         with pytest.raises(SessionStateError, match="is closed"):
             await call
 
-    async def test_closed_while_the_name_of_the_server_is_looked_up(self) -> None:
+    @pytest.mark.parametrize("who", ["session", "client"])
+    async def test_closed_while_the_name_of_the_server_is_looked_up(self, who: str) -> None:
         """aiohttp cancels the look-up, and nobody has cancelled the task that waits for it."""
         looked_up = asyncio.Event()
 
@@ -293,14 +294,15 @@ class TestLife:
             async def close(self) -> None:
                 pass
 
-        connector = aiohttp.TCPConnector(resolver=Resolver())
-        client = aiohttp.ClientSession(connector=connector)
+        client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Resolver()))
         session = await AsyncSession(api_key=KEY, base_url="http://host.invalid", client_session=client).open()
+        session._transport._owned = who == "session"
         call = asyncio.create_task(session.cancel("x"))
         await looked_up.wait()
-        await asyncio.gather(session.close(), client.close())
+        await (session.close() if who == "session" else client.close())
         with pytest.raises(SessionStateError, match="closed"):
             await call
+        await session.close()
 
     async def test_closed_between_two_attempts(self, server: Emulator) -> None:
         """A client of the caller's stays open, and yet no more is sent through it."""

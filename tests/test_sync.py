@@ -189,6 +189,22 @@ class TestInterruptions:
         session._closed = True  # as far as an interrupted close() came
         session.close()
 
+    def test_a_loop_that_could_not_be_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse() -> asyncio.AbstractEventLoop:
+            raise OSError(24, "Too many open files")
+
+        monkeypatch.setattr(asyncio, "new_event_loop", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            Session(api_key=KEY).open()
+
+    def test_what_nobody_waits_for_is_not_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown: list[str] = []
+        monkeypatch.setattr(threading, "excepthook", lambda hook: shown.append(str(hook.exc_value)))
+        session = Session(api_key=KEY).open()
+        session._worker.stop.set_exception(RuntimeError("stopped in another way"))
+        session.close()
+        assert shown == ["stopped in another way"]
+
     def test_a_thread_that_could_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(_: threading.Thread) -> None:
             raise RuntimeError("can't start new thread")

@@ -70,7 +70,8 @@ class Emulator:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        app = web.Application(middlewares=[self._record, self._go_wrong, self._authenticate])
+        middlewares = [self._record, self._go_wrong, self._authenticate]
+        app = web.Application(middlewares=middlewares, client_max_size=64 * 2**20)
         app.add_routes(
             [
                 web.post("/v1/responses", self._create, name="create"),

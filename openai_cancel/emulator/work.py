@@ -25,8 +25,8 @@ class Script:
         says: the text of a completed response.
     """
 
-    queued_for: float = 0.0
-    runs_for: float = 60.0
+    queued_for: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    runs_for: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
     becomes: str = attrs.field(
         default="completed", validator=attrs.validators.in_(("completed", "failed", "incomplete"))
     )

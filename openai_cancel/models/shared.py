@@ -1,12 +1,16 @@
 """What all classes of a response share: they are frozen, keep the server's document, and know what did not fit."""
 
+from __future__ import annotations
+
 import marshal
 import reprlib
-from collections.abc import Iterator
 from threading import RLock
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import attrs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _NO_DOCUMENT = object()
 
@@ -64,6 +68,17 @@ class Model:
             attrs.fields(type(self))  # upon which attrs writes the constructor that this one stands in for
         type(self).__init__(self, **fields)
 
+    def __init_subclass__(cls) -> None:
+        if cls.__bases__ != (Model,):
+            raise TypeError(f"{cls.__bases__[0].__name__} cannot be subclassed: put it into a class of your own.")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
+        raise attrs.exceptions.FrozenInstanceError
+
+    def __delattr__(self, name: str) -> None:
+        raise attrs.exceptions.FrozenInstanceError
+
     def to_dict(self) -> Any:
         """The server's document exactly, as a copy; for an object made by hand, its fields that are not None.
 
@@ -94,9 +109,11 @@ class Model:
     def _to_json(cls, value: Any) -> Any:
         if isinstance(value, Model):
             return value._to_document()
-        if value.__class__ is list:
+        if value.__class__ in {list, tuple}:
             return [cls._to_json(item) for item in value]
-        return value
+        if value.__class__ is dict:
+            return {key: cls._to_json(item) for key, item in value.items()}
+        return str.__str__(value) if isinstance(value, str) else value  # a StrEnum, too, is a string to JSON
 
     def _walk_problems(self) -> Iterator[Problem]:
         pending: list[tuple[str, Any]] = [("$", self)]  # and not recursion: a document may be deeper than the stack
@@ -148,7 +165,7 @@ class Unknown(Model):
         return self.raw
 
 
-def json_name(field: "attrs.Attribute[Any]") -> str:
+def json_name(field: attrs.Attribute[Any]) -> str:
     """The name of a field in the document: PEP 8's underscore behind a keyword (`async_`) is not part of it."""
     return field.name.removesuffix("_")
 
