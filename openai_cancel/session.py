@@ -319,9 +319,9 @@ class AsyncSession:
 
     def _misused(self) -> SessionStateError:
         if self._closed:
-            return SessionStateError("This session is closed: make another one.")
+            return SessionStateError("The session is closed: make another one.")
         if self._transport is None:
             return SessionStateError(
-                "This session is not open: use `async with AsyncSession() as session:`, or await its open()."
+                "The session is not open: use `async with AsyncSession() as session:`, or await its open()."
             )
-        return SessionStateError("This session was opened in another event loop: open one in each loop.")
+        return SessionStateError("The session was opened in another event loop: open one in each loop.")

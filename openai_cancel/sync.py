@@ -213,10 +213,10 @@ class Session:
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         worker = self._worker
         if worker is None:
-            raise SessionStateError("This session is not open: use `with Session() as session:`, or call its open().")
+            raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
         if worker.pid != os.getpid():
             raise SessionStateError(
-                f"This session was opened in process {worker.pid}, and its thread did not cross the fork: "
+                f"The session was opened in process {worker.pid}, and its thread did not cross the fork: "
                 "open a session in this process."
             )
         if current_thread() is worker.thread:
@@ -228,14 +228,14 @@ class Session:
         try:
             with self._lock:  # so that nothing is handed to the loop once it has been told to stop
                 if self._closed:
-                    raise SessionStateError("This session is closed: make another one.")  # noqa: TRY301 - under the lock
+                    raise SessionStateError("The session is closed: make another one.")  # noqa: TRY301 - under the lock
                 loop = worker.loop.result()
                 future = asyncio.run_coroutine_threadsafe(_contained(function(*args, **kwargs)), loop)
             result = future.result()
         except CancelledError:
             if not self._closed:
                 raise
-            raise SessionStateError("This session was closed while the call was under way.") from None
+            raise SessionStateError("The session was closed while the call was under way.") from None
         except BaseException:
             if future is not None:
                 future.cancel()  # after Ctrl-C; without effect where the call itself has raised

@@ -65,7 +65,7 @@ class Transport:
             APIConnectionError: no usable answer.
             SessionStateError: the caller has closed the `aiohttp.ClientSession`.
         """
-        if self.closed:
+        if self._client.closed:
             raise SessionStateError(CLOSED)
         middlewares = None
         if not self._owned:

@@ -23,14 +23,6 @@ from openai_cancel.models.calls import (
     LocalShellAction,
     LocalShellCall,
     LocalShellCallOutput,
-    McpApprovalRequest,
-    McpApprovalResponse,
-    McpCall,
-    McpHTTPError,
-    McpListedTool,
-    McpListTools,
-    McpProtocolError,
-    McpToolExecutionError,
     OpenPageAction,
     ProgramCaller,
     SearchAction,
@@ -111,6 +103,16 @@ from openai_cancel.models.items import (
     Program,
     ProgramOutput,
     Reasoning,
+)
+from openai_cancel.models.mcp import (
+    McpApprovalRequest,
+    McpApprovalResponse,
+    McpCall,
+    McpHTTPError,
+    McpListedTool,
+    McpListTools,
+    McpProtocolError,
+    McpToolExecutionError,
 )
 from openai_cancel.models.response import (
     AccessPrograms,

@@ -8,6 +8,7 @@ from __future__ import annotations  # evaluated when a class is first used, and 
 from typing import Any, Literal, TypeAlias
 
 from openai_cancel.models.content import InputContent
+from openai_cancel.models.mcp import McpApprovalRequest, McpApprovalResponse, McpCall, McpListTools
 from openai_cancel.models.shared import Model, Unknown
 from openai_cancel.models.tools import ContainerReference, LocalEnvironment, Tool
 
@@ -340,82 +341,6 @@ class ApplyPatchCallOutput(Model):
     status: Literal["completed", "failed"] | str | None = None
     caller: Caller | None = None
     created_by: str | None = None
-    output: str | None = None
-
-
-class McpListedTool(Model):
-    """A tool of an MCP server."""
-
-    name: str | None = None
-    input_schema: Any = None
-    annotations: Any = None
-    description: str | None = None
-
-
-class McpListTools(Model):
-    """The tools that an MCP server has."""
-
-    type: Literal["mcp_list_tools"] = "mcp_list_tools"
-    id: str | None = None
-    server_label: str | None = None
-    tools: list[McpListedTool | Unknown] | None = None
-    error: str | None = None
-
-
-class McpApprovalRequest(Model):
-    """A call of an MCP server's tool that waits for approval."""
-
-    type: Literal["mcp_approval_request"] = "mcp_approval_request"
-    id: str | None = None
-    name: str | None = None
-    arguments: str | None = None
-    server_label: str | None = None
-
-
-class McpApprovalResponse(Model):
-    """The answer to a request for approval."""
-
-    type: Literal["mcp_approval_response"] = "mcp_approval_response"
-    id: str | None = None
-    approval_request_id: str | None = None
-    approve: bool | None = None
-    reason: str | None = None
-
-
-class McpProtocolError(Model):
-    """The MCP server answered with an error."""
-
-    type: Literal["mcp_protocol_error"] = "mcp_protocol_error"
-    code: int | None = None
-    message: str | None = None
-
-
-class McpToolExecutionError(Model):
-    """The tool itself failed."""
-
-    type: Literal["mcp_tool_execution_error"] = "mcp_tool_execution_error"
-    content: Any = None
-
-
-class McpHTTPError(Model):
-    """The MCP server could not be reached."""
-
-    type: Literal["http_error"] = "http_error"
-    code: int | None = None
-    message: str | None = None
-
-
-class McpCall(Model):
-    """A call of an MCP server's tool; `arguments` is JSON text."""
-
-    type: Literal["mcp_call"] = "mcp_call"
-    id: str | None = None
-    name: str | None = None
-    status: Literal["in_progress", "completed", "incomplete", "calling", "failed"] | str | None = None
-    arguments: str | None = None
-    server_label: str | None = None
-    approval_request_id: str | None = None
-    error: McpProtocolError | McpToolExecutionError | McpHTTPError | Unknown | None = None
     output: str | None = None
 
 
