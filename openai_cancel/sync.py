@@ -168,11 +168,11 @@ class Session:
 
     def __del__(self) -> None:
         worker = self._worker
-        if worker is not None and not self._closed and worker.pid == os.getpid():
-            _end(worker)
-            warnings.warn(
-                f"unclosed {self!r}: leave its `with`, or call its close()", ResourceWarning, stacklevel=2, source=self
-            )
+        if worker is None or self._closed or worker.pid != os.getpid():
+            return
+        message = f"unclosed {self!r}: leave its `with`, or call its close()"
+        _end(worker)
+        warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Cancel a background response: `POST /responses/{response_id}/cancel`.

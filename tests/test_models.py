@@ -405,15 +405,18 @@ def test_every_class_takes_its_documents_and_survives_damage(name: str, data: st
 
 
 @needs_shared
-@pytest.mark.parametrize("path", sorted(SHARED.glob("corpus/*.json")), ids=lambda path: path.stem)
-def test_recorded_bodies_come_back_exactly(path) -> None:
-    document = orjson.loads(path.read_bytes())
-    response = structure(document)
-    assert response.to_dict() == document
-    assert conforms(response, Response)
-    assert {problem.path for problem in response.problems} <= {"$.output[0].content"}
-    for unknown in unknowns(response):
-        assert f'"enum":["{unknown.type}"]'.encode() not in NAMED, f"{unknown.type} has no class"
+@pytest.mark.parametrize("eighth", range(8))
+def test_recorded_bodies_come_back_exactly(eighth: int) -> None:
+    paths = sorted(SHARED.glob("corpus/*.json"))[eighth::8]
+    assert paths
+    for path in paths:
+        document = orjson.loads(path.read_bytes())
+        response = structure(document)
+        assert response.to_dict() == document, path.stem
+        assert conforms(response, Response), path.stem
+        assert {problem.path for problem in response.problems} <= {"$.output[0].content"}, path.stem
+        for unknown in unknowns(response):
+            assert f'"enum":["{unknown.type}"]'.encode() not in NAMED, f"{path.stem}: {unknown.type} has no class"
 
 
 @needs_shared
