@@ -9,7 +9,7 @@ import ast
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, NamedTuple, Self, TypeAlias, Union, get_args, get_origin
+from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -21,7 +21,14 @@ from openai_cancel.models.shared import Model, json_name, member_path
 _Hook: TypeAlias = Callable[..., Any]
 _Kinds: TypeAlias = dict[type, _Hook | None]
 """What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
-_Plans: TypeAlias = "dict[type[Model], _Plan]"
+_Plan: TypeAlias = tuple[type[Model], "dict[str, _Place]", dict[str, Any], str]
+"""How objects of a class are made: it, what its documents' members are, its defaults, the attribute for the document.
+
+A plain tuple, which CPython unpacks faster than a named one.
+"""
+_Place: TypeAlias = tuple[str, type | None, _Kinds]
+"""The field that a member goes to, the commonest class of a value that stays as it is, and all that it may be."""
+_Plans: TypeAlias = dict[type[Model], _Plan]
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
 _SCALARS: dict[Any, _Kinds] = {
@@ -81,35 +88,30 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
 
     It looks at each member of a document once, and runs no constructor.
     """
-    members = [cls for cls in classes if cls is not Unknown] or classes
-    tagged = {tag: cls for cls in members for tag in _tags(cls)}
-    rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
     several = len(classes) > 1
+    ready: dict[Any, _Plan] = {}  # by the `type`; a class that is alone here by None
+    choose = _choice(classes, plans, ready)
     new, set_values = object.__new__, Model.__dict__["__dict__"].__set__
 
     def structure(document: Any, _: Any = None) -> Any:
         if document.__class__ is not dict:
-            raise TypeError(f"a {members[0].__name__} is made of a dict, not of {type(document).__name__}")
-        cls = members[0]
-        if several:
-            tag = document.get("type")
-            if tag.__class__ is str:
-                cls = tagged.get(tag, rest)
-            elif len(members) > 1:
-                cls = next((member for member in members if member.implied_by in document), rest)
-        places, defaults, whole = plans.get(cls) or _Plan.make(cls, plans)
+            raise TypeError(f"a {classes[0].__name__} is made of a dict, not of {type(document).__name__}")
+        try:
+            cls, places, defaults, whole = ready[document["type"] if several else None]
+        except (KeyError, TypeError):  # the first of its class, or none that has a class by its `type`
+            cls, places, defaults, whole = choose(document)
         values = defaults.copy()
         values[whole] = document
         for key, value in document.items():
             if value is None or key not in places:
                 continue
-            name, kinds = places[key]
-            hook: _Hook | None = kinds.get(value.__class__, _refuse)
-            if hook is None:
+            name, plain, kinds = places[key]
+            if value.__class__ is plain:
                 values[name] = value
                 continue
+            hook: _Hook | None = kinds.get(value.__class__, _refuse)
             try:
-                values[name] = hook(value)
+                values[name] = value if hook is None else hook(value)
             except _Mismatch as mismatch:
                 problem = (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
                 values["_problems"] = (*values.get("_problems", ()), problem)
@@ -120,25 +122,41 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
     return structure
 
 
-class _Plan(NamedTuple):
-    """How an object of one class is made."""
+def _choice(classes: list[type[Model]], plans: _Plans, ready: dict[Any, _Plan]) -> Callable[[dict[str, Any]], _Plan]:
+    """What chooses among the classes of a place, and notes in `ready` what a `type` alone decides."""
+    several = len(classes) > 1
+    members = [cls for cls in classes if cls is not Unknown] or classes
+    tagged = {tag: cls for cls in members for tag in _tags(cls)}
+    rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
 
-    places: dict[str, tuple[str, _Kinds]]
-    """For each member of the document the field that it goes to, and what it may be."""
-    defaults: dict[str, Any]
-    whole: str
-    """The attribute that the document itself goes to."""
-
-    @classmethod
-    def make(cls, model: type[Model], plans: _Plans) -> Self:
-        fields = attrs.fields(attrs.resolve_types(model))
-        places = {json_name(field): (field.name, _kinds(field.type, plans)) for field in fields if field.init}
-        if model is Unknown:
-            del places["raw"]  # a member of that name is a part of the whole
-        defaults = {field.name: field.default for field in fields}
-        whole = "raw" if model is Unknown else "_document"
-        plan = plans[model] = cls(places, {**defaults, whole: None}, whole)
+    def choose(document: dict[str, Any]) -> _Plan:
+        cls, tag = members[0], document.get("type") if several else None
+        if isinstance(tag, str):
+            cls = tagged.get(tag, rest)
+        elif len(members) > 1:
+            cls = next((member for member in members if member.implied_by in document), rest)
+        plan = plans.get(cls) or _make_plan(cls, plans)
+        if not several or (isinstance(tag, str) and tag in tagged):
+            ready[tag] = plan
         return plan
+
+    return choose
+
+
+def _make_plan(model: type[Model], plans: _Plans) -> _Plan:
+    fields = attrs.fields(attrs.resolve_types(model))
+    places: dict[str, _Place] = {}
+    for field in fields:
+        if field.init:
+            kinds = _kinds(field.type, plans)
+            plain = next((kind for kind, hook in kinds.items() if hook is None), None)
+            places[json_name(field)] = (field.name, plain, kinds)
+    if model is Unknown:
+        del places["raw"]  # a member of that name is a part of the whole
+    whole = "raw" if model is Unknown else "_document"
+    defaults = {**{field.name: field.default for field in fields}, whole: None}
+    plan = plans[model] = (model, places, defaults, whole)
+    return plan
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
