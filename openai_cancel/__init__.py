@@ -19,7 +19,8 @@ from openai_cancel.errors import (
     UnprocessableEntityError,
 )
 from openai_cancel.models import Response
-from openai_cancel.session import AsyncSession, CallOptions
+from openai_cancel.outcome import Outcome, Verdict
+from openai_cancel.session import AsyncSession, CallOptions, RequestOptions
 from openai_cancel.settings import ApiKey, Options, __version__
 from openai_cancel.sync import Session
 from openai_cancel.wire import HasId, ResponseId
@@ -41,13 +42,16 @@ __all__ = [
     "NotFoundError",
     "OpenAICancelError",
     "Options",
+    "Outcome",
     "PermissionDeniedError",
     "RateLimitError",
+    "RequestOptions",
     "Response",
     "ResponseDecodeError",
     "ResponseId",
     "Session",
     "SessionStateError",
     "UnprocessableEntityError",
+    "Verdict",
     "__version__",
 ]

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import aiohttp
 import orjson
 
-from openai_cancel.emulator import Emulator, Script
+from openai_cancel.emulator import DIALECTS, Emulator, Script
 from openai_cancel.errors import (
     APIStatusError,
     AuthenticationError,
@@ -163,12 +163,18 @@ async def _create(client: aiohttp.ClientSession, base_url: str, metadata: dict[s
         return created
 
 
+def _is_dialect(_: Any, dialect: str) -> None:
+    if dialect not in DIALECTS:
+        raise ValueError(f"Choose one of {', '.join(DIALECTS)}.")
+
+
 @app.command
 def emulate(
     *,
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8080,
     runs_for: Annotated[float, Parameter(validator=Number(gte=0))] = 60.0,
+    dialect: Annotated[str, Parameter(validator=_is_dialect)] = "openai",
 ) -> None:
     """Run the emulated server until Ctrl-C. It takes any key.
 
@@ -180,9 +186,12 @@ def emulate(
         Port to listen on; 0 takes a free one.
     runs_for
         Seconds that a background response runs. A request's metadata can say otherwise, and more: queued_for,
-        runs_for, becomes (completed, failed or incomplete), says.
+        runs_for, becomes (completed, failed or incomplete), says, resumes_after.
+    dialect
+        Which server it plays: openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling, perplexity,
+        mistralrs, openresponses or gomodel.
     """
-    asyncio.run(_emulate(Emulator(host=host, port=port, script=Script(runs_for=runs_for))))
+    asyncio.run(_emulate(Emulator(host=host, port=port, script=Script(runs_for=runs_for), dialect=dialect)))
 
 
 async def _emulate(emulator: Emulator) -> None:

@@ -51,6 +51,22 @@ class RetryPolicy:
         return delay if elapsed + delay < self.deadline else None
 
 
+def poll_delay(looks: int, *, asked: float | None, random: float) -> float:
+    """Seconds to wait before the next look at what is not over yet.
+
+    What the server asks for, up to a minute; else exponential back-off, of which a half is left to chance.
+
+    Args:
+        looks: how many there were since the first.
+        asked: the last answer's `retry-after` in seconds, or None.
+        random: a number from 0 up to 1.
+    """
+    if asked is not None:
+        return min(asked, MAX_RETRY_AFTER)
+    delay: float = min(MAX_DELAY, INITIAL_DELAY * 2 ** min(looks, 10))
+    return delay * (1 + random) / 2
+
+
 def is_transient(error: OpenAICancelError) -> bool:
     """Whether the same request may fare better later.
 

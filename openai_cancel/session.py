@@ -4,11 +4,13 @@ See https://platform.openai.com/docs/api-reference/responses.
 """
 
 import asyncio
+import logging
 import math
 import random
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypedDict, Unpack
 
@@ -16,28 +18,39 @@ import aiohttp
 
 from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
+from openai_cancel.outcome import Outcome, Stop
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds
 from openai_cancel.transport import CLOSED, Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
 
+_log = logging.getLogger("openai_cancel")
 
-class CallOptions(TypedDict, total=False):
-    """What every call takes, in place of the session's settings or beside them.
+
+class RequestOptions(TypedDict, total=False):
+    """What every request takes, in place of the session's settings or beside them.
 
     Attributes:
         timeout: seconds that one attempt may take, from connect to the last byte of the body.
-        deadline: seconds that all attempts may take together.
         max_retries: how often a failed attempt is repeated.
         headers: extra request headers.
         query: extra query parameters.
     """
 
     timeout: float | None
-    deadline: float | None
     max_retries: int | None
     headers: Mapping[str, str] | None
     query: Mapping[str, str] | None
+
+
+class CallOptions(RequestOptions, total=False):
+    """What every call takes: `RequestOptions`, and a bound for all its attempts.
+
+    Attributes:
+        deadline: seconds that all attempts may take together.
+    """
+
+    deadline: float | None
 
 
 class AsyncSession:
@@ -253,7 +266,52 @@ class AsyncSession:
         """
         return await self._call("GET", response_id, "", **options)
 
-    async def _call(  # noqa: C901 - one loop, best read in one piece
+    async def stop(
+        self,
+        response_id: ResponseId,
+        *,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Outcome:
+        """Make sure that a response no longer runs, and find out what became of it.
+
+        It cancels, and looks until the server says that the work is over, cancelling again where that helps. What
+        a server may answer is never raised: the verdict says it.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            deadline: seconds that all of it may take.
+            confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
+                cancel it once more if it went back: Azure, LiteLLM and ogx have been seen to run on.
+            options: for each request, see `RequestOptions`.
+
+        Returns:
+            The outcome. Its `verdict` says what became of the response, `stopped` whether the work is over.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+            ConfigurationError: an option cannot work.
+            SessionStateError: the session is not open, or belongs to another event loop.
+
+        See https://platform.openai.com/docs/guides/background.
+        """
+        check_seconds("deadline", deadline)
+        if confirm is not None:
+            check_seconds("confirm", confirm)
+        stop = Stop(
+            response_id=str(getattr(response_id, "id", response_id)),
+            cancel=partial(self.cancel, response_id, **options),
+            retrieve=partial(self.retrieve, response_id, **options),
+            monotonic=self._monotonic,
+            sleep=self._sleep,
+            random=self._random,
+            deadline=deadline,
+            confirm=confirm,
+        )
+        return await stop.run()
+
+    async def _call(  # noqa: C901, PLR0912, PLR0915 - one loop, best read in one piece
         self,
         method: str,
         response_id: ResponseId,
@@ -286,7 +344,7 @@ class AsyncSession:
                     signed = request
                     if callable(settings.api_key):
                         signed = self._wire.sign(request, await settings.ask_for_key())
-                    return decode(Answer(*await transport.send(*signed)), signed)
+                    response = decode(Answer(*await transport.send(*signed)), signed)
             except OpenAICancelError as error:
                 failure = error
             except asyncio.CancelledError:
@@ -298,13 +356,18 @@ class AsyncSession:
             except TimeoutError as error:
                 if not timer.expired():  # the key function's own
                     raise
-                whose = "" if bound == limit else "the deadline of "
-                failure = APITimeoutError(
-                    f"No complete answer within {whose}{policy.deadline if whose else limit:g} s."
-                )
+                within = f"{limit:g} s" if bound == limit else f"the deadline of {policy.deadline:g} s"
+                failure = APITimeoutError(f"No complete answer within {within}.")
                 failure.__cause__ = error
+            else:
+                response.__dict__["attempts"] = attempts  # it is frozen for its users, who do not have it yet
+                if _log.isEnabledFor(logging.DEBUG):
+                    _log_attempt(method, response_id, response)
+                return response
             try:
                 failure.attempts = attempts
+                if _log.isEnabledFor(logging.DEBUG):
+                    _log_attempt(method, response_id, failure)
                 elapsed = self._monotonic() - began
                 delay = policy.delay(failure, attempts=attempts, elapsed=elapsed, random=self._random())
                 if delay is None:
@@ -325,3 +388,16 @@ class AsyncSession:
                 "The session is not open: use `async with AsyncSession() as session:`, or await its open()."
             )
         return SessionStateError("The session was opened in another event loop: open one in each loop.")
+
+
+def _log_attempt(method: str, response_id: ResponseId, result: Response | OpenAICancelError) -> None:
+    """Note an attempt; of a failure its kind and its status, for its words are a part of the body."""
+    status = getattr(result, "status", None)
+    _log.debug(
+        "%s %s: attempt %d: %s (request id: %s)",
+        "cancel" if method == "POST" else "retrieve",
+        getattr(response_id, "id", response_id),
+        result.attempts,
+        status if isinstance(result, Response) else " ".join(filter(None, (type(result).__name__, str(status or "")))),
+        getattr(result, "request_id", None),
+    )

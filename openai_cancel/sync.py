@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 from openai_cancel.errors import SessionStateError
 from openai_cancel.models import Response
-from openai_cancel.session import AsyncSession, CallOptions
+from openai_cancel.outcome import Outcome
+from openai_cancel.session import AsyncSession, CallOptions, RequestOptions
 from openai_cancel.settings import ApiKey, Options
 from openai_cancel.wire import ResponseId
 
@@ -209,6 +210,33 @@ class Session:
         See https://platform.openai.com/docs/api-reference/responses/get.
         """
         return self._run(self._session.retrieve, response_id, **options)
+
+    def stop(
+        self,
+        response_id: ResponseId,
+        *,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Outcome:
+        """Make sure that a response no longer runs, and find out what became of it.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            deadline: seconds that all of it may take.
+            confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
+                cancel it once more if it went back.
+            options: for each request, see `RequestOptions`.
+
+        Returns:
+            The outcome. Its `verdict` says what became of the response, `stopped` whether the work is over.
+
+        Raises:
+            InvalidResponseIdError, ConfigurationError, SessionStateError: as `AsyncSession.stop`.
+
+        See https://platform.openai.com/docs/guides/background.
+        """
+        return self._run(self._session.stop, response_id, deadline=deadline, confirm=confirm, **options)
 
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         worker = self._worker

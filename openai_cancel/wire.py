@@ -169,9 +169,12 @@ def decode(answer: Answer, request: Request) -> Response:
         )
         if known and document.get("object") != "error":
             response = response_hook()(document)
-            # The class is frozen for its users; nobody else has this object yet.
             headers = answer.headers
-            response.__dict__["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
+            # The class is frozen for its users; nobody else has this object yet.
+            values = response.__dict__
+            values["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
+            if "retry-after" in headers or "retry-after-ms" in headers:
+                values["retry_after"] = _retry_after(headers)
             return response
     answer = _redact(answer, request)
     raise _error(answer, _parse(answer.body) if answer.complete else None)

@@ -1,5 +1,6 @@
-"""The emulator's HTTP side: OpenAI's routes, its checks, and its errors to the letter."""
+"""The emulator's HTTP side: the routes and the checks of OpenAI, and the answers of the server that it plays."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -7,10 +8,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import attrs
-from aiohttp import web
+from aiohttp import hdrs, web
 
+from openai_cancel.emulator.dialects import DIALECTS, Dialect, Failure, Reply
 from openai_cancel.emulator.faults import Fault, Handler
-from openai_cancel.emulator.work import TERMINAL, Script, ScriptError, Work
+from openai_cancel.emulator.work import Script, ScriptError, Work
 
 
 @attrs.frozen
@@ -38,6 +40,7 @@ class Emulator:
         port: the port to listen on; 0 takes a free one.
         api_key: the only key that is accepted; None accepts any, but not none.
         script: how background responses go, unless a request's `metadata` says otherwise.
+        dialect: which server it plays: one of `DIALECTS`, or a `Dialect` of your own.
         clock: seconds since the epoch, for tests that set the time themselves.
 
     Attributes:
@@ -56,12 +59,16 @@ class Emulator:
         port: int = 0,
         api_key: str | None = None,
         script: Script | None = None,
+        dialect: str | Dialect = "openai",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
         self._port = port
         self._api_key = api_key
         self._script = script or Script()
+        if isinstance(dialect, str) and dialect not in DIALECTS:
+            raise ValueError(f"no such dialect: {dialect!r}; choose one of {', '.join(DIALECTS)}.")
+        self._dialect = DIALECTS[dialect] if isinstance(dialect, str) else dialect
         self._clock = clock
         self.base_url = ""
         self.works: dict[str, Work] = {}
@@ -100,13 +107,12 @@ class Emulator:
 
     def add(self, script: Script | None = None, *, background: bool = True) -> str:
         """Put a response there without a request; gives its id."""
-        work = Work(
-            request={"model": "emulated", "input": "", "background": background},
-            script=script or self._script,
-            started=self._clock(),
-        )
+        return self._add({"model": "emulated", "input": "", "background": background}, script or self._script).id
+
+    def _add(self, request: Mapping[str, Any], script: Script) -> Work:
+        work = Work(request=request, script=script, started=self._clock(), id=self._dialect.new_id())
         self.works[work.id] = work
-        return work.id
+        return work
 
     @web.middleware
     async def _record(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -114,8 +120,11 @@ class Emulator:
         self.received.append(Received(request.method, request.raw_path, headers, await request.read()))
         answer = await handler(request)
         if not answer.prepared:
-            answer.headers.setdefault("x-request-id", f"req_{len(self.received):032x}")
+            answer.headers.setdefault("x-request-id", self._request_id())
         return answer
+
+    def _request_id(self) -> str:
+        return f"req_{len(self.received):032x}"
 
     @web.middleware
     async def _go_wrong(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -130,22 +139,11 @@ class Emulator:
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         key = bearer or request.headers.get("api-key", "")
-        if not key:
-            return _error(
-                401,
-                "You didn't provide an API key. You need to provide your API key in an Authorization header using "
-                "Bearer auth (i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if "
-                "you're accessing the API from your browser and are prompted for a username and password. You can "
-                "obtain an API key from https://platform.openai.com/account/api-keys.",
-            )
-        if key != (self._api_key or key):
+        if not key and self._dialect.no_key:
+            return self._refuse(self._dialect.no_key)
+        if key != (self._api_key or key) and self._dialect.bad_key:
             hidden = f"{key[:8]}{'*' * max(len(key) - 12, 4)}{key[-4:]}" if len(key) > 12 else key  # noqa: PLR2004
-            return _error(
-                401,
-                f"Incorrect API key provided: {hidden}. You can find your API key at "
-                "https://platform.openai.com/account/api-keys.",
-                code="invalid_api_key",
-            )
+            return self._refuse(self._dialect.bad_key, key=hidden)
         return await handler(request)
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -154,49 +152,80 @@ class Emulator:
         except ValueError:
             body = None
         if body.__class__ is not dict:
-            return _error(400, "We could not parse the JSON body of your request.")
+            return self._fail(400, "We could not parse the JSON body of your request.")
         if not isinstance(body.get("model"), str):
-            return _error(400, "Missing required parameter: 'model'.", param="model", code="missing_required_parameter")
+            return self._fail(
+                400, "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
+            )
         if body.get("stream"):
-            return _error(400, "The emulator does not stream: leave out 'stream'.", param="stream")
+            return self._fail(400, "The emulator does not stream: leave out 'stream'.", param="stream")
         if body.get("background") is True and body.get("store") is False:
-            return _error(400, "Background mode requires 'store' to be true.", param="store")
+            return self._fail(400, "Background mode requires 'store' to be true.", param="store")
         try:
             script = self._script.amended(body.get("metadata") or {})
         except ScriptError as error:
-            return _error(400, f"Invalid 'metadata': {error}", param="metadata")
-        work = Work(request=body, script=script, started=self._clock())
-        self.works[work.id] = work
-        return web.json_response(work.document(self._clock()))
+            return self._fail(400, f"Invalid 'metadata': {error}", param="metadata")
+        return self._show(self._add(body, script))
 
     async def _retrieve(self, request: web.Request) -> web.Response:
-        work = self.works.get(request.match_info["id"])
-        return web.json_response(work.document(self._clock())) if work else _not_found(request)
+        work = self._find(request)
+        return self._show(work, self._dialect.retrieve) if work else self._deny(request)
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        work = self.works.get(request.match_info["id"])
+        dialect = self._dialect
+        if not dialect.takes_body and (await request.read() or hdrs.CONTENT_TYPE in request.headers):
+            return self._fail(400, "A cancel takes no body.")
+        work = self._find(request)
         if work is None:
-            return _not_found(request)
-        if not work.background:
-            return _error(400, "Cannot cancel a synchronous response.")
+            return self._deny(request)
         status = work.status(self._clock())
-        if status in TERMINAL - {"cancelled"}:
-            return _error(400, f"Cannot cancel a {status} response.")
-        if work.cancelled is None:
-            work.cancelled = self._clock()
-        return web.json_response(work.document(self._clock()))
+        reply = dialect.cancel.get(status if work.background else "not_background", Reply())
+        if reply.words is not None:
+            return self._refuse(reply, id=request.match_info["id"], status=status)
+        if reply.cancels:
+            await asyncio.sleep(dialect.takes)
+            work.cancel(self._clock())
+        return self._show(work, {"cancelled": reply.reports} if reply.reports else {})
 
     async def _delete(self, request: web.Request) -> web.Response:
-        work = self.works.pop(request.match_info["id"], None)
+        work = self._find(request)
+        if work is None:
+            return self._deny(request)
+        del self.works[work.id]
+        return self._json({"id": request.match_info["id"], "object": "response", "deleted": True})
+
+    def _find(self, request: web.Request) -> Work | None:
+        return self.works.get(self._dialect.read_id(request.match_info["id"]))
+
+    def _show(self, work: Work, reports: Mapping[str, str] | None = None) -> web.Response:
+        """The response, as the server that is played describes it."""
+        dialect, now = self._dialect, self._clock()
+        document = {**work.document(now), **dialect.adds, "id": dialect.show_id(work.id)}
+        if work.cancelled is not None and work.cancelled <= now < work.cancelled + dialect.cancelling_for:
+            document["status"] = "cancelling"
+        document["status"] = (reports or {}).get(document["status"], document["status"])
+        return self._json({name: value for name, value in document.items() if name not in dialect.lacks})
+
+    def _deny(self, request: web.Request) -> web.Response:
+        shown = request.match_info["id"]
+        formed = self._dialect.id_form.match(shown)
+        reply = self._dialect.unknown if formed or not self._dialect.malformed else self._dialect.malformed
+        return self._refuse(reply, id=shown)
+
+    def _refuse(self, reply: Reply, **names: str) -> web.Response:
+        words = (reply.words or "").format(**names)
         return (
-            web.json_response({"id": work.id, "object": "response", "deleted": True}) if work else _not_found(request)
+            web.Response(status=reply.status, text=words)
+            if reply.plain
+            else self._fail(reply.status, words, code=reply.code)
         )
 
+    def _fail(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> web.Response:
+        failure = Failure(status=status, message=message, param=param, code=code, request_id=self._request_id())
+        return self._json(self._dialect.error(failure), status=status)
 
-def _not_found(request: web.Request) -> web.Response:
-    return _error(404, f"Response with id '{request.match_info['id']}' not found.")
-
-
-def _error(status: int, message: str, *, param: str | None = None, code: str | None = None) -> web.Response:
-    error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
-    return web.json_response({"error": error}, status=status)
+    def _json(self, document: Any, *, status: int = 200) -> web.Response:
+        answer = web.json_response(document, status=status)
+        if self._dialect.compresses:
+            answer.enable_compression()
+        return answer

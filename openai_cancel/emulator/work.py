@@ -10,6 +10,9 @@ import attrs
 TERMINAL = frozenset({"completed", "failed", "incomplete", "cancelled"})
 
 
+_SECONDS = ("queued_for", "runs_for", "resumes_after")
+
+
 class ScriptError(ValueError):
     """A metadata entry that no script can be made of."""
 
@@ -23,6 +26,8 @@ class Script:
         runs_for: seconds in `in_progress`, after that; `math.inf` for ever.
         becomes: the status at the end: `completed`, `failed` or `incomplete`.
         says: the text of a completed response.
+        resumes_after: seconds after which it goes on as if it had not been cancelled; `math.inf`: it stays so.
+        resumes: how many cancels it shakes off in this way.
     """
 
     queued_for: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
@@ -31,9 +36,11 @@ class Script:
         default="completed", validator=attrs.validators.in_(("completed", "failed", "incomplete"))
     )
     says: str = "Forty-two."
+    resumes_after: float = attrs.field(default=math.inf, validator=attrs.validators.ge(0))
+    resumes: int = 1
 
     def amended(self, metadata: Any) -> Self:
-        """The script with what the metadata of a request changes: `queued_for`, `runs_for`, `becomes`, `says`.
+        """The script with what the metadata of a request changes: any of its attributes but `resumes`.
 
         Raises:
             ScriptError: a value cannot be read.
@@ -42,7 +49,7 @@ class Script:
             raise ScriptError("expected an object of strings.")
         changes: dict[str, Any] = {name: metadata[name] for name in ("becomes", "says") if name in metadata}
         try:
-            changes |= {name: float(metadata[name]) for name in ("queued_for", "runs_for") if name in metadata}
+            changes |= {name: float(metadata[name]) for name in _SECONDS if name in metadata}
             return attrs.evolve(self, **changes)
         except ValueError as error:
             raise ScriptError(f"{error.args[0]}.") from error
@@ -56,13 +63,16 @@ class Work:
         request: the body of the request that created it.
         script: how it goes.
         started: when it was created, in seconds of the emulator's clock.
-        cancelled: when it was cancelled, or None.
+        cancelled: when it was cancelled last, or None.
+        cancels: how often it was.
+        id: what the server calls it.
     """
 
     request: Mapping[str, Any]
     script: Script
     started: float
     cancelled: float | None = None
+    cancels: int = 0
     id: str = attrs.field(factory=lambda: f"resp_{secrets.token_hex(25)}")
 
     @property
@@ -70,13 +80,20 @@ class Work:
         """Whether it was created to run in the background; otherwise it was done when the request was answered."""
         return self.request.get("background") is True
 
+    def cancel(self, now: float) -> None:
+        """Cancel it, at a time of the emulator's clock."""
+        self.cancelled = now
+        self.cancels += 1
+
     def ends(self) -> float:
         """When it ends by itself, in seconds of the emulator's clock."""
         return self.started + (self.script.queued_for + self.script.runs_for if self.background else 0.0)
 
     def status(self, now: float) -> str:
         """The status at a time of the emulator's clock."""
-        if self.cancelled is not None:
+        if self.cancelled is not None and (
+            self.cancels > self.script.resumes or now < self.cancelled + self.script.resumes_after
+        ):
             return "cancelled"
         if now >= self.ends():
             return self.script.becomes

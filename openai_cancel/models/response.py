@@ -257,8 +257,13 @@ class Response(Model):
     safety_identifier: str | None = None
     user: str | None = None
 
+    # Of the call that brought this document, and no part of it.
     request_id: str | None = attrs.field(default=None, init=False)
-    """The server's id of the request that brought this document; None where it sent none. Not part of the document."""
+    """The server's id of the request; None where it sent none."""
+    retry_after: float | None = attrs.field(default=None, init=False)
+    """Seconds after which the server wants to be asked again; None where it did not say."""
+    attempts: int = attrs.field(default=0, init=False)
+    """How many requests the call took."""
 
     @property
     def is_terminal(self) -> bool:

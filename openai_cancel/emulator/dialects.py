@@ -1,0 +1,271 @@
+"""How servers of the Responses API differ, as data: what each answers to a cancel, by the state of the response."""
+
+import base64
+import json
+import re
+import secrets
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import attrs
+
+SYNCHRONOUS = "Cannot cancel a synchronous response."
+NOT_FOUND = "Response with id '{id}' not found."
+NO_KEY = (
+    "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
+    "(i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're accessing the "
+    "API from your browser and are prompted for a username and password. You can obtain an API key from "
+    "https://platform.openai.com/account/api-keys."
+)
+BAD_KEY = (
+    "Incorrect API key provided: {key}. You can find your API key at https://platform.openai.com/account/api-keys."
+)
+
+
+@attrs.frozen
+class Reply:
+    """What a request is answered with.
+
+    Attributes:
+        status: of HTTP.
+        words: of the error; may hold `{id}`, `{key}` and `{status}`. None for the response itself.
+        cancels: whether the response is cancelled first.
+        reports: the status that the response claims to have, in place of the one that it has.
+        code: of the error.
+        plain: whether the words are sent as plain text.
+    """
+
+    status: int = 200
+    words: str | None = None
+    cancels: bool = False
+    reports: str | None = None
+    code: str | None = None
+    plain: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Failure:
+    """An error that is about to be written."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    request_id: str = ""
+
+
+CANCELS = Reply(cancels=True)
+AS_IT_IS = Reply()
+
+
+def _openai_error(failure: Failure) -> Any:
+    return {
+        "error": {
+            "message": failure.message,
+            "type": "invalid_request_error",
+            "param": failure.param,
+            "code": failure.code,
+        }
+    }
+
+
+def _azure_error(failure: Failure) -> Any:
+    error = {"message": failure.message, "type": "invalid_request_error", "param": "response_id"}
+    return {
+        "error": {
+            **error,
+            "code": failure.code or "invalid_request_error",
+            "additionalInfo": {"request_id": failure.request_id},
+        }
+    }
+
+
+def _vllm_error(failure: Failure) -> Any:
+    if failure.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
+        return {"error": "Unauthorized"}
+    return {
+        "error": {
+            "message": failure.message,
+            "type": "invalid_request_error",
+            "param": failure.param,
+            "code": failure.status,
+        }
+    }
+
+
+def _flat_error(failure: Failure) -> Any:
+    return {
+        "object": "error",
+        "message": failure.message,
+        "type": "invalid_request_error",
+        "param": failure.param,
+        "code": failure.status,
+    }
+
+
+def _fastapi_error(failure: Failure) -> Any:
+    if failure.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
+        return {"error": {"message": failure.message}}
+    return {"detail": failure.message}
+
+
+def _litellm_error(failure: Failure) -> Any:
+    upstream = json.dumps(_fastapi_error(failure))
+    message = f"litellm.BadRequestError: OpenAIException - {upstream}" if failure.code is None else failure.message
+    return {"error": {"message": message, "type": failure.code, "param": None, "code": str(failure.status)}}
+
+
+def _litellm_id(response_id: str) -> str:
+    """Another one each time, which leads to the same response."""
+    inner = f"litellm:custom_llm_provider:openai;model_id:{secrets.token_hex(32)};response_id:{response_id}"
+    return f"resp_{base64.b64encode(inner.encode()).decode()}"
+
+
+def _id_in_litellm_id(shown: str) -> str:
+    try:
+        return base64.b64decode(shown.removeprefix("resp_")).decode().rpartition("response_id:")[2]
+    except ValueError:
+        return shown
+
+
+_ACTIVE = ("queued", "in_progress")
+_ENDED = ("completed", "failed", "incomplete")
+_RUNNING: dict[str, Reply] = dict.fromkeys(_ACTIVE, CANCELS)
+_OVER = Reply(400, "Cannot cancel a {status} response.")
+_CONFLICT = {
+    **dict.fromkeys(_ENDED, Reply(409, "Response '{id}' cannot be cancelled: its status is {status}.")),
+    "not_background": Reply(409, "Response '{id}' cannot be cancelled: it does not run in the background."),
+}
+
+
+def _running_or(reply: Reply) -> dict[str, Reply]:
+    """The same words for everything that does not run."""
+    return {**_RUNNING, **dict.fromkeys((*_ENDED, "cancelled", "not_background"), reply)}
+
+
+@attrs.frozen(kw_only=True)
+class Dialect:
+    """One server's ways.
+
+    Attributes:
+        cancel: the reply to a cancel, by the state of the response: its status, or `not_background`.
+        unknown: the reply where no response has the id.
+        malformed: the reply where the id has not the form of `id_form`; None: as for `unknown`.
+        id_form: the form of the server's ids.
+        no_key, bad_key: the replies to a request without a key, or with a wrong one; None where nobody looks.
+        error: the body of an error.
+        new_id: makes an id.
+        show_id, read_id: to the id that a reply has, and back.
+        retrieve: what a retrieve reports in place of a status.
+        lacks, adds: fields of the response that are not there, or are besides.
+        takes: seconds until a cancel is answered.
+        cancelling_for: seconds in which a cancelled response says `cancelling`.
+        takes_body: whether a cancel may have a body.
+        compresses: whether replies are, with gzip.
+    """
+
+    cancel: Mapping[str, Reply]
+    unknown: Reply = Reply(404, NOT_FOUND)
+    malformed: Reply | None = None
+    id_form: re.Pattern[str] = re.compile("")
+    no_key: Reply | None = Reply(401, NO_KEY)
+    bad_key: Reply | None = Reply(401, BAD_KEY, code="invalid_api_key")
+    error: Callable[[Failure], Any] = _openai_error
+    new_id: Callable[[], str] = lambda: f"resp_{secrets.token_hex(25)}"
+    show_id: Callable[[str], str] = str
+    read_id: Callable[[str], str] = str
+    retrieve: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    lacks: frozenset[str] = frozenset()
+    adds: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
+    takes: float = 0.0
+    cancelling_for: float = 0.0
+    takes_body: bool = True
+    compresses: bool = False
+
+
+OPENAI = Dialect(cancel={**_RUNNING, **dict.fromkeys(_ENDED, _OVER), "not_background": Reply(400, SYNCHRONOUS)})
+
+DIALECTS: Mapping[str, Dialect] = {
+    "openai": OPENAI,
+    "azure": Dialect(
+        cancel={
+            **_RUNNING,
+            **dict.fromkeys(_ENDED, _OVER),
+            "incomplete": Reply(400, "Cannot cancel a response in terminal state."),
+            "not_background": Reply(400, SYNCHRONOUS),
+        },
+        malformed=Reply(400, "Malformed identifier."),
+        id_form=re.compile(r"caresp_\w{32,}"),
+        no_key=None,
+        bad_key=None,
+        error=_azure_error,
+        new_id=lambda: f"caresp_{secrets.token_hex(25)}",
+        takes=0.5,
+    ),
+    "vllm": Dialect(
+        cancel=_running_or(Reply(400, SYNCHRONOUS)),
+        error=_vllm_error,
+        new_id=lambda: f"resp_{uuid.uuid4().hex}",
+        retrieve={"in_progress": "queued"},
+        lacks=frozenset({"error", "completed_at", "store"}),
+        adds={"kv_transfer_params": None, "input_messages": None, "output_messages": None},
+    ),
+    "sglang_old": Dialect(
+        cancel=_running_or(Reply(400, SYNCHRONOUS)),
+        error=_flat_error,
+        new_id=lambda: f"resp_{time.time()}",
+        lacks=frozenset(
+            {"error", "incomplete_details", "instructions", "metadata", "temperature", "top_p", "background"}
+        ),
+    ),
+    "sglang": Dialect(cancel=_RUNNING, error=_flat_error, new_id=lambda: f"resp_{uuid.uuid4().hex}"),
+    "ogx": Dialect(
+        cancel={
+            "queued": CANCELS,
+            "in_progress": Reply(cancels=True, reports="in_progress"),
+            **_CONFLICT,
+        },
+        error=_fastapi_error,
+        new_id=lambda: f"resp_{uuid.uuid4()}",
+    ),
+    "litellm": Dialect(
+        cancel={**_RUNNING, **_CONFLICT},
+        unknown=Reply(400, NOT_FOUND),
+        no_key=Reply(500, "Internal Server Error", plain=True),
+        bad_key=Reply(400, "No connected db.", code="no_db_connection"),
+        error=_litellm_error,
+        new_id=lambda: f"resp_{uuid.uuid4()}",
+        show_id=_litellm_id,
+        read_id=_id_in_litellm_id,
+        compresses=True,
+    ),
+    "litellm_polling": Dialect(
+        cancel={
+            **_RUNNING,
+            **_CONFLICT,
+            **dict.fromkeys(_ENDED, CANCELS),
+        },
+        malformed=Reply(400, NOT_FOUND),
+        id_form=re.compile("litellm_poll_"),
+        no_key=Reply(500, "Internal Server Error", plain=True),
+        bad_key=Reply(400, "No connected db.", code="no_db_connection"),
+        error=_litellm_error,
+        new_id=lambda: f"litellm_poll_{uuid.uuid4()}",
+        retrieve={"cancelled": "in_progress"},
+        adds={"model": None},
+        compresses=True,
+    ),
+    "perplexity": attrs.evolve(OPENAI, cancelling_for=3.0),
+    "mistralrs": attrs.evolve(
+        OPENAI,
+        cancel=_running_or(Reply(404, NOT_FOUND)),
+    ),
+    "openresponses": attrs.evolve(
+        OPENAI,
+        cancel={**_RUNNING, "not_background": Reply(400, "Only background responses can be cancelled.")},
+    ),
+    "gomodel": attrs.evolve(OPENAI, takes_body=False),
+}
+"""By name. What is recorded of each server is followed to the letter; where nothing is, OpenAI's way."""

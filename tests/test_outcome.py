@@ -1,0 +1,602 @@
+"""`stop` against every server that the emulator plays, in every state; the verdicts expected stand in the README."""
+
+import asyncio
+import copy
+import logging
+import math
+import pickle
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+from conftest import KEY, Clock, QuickSession, until
+
+from openai_cancel import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AsyncSession,
+    AuthenticationError,
+    BadRequestError,
+    ConfigurationError,
+    ConflictError,
+    InternalServerError,
+    InvalidResponseIdError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    Response,
+    ResponseDecodeError,
+    SessionStateError,
+    Verdict,
+)
+from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Reply, Script
+from openai_cancel.outcome import judge
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of a table in the README, from the row that begins with a heading."""
+    lines = README[README.index(f"| {heading} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|-")]
+
+
+def expected() -> dict[tuple[str, str], str]:
+    """The verdict by state and server: the one that all give, except those that are named."""
+    verdicts = {}
+    for state, usual, exceptions in table("state")[1:]:
+        verdicts |= {(state, dialect): usual for dialect in DIALECTS}
+        for exception in filter(None, exceptions.split("; ")):
+            dialects, verdict = exception.split(": ")
+            verdicts |= {(state, dialect.strip("`")): verdict for dialect in dialects.split(", ")}
+    return verdicts
+
+
+EXPECTED = expected()
+REFUSALS = {
+    "overloaded": Fault(status=503, body="Overloaded"),
+    "out of quota": Fault(
+        status=429, body={"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
+    ),
+}
+SCRIPTS: dict[str, dict[str, Any]] = {
+    "queued": {"queued_for": math.inf},
+    "completed": {"runs_for": 0},
+    "failed": {"runs_for": 0, "becomes": "failed"},
+    "incomplete": {"runs_for": 0, "becomes": "incomplete"},
+    "not in the background": {"runs_for": 0},
+    "running again after 10 s": {"resumes_after": 10},
+    "never over": {"resumes_after": 0, "resumes": 1000},
+}
+
+
+class SharedClockSession(QuickSession):
+    """Its sleep is the time that passes on the server."""
+
+    def use(self, clock: Clock) -> "SharedClockSession":
+        self._monotonic = clock
+        return self
+
+
+@asynccontextmanager
+async def playing(
+    dialect: str | Dialect, *, key: str = KEY, **options: Any
+) -> AsyncIterator[tuple[Emulator, SharedClockSession]]:
+    """A server of a kind, which loses no real time over its answers, and a session on its clock."""
+    clock = Clock()
+    ways = DIALECTS[dialect] if isinstance(dialect, str) else dialect
+    async with (
+        Emulator(api_key=KEY, dialect=attrs.evolve(ways, takes=0), clock=clock) as server,
+        SharedClockSession(api_key=key, base_url=server.base_url, **options) as session,
+    ):
+        yield server, session.use(clock)
+
+
+@pytest.mark.parametrize(("state", "dialect"), EXPECTED, ids="-".join)
+async def test_every_server_in_every_state(state: str, dialect: str) -> None:
+    wrong = "sk-this-is-not-the-key"
+    async with playing(dialect, key=wrong if state == "stopped with a wrong key" else KEY) as (server, session):
+        script = Script(**{"runs_for": math.inf, **SCRIPTS.get(state, {})})
+        identifier = server.add(script, background=state != "not in the background")
+        work = server.works[identifier]
+        match state:
+            case "cancelled before":
+                work.cancel(server._clock())
+                session._monotonic.now += 60
+            case "unknown":
+                del server.works[identifier]
+            case "unknown, its id malformed":
+                identifier = "no id at all/+="
+            case "rate limited once":
+                server.faults.append(Fault(on="cancel", status=429, headers={"retry-after": "2"}))
+            case "cancelled, the answer lost":
+                server.faults.append(Fault(on="cancel", act=True, cut="connection"))
+            case "overloaded" | "out of quota":
+                server.faults += [REFUSALS[state]] * 100
+        ended = not state.startswith(("queued", "running", "never", "stopped", "rate", "cancelled, "))
+        outcome = await session.stop(identifier, confirm=15 if state == "running again after 10 s" else None)
+
+        assert outcome.verdict.replace("_", " ") == EXPECTED[state, dialect]
+        assert outcome.response_id == identifier
+        assert outcome.attempts == len(server.received)
+        assert outcome.request_id
+        assert outcome.elapsed <= 60
+        is_over = outcome.verdict in {Verdict.CANCELLED, Verdict.ALREADY_FINISHED}
+        assert outcome.stopped is (is_over or outcome.verdict is Verdict.NOT_BACKGROUND)
+        assert (outcome.error is None) is is_over or outcome.verdict is Verdict.STILL_RUNNING
+        # A verdict is true: what is said to be over is over on the server.
+        if is_over and not ended:
+            assert work.status(server._clock()) == "cancelled"
+
+
+def test_the_table_is_whole() -> None:
+    assert {dialect for _, dialect in EXPECTED} == set(DIALECTS)
+    assert set(SCRIPTS) | set(REFUSALS) < {state for state, _ in EXPECTED}
+    assert set(EXPECTED.values()) == {verdict.replace("_", " ") for verdict in Verdict}
+    assert [row[0].strip("`") for row in table("verdict")[1:]] == list(Verdict)
+
+
+def json_answer(status: str, **headers: str) -> Fault:
+    """An answer to a retrieve that says what a test needs."""
+    return Fault(on="retrieve", status=200, body={"id": "resp_x", "status": status}, headers=headers)
+
+
+class TestTime:
+    async def test_looks_back_off_up_to_the_deadline(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(resumes_after=0, resumes=100), deadline=30)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert session.slept[:5] == [0.5, 1, 2, 4, 8]
+        assert session.slept[5:] == [14.5 / 2 ** (halving + 1) for halving in range(9)]
+        assert outcome.elapsed == sum(session.slept) == pytest.approx(30, abs=0.05)
+        assert outcome.error is None
+        assert outcome.response.status == "in_progress"
+
+    async def test_a_half_of_each_wait_is_left_to_chance(self, session: QuickSession, create) -> None:
+        session._random = lambda: 0.0
+        await session.stop(create(resumes_after=0, resumes=100), deadline=30)
+        assert session.slept[:5] == [0.25, 0.5, 1, 2, 4]
+
+    async def test_every_fourth_look_cancels_again(self, session: QuickSession, server: Emulator, create) -> None:
+        await session.stop(create(resumes_after=0, resumes=100), deadline=30)
+        calls = "".join("c" if request.method == "POST" else "r" for request in server.received)
+        assert calls == "crrrcrrrcrrrcrr"
+
+    async def test_retry_after_with_an_answer(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [json_answer("in_progress", **{"Retry-After": "7"}), json_answer("completed")]
+        outcome = await session.stop(identifier)
+        assert outcome.verdict is Verdict.ALREADY_FINISHED
+        assert session.slept == [0.5, 7]
+
+    async def test_retry_after_with_an_error(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="retrieve", status=429, headers={"retry-after": "9"}), json_answer("completed")]
+        outcome = await session.stop(identifier, max_retries=0)
+        assert outcome.verdict is Verdict.ALREADY_FINISHED
+        assert outcome.error is None
+        assert session.slept == [0.5, 9]
+
+    async def test_a_wish_that_is_past_the_deadline_ends_it(self, session: QuickSession, server, create) -> None:
+        identifier = create(resumes_after=0)
+        server.faults.append(json_answer("queued", **{"Retry-After": "50"}))
+        outcome = await session.stop(identifier, deadline=50)
+        assert (outcome.verdict, session.slept) == (Verdict.STILL_RUNNING, [0.5])
+        assert outcome.response.status == "queued"
+
+    async def test_a_server_that_hangs_in_the_middle_of_a_body(self) -> None:
+        left = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            body = b'{"id": "resp_x", "status": "in_progress"}'
+            for part in (body, body[:10]):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), part))
+            await reader.read()
+            writer.close()
+            left.set()
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        async with AsyncSession(base_url=f"http://127.0.0.1:{port}", api_key=KEY) as session:
+            outcome = await session.stop("resp_x", deadline=1.0)
+        await left.wait()  # the connection is not kept
+        listener.close()
+        await asyncio.sleep(0)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert isinstance(outcome.error, APITimeoutError)
+        assert outcome.error.__traceback__ is None
+        assert 0.9 < outcome.elapsed < 5
+
+    async def test_a_cancel_without_an_answer_leaves_time_for_a_look(self, server: Emulator, create) -> None:
+        identifier = create(runs_for=0)
+        server.faults.append(Fault(on="cancel", delay=math.inf))
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            outcome = await session.stop(identifier, deadline=0.8)
+        assert outcome.verdict is Verdict.ALREADY_FINISHED
+        assert outcome.attempts == 2
+        assert 0.55 < outcome.elapsed < 0.8
+
+    async def test_no_time_at_all(self, session: QuickSession) -> None:
+        clock = iter(range(100))
+        session._monotonic = lambda: next(clock)
+        outcome = await session.stop("resp_x", deadline=0.5)
+        assert (outcome.verdict, outcome.attempts, outcome.stopped) == (Verdict.UNKNOWN, 0, False)
+        with pytest.raises(APITimeoutError, match=r"The deadline of 0.5 s is over."):
+            raise outcome.error
+
+    async def test_no_deadline(self, session: QuickSession, create) -> None:
+        assert (await session.stop(create(), deadline=math.inf)).verdict is Verdict.CANCELLED
+
+
+class TestConfirm:
+    async def test_it_stayed_cancelled(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(), confirm=5)
+        assert (outcome.verdict, outcome.attempts, session.slept) == (Verdict.CANCELLED, 2, [5])
+
+    async def test_what_was_over_is_not_looked_at_again(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(runs_for=0), confirm=5)
+        assert (outcome.verdict, session.slept) == (Verdict.ALREADY_FINISHED, [])
+
+    async def test_it_ran_to_its_end_all_the_same(self) -> None:
+        async with playing("azure") as (server, session):
+            identifier = server.add(Script(runs_for=12, resumes_after=5))
+            outcome = await session.stop(identifier, confirm=20)
+        assert outcome.verdict is Verdict.ALREADY_FINISHED
+        assert outcome.response.status == "completed"
+
+    async def test_it_went_back_once(self) -> None:
+        async with playing("azure") as (server, session):
+            identifier = server.add(Script(runs_for=math.inf, resumes_after=5))
+            outcome = await session.stop(identifier, confirm=10)
+        assert outcome.verdict is Verdict.CANCELLED
+        assert outcome.attempts == 4
+        assert session.slept == [10, 10]
+
+    async def test_it_went_back_twice(self) -> None:
+        async with playing("azure") as (server, session):
+            identifier = server.add(Script(runs_for=math.inf, resumes_after=5, resumes=9))
+            outcome = await session.stop(identifier, confirm=10)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.STILL_RUNNING, 4)
+        assert (outcome.stopped, outcome.error) == (False, None)
+
+    async def test_sooner_where_the_deadline_is_near(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(), confirm=100, deadline=30)
+        assert (outcome.verdict, session.slept) == (Verdict.CANCELLED, [15])
+
+    async def test_a_look_that_fails_leaves_the_servers_word(self, session: QuickSession, server, create) -> None:
+        identifier = create()
+        server.faults += [Fault(on="retrieve", status=403, body="no")]
+        outcome = await session.stop(identifier, confirm=5)
+        assert (outcome.verdict, outcome.stopped) == (Verdict.CANCELLED, True)
+        assert isinstance(outcome.error, PermissionDeniedError)
+
+
+class TestWhatIsNotSeen:
+    async def test_a_cancel_that_was_accepted_in_no_words(self, session: QuickSession, server, create) -> None:
+        identifier = create()
+        server.faults.append(Fault(on="cancel", act=True, status=200, body=b"<html>ok</html>"))
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2)
+
+    async def test_looks_that_fail_for_a_while(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="retrieve", status=503)] * 2
+        server.faults += [Fault(on="retrieve", status=200, body=b"<html>"), json_answer("cancelled")]
+        outcome = await session.stop(identifier, max_retries=0)
+        assert (outcome.verdict, outcome.error) == (Verdict.CANCELLED, None)
+
+    async def test_looks_that_fail_until_the_deadline(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="cancel", act=True)] + [Fault(status=503)] * 100
+        outcome = await session.stop(identifier)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert isinstance(outcome.error, InternalServerError)
+        assert outcome.elapsed > 59
+
+    @pytest.mark.parametrize("status", [405, 501])
+    async def test_a_server_that_knows_no_cancel(self, session: QuickSession, server, create, status: int) -> None:
+        identifier = create()
+        server.faults += [Fault(on="cancel", status=status)] * 100
+        outcome = await session.stop(identifier, max_retries=0, deadline=20)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert outcome.error.status == status
+
+    async def test_one_that_knows_it_a_little_later(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create()
+        server.faults += [Fault(on="cancel", status=409, body="busy")] * 2
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 5)
+
+    async def test_forgotten_after_the_cancel(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="retrieve", status=404)]
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.stopped) == (Verdict.NOT_FOUND, False)
+        assert outcome.response.status == "in_progress"
+
+    async def test_a_key_that_may_look_and_not_cancel(self, session: QuickSession, server: Emulator, create) -> None:
+        running, over = create(), create(runs_for=0)
+        server.faults += [Fault(on="cancel", status=403, body="no")] * 2
+        outcome = await session.stop(running)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.FORBIDDEN, 2)
+        assert isinstance(outcome.error, PermissionDeniedError)
+        assert (await session.stop(over)).verdict is Verdict.ALREADY_FINISHED
+
+    async def test_a_key_that_is_wrong_is_sent_once(self, server: Emulator, session: QuickSession) -> None:
+        server.faults.append(Fault(status=401, body="no"))
+        outcome = await session.stop("resp_x")
+        assert (outcome.verdict, outcome.attempts) == (Verdict.FORBIDDEN, 1)
+        assert isinstance(outcome.error, AuthenticationError)
+
+    async def test_no_server(self, session: QuickSession, server: Emulator) -> None:
+        await server.__aexit__(None, None, None)
+        outcome = await session.stop("resp_x")
+        assert (outcome.verdict, outcome.attempts, outcome.request_id) == (Verdict.UNKNOWN, 6, None)
+        assert isinstance(outcome.error, APIConnectionError)
+
+
+def failure(kind: type[APIStatusError], status: int, message: str = "", *, attempts: int = 1) -> APIStatusError:
+    error = kind(message, status=status, headers={}, body=b"")
+    error.attempts = attempts
+    return error
+
+
+REFUSED = failure(BadRequestError, 400, "No.")
+SYNCHRONOUS = failure(BadRequestError, 400, "Cannot cancel a synchronous response.")
+SILENT = APIConnectionError("refused")
+
+
+@pytest.mark.parametrize(
+    ("status", "background", "refusal", "reached", "verdict"),
+    [
+        ("cancelled", None, None, True, Verdict.CANCELLED),
+        ("cancelled", None, REFUSED, True, Verdict.CANCELLED),
+        ("cancelled", None, REFUSED, False, Verdict.ALREADY_FINISHED),
+        ("failed", None, None, True, Verdict.ALREADY_FINISHED),
+        ("completed", False, None, True, Verdict.ALREADY_FINISHED),
+        ("completed", False, SYNCHRONOUS, False, Verdict.NOT_BACKGROUND),
+        ("completed", None, SYNCHRONOUS, False, Verdict.ALREADY_FINISHED),
+        ("completed", True, SYNCHRONOUS, False, Verdict.ALREADY_FINISHED),
+        ("in_progress", False, REFUSED, False, Verdict.NOT_BACKGROUND),
+        ("in_progress", None, SYNCHRONOUS, False, Verdict.NOT_BACKGROUND),
+        ("in_progress", None, failure(ConflictError, 409, "Only background ones."), False, Verdict.NOT_BACKGROUND),
+        ("in_progress", True, SYNCHRONOUS, False, None),
+        ("in_progress", None, REFUSED, False, None),
+        ("in_progress", False, SILENT, False, None),
+        ("in_progress", False, failure(InternalServerError, 500), False, None),
+        ("in_progress", False, failure(RateLimitError, 429), False, None),
+        ("in_progress", False, failure(APIStatusError, 408), False, None),
+        ("in_progress", False, failure(PermissionDeniedError, 403), False, Verdict.FORBIDDEN),
+        ("completed", False, failure(PermissionDeniedError, 403), False, Verdict.ALREADY_FINISHED),
+        ("cancelling", True, None, True, None),
+        (None, True, None, True, None),
+    ],
+)
+def test_the_state_decides(status, background, refusal, reached, verdict) -> None:
+    response = Response(id="resp_x", status=status, background=background)
+    assert judge(response, refusal=refusal, error=None, reached=reached) is verdict
+
+
+NOT_THERE = failure(BadRequestError, 400, 'OpenAIException - {"detail": "Response with id \'x\' not found."}')
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error", "unseen", "seen"),
+    [
+        (REFUSED, failure(AuthenticationError, 401), Verdict.FORBIDDEN, Verdict.FORBIDDEN),
+        (REFUSED, failure(PermissionDeniedError, 403), Verdict.FORBIDDEN, Verdict.FORBIDDEN),
+        (REFUSED, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (SILENT, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (NOT_THERE, REFUSED, Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (REFUSED, NOT_THERE, Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (REFUSED, failure(BadRequestError, 400, "MALFORMED identifier."), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (REFUSED, failure(BadRequestError, 400, "No such response"), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (REFUSED, failure(BadRequestError, 400, "It does not exist."), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (
+            REFUSED,
+            failure(BadRequestError, 400, "Expected an ID …"),
+            Verdict.NOT_FOUND,
+            Verdict.NOT_FOUND,
+        ),
+        (REFUSED, REFUSED, Verdict.UNKNOWN, Verdict.STILL_RUNNING),
+        (SILENT, NOT_THERE, Verdict.UNKNOWN, Verdict.STILL_RUNNING),
+        (NOT_THERE, SILENT, Verdict.UNKNOWN, None),
+        (SILENT, SILENT, Verdict.UNKNOWN, None),
+        (None, failure(InternalServerError, 502), Verdict.UNKNOWN, None),
+        (None, ResponseDecodeError("no", status=200, headers={}, body=b"", request_id=None), Verdict.UNKNOWN, None),
+        (None, failure(RateLimitError, 429, "insufficient_quota"), Verdict.UNKNOWN, Verdict.STILL_RUNNING),
+    ],
+)
+def test_what_failed_decides_where_no_state_was_seen(refusal, error, unseen, seen) -> None:
+    assert judge(None, refusal=refusal, error=error, reached=True) is unseen
+    response = Response(id="resp_x", status="in_progress")
+    assert judge(response, refusal=refusal, error=error, reached=True) is seen
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        # A refusal of the first attempt: it was cancelled by somebody else. Of a later one: perhaps by the first.
+        ([Fault(on="cancel", status=400, body="No.")], Verdict.ALREADY_FINISHED),
+        ([Fault(on="cancel", status=429), Fault(on="cancel", status=400, body="No.")], Verdict.CANCELLED),
+        ([Fault(on="cancel", status=503)] * 9, Verdict.CANCELLED),
+        ([Fault(on="cancel", status=429, headers={"x-should-retry": "false"})], Verdict.ALREADY_FINISHED),
+        ([Fault(on="cancel", status=503, headers={"x-should-retry": "false"})], Verdict.CANCELLED),
+        ([Fault(on="cancel", cut="connection")] * 9, Verdict.CANCELLED),
+        ([Fault(on="cancel", status=200, body="yes")], Verdict.CANCELLED),
+    ],
+)
+async def test_who_cancelled_it(session: QuickSession, server: Emulator, create, answers, verdict) -> None:
+    identifier = create()
+    server.works[identifier].cancel(server._clock())
+    server.faults += answers
+    assert (await session.stop(identifier)).verdict is verdict
+
+
+async def test_a_lost_cancel_counts_although_a_later_one_is_refused(session: QuickSession, server, create) -> None:
+    identifier = create()
+    server.faults += [Fault(on="cancel", cut="connection"), json_answer("in_progress")]
+    server.faults += [Fault(on="cancel", act=True, status=400, body="No.")]
+    assert (await session.stop(identifier, max_retries=0)).verdict is Verdict.CANCELLED
+
+
+class TestCancelled:
+    @pytest.mark.parametrize("on", ["cancel", "retrieve"])
+    async def test_a_task_that_is_cancelled_ends_at_once(self, server: Emulator, create, on) -> None:
+        identifier = create(resumes_after=0)
+        server.faults.append(Fault(on=on, delay=math.inf))
+        before = asyncio.all_tasks()
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            task = asyncio.create_task(session.stop(identifier))
+            await until(lambda: not server.faults)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelling() == 1
+        await until(lambda: asyncio.all_tasks() <= before)
+
+    async def test_while_it_waits(self, session: QuickSession, create) -> None:
+        asleep = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            asleep.set()
+            await asyncio.sleep(seconds * 1000)
+
+        session._sleep = sleep
+        task = asyncio.create_task(session.stop(create(resumes_after=0)))
+        await asleep.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_closing_the_session_ends_it(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create()
+        server.faults.append(Fault(delay=math.inf))
+        task = asyncio.create_task(session.stop(identifier))
+        await until(lambda: not server.faults)
+        await session.close()
+        with pytest.raises(SessionStateError):
+            await task
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("identifier", ["", ".", "a\n", 5, None])
+    async def test_ids(self, session: QuickSession, server: Emulator, identifier: Any) -> None:
+        with pytest.raises(InvalidResponseIdError):
+            await session.stop(identifier)
+        assert not server.received
+
+    @pytest.mark.parametrize("options", [{"deadline": 0}, {"deadline": None}, {"confirm": -1}, {"confirm": "1"}])
+    async def test_options(self, session: QuickSession, server: Emulator, options: Any) -> None:
+        with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be a number of seconds"):
+            await session.stop("resp_x", **options)
+        assert not server.received
+
+    async def test_options_of_requests_reach_every_one(self, session: QuickSession, server: Emulator, create) -> None:
+        await session.stop(create(), confirm=1, headers={"x-team": "a"}, query={"v": "1"})
+        assert [request.headers["x-team"] for request in server.received] == ["a", "a"]
+        assert all(request.path.endswith("?v=1") for request in server.received)
+
+    async def test_an_object_with_an_id(self, session: QuickSession, create) -> None:
+        response = Response(id=create())
+        assert (await session.stop(response)).response_id == response.id
+
+
+class TestOutcome:
+    async def test_it_is_data(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create())
+        for other in (pickle.loads(pickle.dumps(outcome)), copy.deepcopy(outcome)):
+            assert other == outcome
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            outcome.verdict = Verdict.UNKNOWN
+        assert str(outcome.verdict) == "cancelled"
+        assert re.match(r"Outcome\(response_id='resp_\w+', verdict=<Verdict.CANCELLED: 'cancelled'>", repr(outcome))
+
+    async def test_with_an_error(self, session: QuickSession) -> None:
+        outcome = await session.stop("resp_x")
+        other = pickle.loads(pickle.dumps(outcome))
+        assert (other.verdict, str(other.error)) == (Verdict.NOT_FOUND, str(outcome.error))
+
+
+class TestLog:
+    async def test_a_line_for_each_outcome(self, session: QuickSession, create, caplog) -> None:
+        caplog.set_level(logging.INFO, "openai_cancel")
+        outcome = await session.stop(create())
+        (line,) = caplog.messages
+        assert line == f"{outcome.response_id}: cancelled (attempts: 1, 0.000 s, request id: {outcome.request_id})"
+        assert caplog.records[0].name == "openai_cancel"
+
+    async def test_a_line_for_each_attempt(self, session: QuickSession, server: Emulator, create, caplog) -> None:
+        caplog.set_level(logging.DEBUG, "openai_cancel")
+        identifier = create(runs_for=0, says="a secret of the body")
+        server.faults += [Fault(status=503, body="a secret of the body"), Fault(on="cancel", cut="connection")]
+        await session.stop(Response(id=identifier))
+        assert [line.partition(" (request")[0] for line in caplog.messages[:4]] == [
+            f"cancel {identifier}: attempt 1: InternalServerError 503",
+            f"cancel {identifier}: attempt 2: APIConnectionError",
+            f"cancel {identifier}: attempt 3: BadRequestError 400",
+            f"retrieve {identifier}: attempt 1: completed",
+        ]
+        assert caplog.messages[0].endswith(f"(request id: req_{1:032x})")
+        assert caplog.messages[3].endswith(f"(request id: req_{4:032x})")
+        assert [record.levelname for record in caplog.records] == ["DEBUG"] * 4 + ["INFO"]
+        assert "secret" not in caplog.text
+
+    async def test_nothing_where_nobody_listens(self, session: QuickSession, create, caplog) -> None:
+        await session.stop(create())
+        assert not caplog.messages
+
+
+class TestDialects:
+    """What the matrix does not show of the servers that are played."""
+
+    async def test_one_of_your_own(self) -> None:
+        teapot = Dialect(cancel={"in_progress": Reply(418, "Short and stout: {id} is {status}.")})
+        async with playing(teapot) as (server, session):
+            identifier = server.add()
+            with pytest.raises(APIStatusError, match=f"418: Short and stout: {identifier} is in_progress."):
+                await session.cancel(identifier)
+
+    async def test_a_body_that_is_not_taken(self) -> None:
+        async with playing("gomodel", headers={"content-type": "application/json"}) as (server, session):
+            with pytest.raises(BadRequestError, match="A cancel takes no body."):
+                await session.cancel(server.add())
+
+    async def test_another_id_on_every_reply(self) -> None:
+        async with playing("litellm") as (server, session):
+            identifier = server.add()
+            shown = [(await session.retrieve(identifier)).id for _ in range(2)]
+            assert len({identifier, *shown}) == 3
+            outcome = await session.stop(shown[0])
+            assert outcome.verdict is Verdict.CANCELLED
+            assert outcome.response_id == shown[0] != outcome.response.id
+
+    @pytest.mark.parametrize("dialect", ["litellm", "litellm_polling"])
+    async def test_no_key_at_litellm(self, dialect: str) -> None:
+        async with playing(dialect, headers={"Authorization": ""}) as (_, session):
+            outcome = await session.stop("resp_x")
+        assert outcome.verdict is Verdict.UNKNOWN
+        assert outcome.error.body == b"Internal Server Error"
+
+    async def test_what_vllm_does_not_say(self) -> None:
+        async with playing("vllm") as (server, session):
+            response = await session.retrieve(server.add())
+            assert response.status == "queued"
+            assert "store" not in response.to_dict()
+            assert response.extra == {"kv_transfer_params": None, "input_messages": None, "output_messages": None}
+            with pytest.raises(NotFoundError) as caught:
+                await session.cancel("x")
+            assert caught.value.code == 404
+
+    async def test_azure_takes_its_time(self) -> None:
+        async with Emulator(dialect="azure") as server, AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            assert (await session.stop(server.add())).elapsed >= 0.5
+
+    def test_an_unknown_name(self) -> None:
+        with pytest.raises(ValueError, match="no such dialect: 'foo'; choose one of openai, azure, vllm"):
+            Emulator(dialect="foo")
