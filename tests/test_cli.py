@@ -112,6 +112,7 @@ class TestUsage:
             (["emulate", "--port", "x"], "unable to convert"),
             (["emulate", "--port", "70000"], "Must be <= 65535"),
             (["emulate", "--runs-for", "-1"], "Must be >= 0"),
+            (["emulate", "--dialect", "x"], "Choose one of openai, azure, vllm"),
         ],
     )
     async def test_what_is_wrong_is_one_line(self, run, arguments: list[str], words: str) -> None:
@@ -148,6 +149,8 @@ async def test_emulate_until_ctrl_c() -> None:
         "0",
         "--runs-for",
         "5",
+        "--dialect",
+        "mistralrs",
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )

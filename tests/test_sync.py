@@ -28,6 +28,7 @@ from openai_cancel import (
     NotFoundError,
     Session,
     SessionStateError,
+    Verdict,
 )
 from openai_cancel.emulator import Emulator, Fault
 
@@ -54,6 +55,13 @@ async def test_the_same_calls(blocking: Session, server: Emulator, create) -> No
         await asyncio.to_thread(blocking.cancel, "resp_none")
     assert server.received[1].headers["x-a"] == "1"
     assert repr(blocking) == f"<Session {server.base_url} open>"
+
+
+async def test_stop(blocking: Session, create) -> None:
+    outcome = await asyncio.to_thread(blocking.stop, create(runs_for=0), deadline=5, confirm=1)
+    assert (outcome.verdict, outcome.attempts) == (Verdict.ALREADY_FINISHED, 2)
+    with pytest.raises(ConfigurationError, match="confirm must be a number of seconds"):
+        await asyncio.to_thread(blocking.stop, "resp_x", confirm=0)
 
 
 async def test_from_many_threads_at_once(blocking: Session, create) -> None:

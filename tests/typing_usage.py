@@ -6,7 +6,7 @@ import aiohttp
 import openai
 from openai.types.responses import Response as TheirResponse
 
-from openai_cancel import APIStatusError, AsyncSession, Response, ResponseDecodeError, Session
+from openai_cancel import APIStatusError, AsyncSession, Outcome, Response, ResponseDecodeError, Session, Verdict
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -19,10 +19,21 @@ async def calls(session: AsyncSession, theirs: TheirResponse) -> None:
     await session.cancel(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - so is a wrong type
 
 
+async def stopping(session: AsyncSession) -> None:
+    outcome = await session.stop("resp_123", deadline=5, confirm=1.5, timeout=2)
+    assert_type(outcome, Outcome)
+    assert_type(outcome.verdict, Verdict)
+    assert_type(outcome.response, Response | None)
+    assert_type(outcome.stopped, bool)
+    await session.stop("x", deadline=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it has one
+    outcome.verdict = Verdict.UNKNOWN  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue] - it is frozen
+
+
 def blocking(theirs: openai.OpenAI) -> None:
     with Session(api_key="k", deadline=10) as session:
         assert_type(session, Session)
         assert_type(session.cancel("resp_123"), Response)
+        assert_type(session.stop("resp_123"), Outcome)
     assert_type(Session.azure("https://h", token_provider=lambda: "t"), Session)
     assert_type(Session.from_openai(theirs), Session)
     Session(client_session=aiohttp.ClientSession())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - its loop is another
