@@ -17,7 +17,9 @@ from openai_cancel.errors import (
     ResponseDecodeError,
     SessionStateError,
     UnprocessableEntityError,
+    WaitTimeoutError,
 )
+from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.session import AsyncSession, CallOptions, RequestOptions
@@ -36,6 +38,7 @@ __all__ = [
     "CallOptions",
     "ConfigurationError",
     "ConflictError",
+    "Guard",
     "HasId",
     "InternalServerError",
     "InvalidResponseIdError",
@@ -53,5 +56,6 @@ __all__ = [
     "SessionStateError",
     "UnprocessableEntityError",
     "Verdict",
+    "WaitTimeoutError",
     "__version__",
 ]

@@ -15,7 +15,8 @@ OpenAICancelError
  │   ├─ UnprocessableEntityError  422
  │   ├─ RateLimitError            429
  │   └─ InternalServerError       5xx
- └─ ResponseDecodeError         the server said yes, in words that are not a response
+ ├─ ResponseDecodeError         the server said yes, in words that are not a response
+ └─ WaitTimeoutError            (also TimeoutError) the response was not over in time
 
 The names are those of the official SDK. The base is not called `CancelError`: nothing here may be mistaken for
 `asyncio.CancelledError`. All of them pickle, and none holds a key.
@@ -28,6 +29,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from openai_cancel.models import Response
+    from openai_cancel.outcome import Outcome
 
 
 class OpenAICancelError(Exception):
@@ -194,3 +198,17 @@ class ResponseDecodeError(_AnswerError):
     def __str__(self) -> str:
         """What is wrong with the body, and what to do next."""
         return f"{self.status}: {self.message}. Retrieve the response to see what became of it."
+
+
+class WaitTimeoutError(OpenAICancelError, TimeoutError):
+    """The response was not over in time.
+
+    Attributes:
+        response: the response as it was last seen, or None.
+        outcome: what became of it when it was stopped; None if it was left running.
+    """
+
+    def __init__(self, message: str, *, response: Response | None = None, outcome: Outcome | None = None) -> None:
+        super().__init__(message)
+        self.response = response
+        self.outcome = outcome

@@ -12,11 +12,18 @@ import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, NoReturn, Self, TypedDict, Unpack
+from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack
 
 import aiohttp
 
-from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICancelError, SessionStateError
+from openai_cancel.errors import (
+    APITimeoutError,
+    ConfigurationError,
+    OpenAICancelError,
+    SessionStateError,
+    WaitTimeoutError,
+)
+from openai_cancel.guard import Guard, wait_until_over
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Stop
 from openai_cancel.retry import RetryPolicy
@@ -31,25 +38,25 @@ class RequestOptions(TypedDict, total=False):
     """What every request takes, in place of the session's settings or beside them.
 
     Attributes:
-        timeout: seconds that one attempt may take, from connect to the last byte of the body.
         max_retries: how often a failed attempt is repeated.
         headers: extra request headers.
         query: extra query parameters.
     """
 
-    timeout: float | None
     max_retries: int | None
     headers: Mapping[str, str] | None
     query: Mapping[str, str] | None
 
 
 class CallOptions(RequestOptions, total=False):
-    """What every call takes: `RequestOptions`, and a bound for all its attempts.
+    """What a call takes: `RequestOptions`, and bounds.
 
     Attributes:
+        timeout: seconds that one attempt may take, from connect to the last byte of the body.
         deadline: seconds that all attempts may take together.
     """
 
+    timeout: float | None
     deadline: float | None
 
 
@@ -272,6 +279,7 @@ class AsyncSession:
         *,
         deadline: float = 60.0,
         confirm: float | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt
         **options: Unpack[RequestOptions],
     ) -> Outcome:
         """Make sure that a response no longer runs, and find out what became of it.
@@ -284,6 +292,7 @@ class AsyncSession:
             deadline: seconds that all of it may take.
             confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
                 cancel it once more if it went back: Azure, LiteLLM and ogx have been seen to run on.
+            timeout: seconds that one attempt may take.
             options: for each request, see `RequestOptions`.
 
         Returns:
@@ -300,9 +309,9 @@ class AsyncSession:
         if confirm is not None:
             check_seconds("confirm", confirm)
         stop = Stop(
-            response_id=str(getattr(response_id, "id", response_id)),
-            cancel=partial(self.cancel, response_id, **options),
-            retrieve=partial(self.retrieve, response_id, **options),
+            response_id=self._identify(response_id),
+            cancel=partial(self.cancel, response_id, timeout=timeout, **options),
+            retrieve=partial(self.retrieve, response_id, timeout=timeout, **options),
             monotonic=self._monotonic,
             sleep=self._sleep,
             random=self._random,
@@ -310,6 +319,94 @@ class AsyncSession:
             confirm=confirm,
         )
         return await stop.run()
+
+    def guard(self, *response_ids: ResponseId, grace: float = 10.0, **options: Unpack[RequestOptions]) -> Guard:
+        """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
+
+        ```python
+        async with session.guard(response_id):
+            ...
+        ```
+
+        The responses are stopped first, then the exception goes on. A block that ends normally leaves them alone.
+
+        Args:
+            response_ids: the ids, or objects that have them as `.id`. More can be added inside, with `Guard.add`.
+            grace: seconds that stopping them may take.
+            options: for each request, see `RequestOptions`.
+
+        Raises:
+            InvalidResponseIdError: an id cannot be sent.
+            ConfigurationError: an option cannot work.
+        """
+        guard = Guard(
+            stop=partial(self.stop, **options),
+            identify=self._identify,
+            monotonic=self._monotonic,
+            grace=check_seconds("grace", grace),
+        )
+        for response_id in response_ids:
+            guard.add(response_id)
+        return guard
+
+    async def wait(
+        self,
+        response_id: ResponseId,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - after which the response is stopped, too
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        **options: Unpack[RequestOptions],
+    ) -> Response:
+        """Wait until a response is over.
+
+        Errors that may pass are waited out. Whatever ends the wait before the response ends, a time-out or a cancel
+        of the task, stops the response, too.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            timeout: seconds to wait; None: as long as it takes.
+            on_abandon: `leave` lets the response run on where the wait has ended before it.
+            grace: seconds that stopping it may take, after the time-out.
+            options: for each request, see `RequestOptions`.
+
+        Returns:
+            The response at its end, be it completed, failed, incomplete or cancelled.
+
+        Raises:
+            WaitTimeoutError: it was not over in time. Its `outcome` says whether it was stopped.
+            InvalidResponseIdError: the id cannot be sent.
+            ConfigurationError: an option cannot work.
+            SessionStateError: the session is not open, or belongs to another event loop.
+            APIStatusError: the server refuses; `NotFoundError` if it does not know the id.
+            APIConnectionError: no connection can be had, now or later, as with a certificate that is not trusted.
+
+        See https://platform.openai.com/docs/guides/background.
+        """
+        if on_abandon not in {"stop", "leave"}:
+            raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+        seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
+        guard = self.guard(response_id, grace=grace, **options)
+        if on_abandon == "leave":
+            guard.disarm()
+        try:
+            async with guard:
+                return await wait_until_over(
+                    self._identify(response_id),
+                    retrieve=partial(self.retrieve, response_id, **options),
+                    monotonic=self._monotonic,
+                    sleep=self._sleep,
+                    random=self._random,
+                    timeout=seconds,
+                )
+        except WaitTimeoutError as error:
+            error.outcome = guard.outcome
+            raise
+
+    def _identify(self, response_id: ResponseId) -> str:
+        """The id as a string, if it can be sent."""
+        self._wire.request("GET", response_id)
+        return str(getattr(response_id, "id", response_id))
 
     async def _call(  # noqa: C901, PLR0912, PLR0915 - one loop, best read in one piece
         self,

@@ -6,11 +6,13 @@ import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
+from functools import partial
 from threading import RLock, Thread, current_thread
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Generic, Literal, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
 from openai_cancel.errors import SessionStateError
+from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession, CallOptions, RequestOptions
@@ -217,6 +219,7 @@ class Session:
         *,
         deadline: float = 60.0,
         confirm: float | None = None,
+        timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Outcome:
         """Make sure that a response no longer runs, and find out what became of it.
@@ -226,6 +229,7 @@ class Session:
             deadline: seconds that all of it may take.
             confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
                 cancel it once more if it went back.
+            timeout: seconds that one attempt may take.
             options: for each request, see `RequestOptions`.
 
         Returns:
@@ -236,9 +240,92 @@ class Session:
 
         See https://platform.openai.com/docs/guides/background.
         """
-        return self._run(self._session.stop, response_id, deadline=deadline, confirm=confirm, **options)
+        return self._run(
+            self._session.stop, response_id, deadline=deadline, confirm=confirm, timeout=timeout, **options
+        )
+
+    def guard(self, *response_ids: ResponseId, grace: float = 10.0, **options: Unpack[RequestOptions]) -> "_Guarding":
+        """Stop responses if a block is left by an exception: an error, Ctrl-C, `sys.exit`.
+
+        ```python
+        with session.guard(response_id):
+            ...
+        ```
+
+        The responses are stopped first, then the exception goes on. A block that ends normally leaves them alone. A
+        second Ctrl-C does not wait for the answer.
+
+        Args:
+            response_ids: the ids, or objects that have them as `.id`. More can be added inside, with `Guard.add`.
+            grace: seconds that stopping them may take.
+            options: for each request, see `RequestOptions`.
+
+        Raises:
+            InvalidResponseIdError: an id cannot be sent.
+            ConfigurationError: an option cannot work.
+        """
+        return _Guarding(self._session.guard(*response_ids, grace=grace, **options), self._run)
+
+    def wait(
+        self,
+        response_id: ResponseId,
+        *,
+        timeout: float | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        **options: Unpack[RequestOptions],
+    ) -> Response:
+        """Wait until a response is over.
+
+        Errors that may pass are waited out. Whatever ends the wait before the response ends, a time-out or Ctrl-C,
+        stops the response, too. A second Ctrl-C does not wait for that.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            timeout: seconds to wait; None: as long as it takes.
+            on_abandon: `leave` lets the response run on where the wait has ended before it.
+            grace: seconds that stopping it may take, after the time-out.
+            options: for each request, see `RequestOptions`.
+
+        Returns:
+            The response at its end, be it completed, failed, incomplete or cancelled.
+
+        Raises:
+            WaitTimeoutError: it was not over in time. Its `outcome` says whether it was stopped.
+            InvalidResponseIdError, ConfigurationError, SessionStateError, APIStatusError, APIConnectionError: as
+                `AsyncSession.wait`.
+
+        See https://platform.openai.com/docs/guides/background.
+        """
+        return self._run(
+            self._session.wait, response_id, timeout=timeout, on_abandon=on_abandon, grace=grace, **options
+        )
 
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        worker = self._usable_worker()
+        call = _Call(partial(function, *args, **kwargs), worker.loop.result())
+        future: Future[_T | _Interruption] | None = None
+        try:
+            with self._lock:  # so that nothing is handed to the loop once it has been told to stop
+                if self._closed:
+                    raise SessionStateError("The session is closed: make another one.")  # noqa: TRY301 - under the lock
+                future = asyncio.run_coroutine_threadsafe(call.run(), call.loop)
+            result = future.result()
+        except CancelledError:
+            if not self._closed:
+                raise
+            raise SessionStateError("The session was closed while the call was under way.") from None
+        except BaseException as error:
+            if future is not None and not future.done():  # Ctrl-C, say
+                call.give_up(future, error)
+            raise
+        finally:
+            del future  # an exception's traceback holds this frame: together they would wait for the garbage collector
+        if isinstance(result, _Interruption):
+            raise result.error
+        return result
+
+    def _usable_worker(self) -> _Worker:
         worker = self._worker
         if worker is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
@@ -252,39 +339,63 @@ class Session:
                 "A function that the session runs, such as its api_key, cannot call the session: it would wait for "
                 "itself."
             )
-        future: Future[_T | _Interruption] | None = None
+        return worker
+
+
+class _Guarding:
+    """The block of `Session.guard`; what happens at its end happens in the session's loop."""
+
+    def __init__(self, guard: Guard, run: Callable[..., object]) -> None:
+        self._guard = guard
+        self._run = run
+
+    def __enter__(self) -> Guard:
+        return self._guard
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            return
         try:
-            with self._lock:  # so that nothing is handed to the loop once it has been told to stop
-                if self._closed:
-                    raise SessionStateError("The session is closed: make another one.")  # noqa: TRY301 - under the lock
-                loop = worker.loop.result()
-                future = asyncio.run_coroutine_threadsafe(_contained(function(*args, **kwargs)), loop)
-            result = future.result()
-        except CancelledError:
-            if not self._closed:
-                raise
-            raise SessionStateError("The session was closed while the call was under way.") from None
-        except BaseException:
-            if future is not None:
-                future.cancel()  # after Ctrl-C; without effect where the call itself has raised
-            raise
-        finally:
-            del future  # an exception's traceback holds this frame: together they would wait for the garbage collector
-        if isinstance(result, _Interruption):
-            raise result.error
-        return result
+            self._run(self._guard.__aexit__, kind, error, traceback)
+        except SessionStateError as failure:
+            error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
 
 
 class _Interruption(NamedTuple):
     error: BaseException
 
 
-async def _contained(call: Coroutine[Any, Any, _T]) -> _T | _Interruption:
-    """Hand on what would end the loop, and every other call with it, if it were raised there."""
-    try:
-        return await call
-    except (SystemExit, KeyboardInterrupt) as error:
-        return _Interruption(error)
+class _Call(Generic[_T]):
+    """A call that runs in the loop, and that the thread which waits for it can give up."""
+
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]], loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._function = function
+        self._task: asyncio.Task[Any] | None = None
+        self._notes: list[str] = []
+
+    async def run(self) -> _T | _Interruption:
+        """Run it. What would end the loop, and every other call with it, is handed on and not raised there."""
+        self._task = asyncio.current_task()
+        try:
+            return await self._function()
+        except asyncio.CancelledError as error:
+            self._notes = getattr(error, "__notes__", [])
+            raise
+        except (SystemExit, KeyboardInterrupt) as error:
+            return _Interruption(error)
+        finally:
+            self._task = None
+
+    def give_up(self, future: Future[Any], reason: BaseException) -> None:
+        """Cancel it, and wait until it has done what it does then, such as stopping a response."""
+        self.loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
+        with suppress(Exception, CancelledError):
+            future.result()
+        for note in self._notes:
+            reason.add_note(note)
 
 
 def _end(worker: _Worker) -> None:

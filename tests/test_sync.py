@@ -395,7 +395,10 @@ async def test_a_script_that_forgets_it_ends_all_the_same(python: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize("name", ["__init__", "azure", "from_openai", "open", "close", "cancel", "retrieve"])
+NAMES = ["__init__", "azure", "from_openai", "open", "close", "cancel", "retrieve", "stop", "guard", "wait"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_it_has_the_calls_of_the_async_one(name: str) -> None:
     """Signature for signature, but for the aiohttp session, which belongs to another loop."""
     ours, theirs = (inspect.signature(getattr(cls, name)) for cls in (Session, AsyncSession))
