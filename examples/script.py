@@ -1,14 +1,10 @@
-"""Cancel the responses whose ids are the arguments."""
+"""Stop the responses whose ids are the arguments, and say what became of each."""
 
 import sys
 
-from openai_cancel import OpenAICancelError, Session
+from openai_cancel import Session
 
 with Session() as session:
     for response_id in sys.argv[1:]:
-        try:
-            response = session.cancel(response_id)
-        except OpenAICancelError as error:
-            print(response_id, error)
-        else:
-            print(response_id, response.status, f"{response.usage.total_tokens} tokens" if response.usage else "")
+        outcome = session.stop(response_id)
+        print(response_id, outcome.verdict, outcome.error or "")

@@ -1,20 +1,26 @@
 """The examples, and the code in the README, run as they stand."""
 
 import asyncio
+import contextlib
 import os
 import re
 import runpy
+import signal
 import subprocess
+from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from pathlib import Path
 
+import aiohttp
 import pytest
+import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
-from conftest import KEY
+from conftest import KEY, until
 
-from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.emulator import Emulator, Fault, Script
 
 ROOT = Path(__file__).parents[1]
+STRICT = ("-X", "dev", "-W", "error")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
 
 
@@ -33,11 +39,93 @@ async def execute(*command: str) -> str:
     return done.stdout
 
 
+def example(name: str) -> str:
+    return str(ROOT / "examples" / f"{name}.py")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_they_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 40
+
+
 async def test_script(python: str, create: Callable[..., str]) -> None:
-    script, running, over = str(ROOT / "examples" / "script.py"), create(), create(runs_for=0)
-    lines = (await execute(python, "-X", "dev", "-W", "error", script, running, over)).splitlines()
-    assert lines[0] == f"{running} cancelled "
-    assert lines[1].startswith(f"{over} 400: Cannot cancel a completed response.")
+    running, over = create(), create(runs_for=0)
+    ended = await execute(python, *STRICT, example("script"), running, over, "resp_none")
+    lines = ended.splitlines()
+    assert lines[:2] == [f"{running} cancelled ", f"{over} already_finished "]
+    assert lines[2].startswith("resp_none not_found 404: Response with id 'resp_none' not found.")
+
+
+async def test_worker(python: str, server: Emulator, create: Callable[..., str]) -> None:
+    running, over = create(), create(runs_for=0)
+    ended = await execute(python, *STRICT, example("worker"), "0.2", running, over)
+    assert ended.splitlines() == [f"{running} took too long: cancelled", f"{over} completed: Forty-two."]
+    assert server.works[running].cancelled
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+async def test_ctrl_c(python: str, server: Emulator, create: Callable[..., str], number: int, status: int) -> None:
+    running = create()
+    process = await asyncio.create_subprocess_exec(
+        python, *STRICT, example("ctrl_c"), running, stdout=PIPE, stderr=PIPE
+    )
+    assert await process.stdout.readline() == b"in_progress\n"
+    process.send_signal(number)
+    await process.communicate()
+    assert process.returncode == status
+    assert server.works[running].cancelled
+
+
+async def test_ctrl_c_that_nobody_presses(python: str, create: Callable[..., str]) -> None:
+    assert await execute(python, *STRICT, example("ctrl_c"), create(runs_for=0)) == "Forty-two.\n"
+
+
+async def test_with_openai(python: str, server: Emulator) -> None:
+    """Without `-W error`: what another package does at its end is not ours."""
+    assert await execute(python, example("with_openai"), "0.5", "Why?") == "It took too long, and was stopped.\n"
+    (work,) = server.works.values()
+    assert work.cancelled
+
+
+async def test_with_openai_to_the_end(python: str, server: Emulator) -> None:
+    server._script = Script(runs_for=0)
+    assert await execute(python, example("with_openai"), "30", "Why?") == "Forty-two.\n"
+
+
+async def leave(url: str, server: Emulator) -> None:
+    """Ask for an answer, and go before there is one."""
+    async with aiohttp.ClientSession() as client:
+        asking = asyncio.create_task(client.get(url))
+        await until(lambda: server.received)
+        asking.cancel()
+        await asyncio.wait({asking})
+    await until(lambda: any(work.cancelled for work in server.works.values()))
+
+
+async def test_a_client_of_aiohttp_that_leaves(server: Emulator, create: Callable[..., str]) -> None:
+    app = runpy.run_path(example("guard_aiohttp"))["make_app"]()
+    over, running = create(runs_for=0), create()
+    async with TestClient(TestServer(app)) as client:  # which cancels handlers
+        async with client.get(f"/answers/{over}") as answer:
+            assert await answer.json() == {"status": "completed", "text": "Forty-two."}
+        server.received.clear()
+        await leave(str(client.make_url(f"/answers/{running}")), server)
+
+
+async def test_a_client_of_fastapi_that_leaves(server: Emulator, create: Callable[..., str]) -> None:
+    app = runpy.run_path(example("guard_fastapi"))["app"]
+    over, running = create(runs_for=0), create()
+    uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    uvicorn_server.capture_signals = contextlib.nullcontext  # they belong to the tests
+    serving = asyncio.create_task(uvicorn_server.serve())
+    await until(lambda: uvicorn_server.started)
+    url = f"http://127.0.0.1:{uvicorn_server.servers[0].sockets[0].getsockname()[1]}/answers"
+    async with aiohttp.ClientSession() as client, client.get(f"{url}/{over}") as answer:
+        assert await answer.json() == {"status": "completed", "text": "Forty-two."}
+    server.received.clear()
+    await leave(f"{url}/{running}", server)
+    uvicorn_server.should_exit = True
+    await serving
 
 
 async def test_service(server: Emulator, create: Callable[..., str]) -> None:
@@ -59,7 +147,7 @@ async def post(client: TestClient, identifier: str) -> tuple[int, dict[str, str]
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
 async def test_readme(block: str, python: str, create: Callable[..., str], server: Emulator) -> None:
     identifier = create()
-    await execute(python, "-X", "dev", "-W", "error", "-c", block.replace("resp_123", identifier))
+    await execute(python, *STRICT, "-c", block.replace("resp_123", identifier))
     assert server.works[identifier].cancelled or "resp_123" not in block
 
 

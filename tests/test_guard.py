@@ -5,8 +5,10 @@ import itertools
 import logging
 import math
 import pickle
+import signal
 import sys
 import traceback
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -46,7 +48,8 @@ async def nothing_is_left() -> AsyncIterator[None]:
     """No task outlives a block, and none is left with a cancel that it was not meant to have."""
     before = asyncio.all_tasks()
     yield
-    await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
+    async with asyncio.timeout(5):
+        await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
     assert asyncio.current_task().cancelling() == 0
 
 
@@ -599,6 +602,96 @@ class TestBlocking:
         with pytest.raises(SessionStateError, match="closed while the call was under way"):
             await waiting
         assert server.works[identifier].cancelled
+
+
+GUARDS = """
+import asyncio, signal, sys, time
+from openai_cancel import AsyncSession, Session
+signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+name = sys.argv[1]
+"""
+SCRIPTS = {
+    "async guard": """
+async def main():
+    async with AsyncSession() as session, session.guard(name):
+        print("ready", flush=True)
+        await asyncio.sleep(1000)
+asyncio.run(main())
+""",
+    "async wait": """
+async def main():
+    async with AsyncSession() as session:
+        print("ready", flush=True)
+        await session.wait(name)
+asyncio.run(main())
+""",
+    "guard": """
+with Session() as session, session.guard(name):
+    print("ready", flush=True)
+    time.sleep(1000)
+""",
+    "wait": """
+with Session() as session:
+    print("ready", flush=True)
+    session.wait(name)
+""",
+}
+
+
+class TestProcesses:
+    @pytest.fixture
+    async def start(self, server: Emulator, create, monkeypatch, python):
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+
+        async def start(script: str) -> asyncio.subprocess.Process:
+            process = await asyncio.create_subprocess_exec(
+                python, "-X", "dev", "-W", "error", "-c", GUARDS + script, create(), stdout=PIPE, stderr=PIPE
+            )
+            processes.append(process)
+            assert await process.stdout.readline() == b"ready\n"
+            if ".wait(" in script:
+                await until(lambda: server.received)
+            return process
+
+        processes: list[asyncio.subprocess.Process] = []
+        yield start
+        for process in processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+
+    @pytest.mark.parametrize("script", SCRIPTS)
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+    async def test_it_is_stopped_before_the_process_ends(self, server, start, script, number, status) -> None:
+        process = await start(SCRIPTS[script])
+        process.send_signal(number)
+        _, shown = await process.communicate()
+        assert process.returncode == status, shown.decode()
+        assert cancels(server) == 1
+        assert next(iter(server.works.values())).cancelled
+        assert b"was not stopped" not in shown
+        assert b"never" not in shown  # retrieved, awaited
+
+    @pytest.mark.parametrize("script", ["guard", "wait"])
+    async def test_a_second_ctrl_c_does_not_wait(self, server, start, script) -> None:
+        process = await start(SCRIPTS[script] + "    pass")
+        server.faults.append(Fault(on="cancel", delay=math.inf))
+        began = asyncio.get_running_loop().time()
+        process.send_signal(signal.SIGINT)
+        await until(lambda: cancels(server))
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+        assert process.returncode == -signal.SIGINT
+        assert asyncio.get_running_loop().time() - began < 9
+
+    async def test_what_could_not_be_stopped_is_told(self, server, start) -> None:
+        process = await start(SCRIPTS["wait"])
+        server.faults += [Fault(status=403, body="You may not.")] * 9
+        process.send_signal(signal.SIGINT)
+        _, shown = await process.communicate()
+        assert b"openai-cancel: resp_" in shown
+        assert b"was not stopped (forbidden: 403: You may not." in shown
 
 
 class Scheduler:
