@@ -116,7 +116,7 @@ class Stop:
     deadline: float
     confirm: float | None
 
-    _began: float = 0.0
+    _began: float = attrs.field(init=False)
     _attempts: int = 0
     _response: Response | None = None
     _request_id: str | None = None

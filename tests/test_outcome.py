@@ -6,7 +6,7 @@ import logging
 import math
 import pickle
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from openai_cancel import (
     InternalServerError,
     InvalidResponseIdError,
     NotFoundError,
+    Outcome,
     PermissionDeniedError,
     RateLimitError,
     Response,
@@ -181,10 +182,13 @@ class TestTime:
         assert outcome.error is None
         assert session.slept == [0.5, 9]
 
-    async def test_a_wish_that_is_past_the_deadline_ends_it(self, session: QuickSession, server, create) -> None:
+    @pytest.mark.parametrize("deadline", [50, 50.5])
+    async def test_a_wish_that_is_past_the_deadline_ends_it(
+        self, session: QuickSession, server, create, deadline
+    ) -> None:
         identifier = create(resumes_after=0)
         server.faults.append(json_answer("queued", **{"Retry-After": "50"}))
-        outcome = await session.stop(identifier, deadline=50)
+        outcome = await session.stop(identifier, deadline=deadline)
         assert (outcome.verdict, session.slept) == (Verdict.STILL_RUNNING, [0.5])
         assert outcome.response.status == "queued"
 
@@ -221,13 +225,28 @@ class TestTime:
         assert outcome.attempts == 2
         assert 0.55 < outcome.elapsed < 0.8
 
-    async def test_no_time_at_all(self, session: QuickSession) -> None:
+    @pytest.mark.parametrize("deadline", [0.5, 1])
+    async def test_no_time_at_all(self, session: QuickSession, deadline: float) -> None:
         clock = iter(range(100))
         session._monotonic = lambda: next(clock)
-        outcome = await session.stop("resp_x", deadline=0.5)
+        outcome = await session.stop("resp_x", deadline=deadline)
         assert (outcome.verdict, outcome.attempts, outcome.stopped) == (Verdict.UNKNOWN, 0, False)
-        with pytest.raises(APITimeoutError, match=r"The deadline of 0.5 s is over."):
+        with pytest.raises(APITimeoutError, match=rf"The deadline of {deadline} s is over."):
             raise outcome.error
+
+    async def test_what_each_request_may_take(self, session: QuickSession, create, monkeypatch) -> None:
+        """All that is left for a look; for a cancel three quarters of it, so that a look can follow."""
+        deadlines: list[float] = []
+
+        def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, deadline, **options: (
+                deadlines.append(deadline) or call(*args, deadline=deadline, **options)
+            )
+
+        monkeypatch.setattr(session, "cancel", noting(session.cancel))
+        monkeypatch.setattr(session, "retrieve", noting(session.retrieve))
+        await session.stop(create(resumes_after=3, runs_for=4), deadline=20, confirm=5)
+        assert deadlines == [15, 15]
 
     async def test_no_deadline(self, session: QuickSession, create) -> None:
         assert (await session.stop(create(), deadline=math.inf)).verdict is Verdict.CANCELLED
@@ -241,6 +260,27 @@ class TestConfirm:
     async def test_what_was_over_is_not_looked_at_again(self, session: QuickSession, create) -> None:
         outcome = await session.stop(create(runs_for=0), confirm=5)
         assert (outcome.verdict, session.slept) == (Verdict.ALREADY_FINISHED, [])
+
+    async def test_nothing_else_is_looked_at_again_either(self, session: QuickSession, server, create) -> None:
+        assert (await session.stop("resp_none", confirm=5)).verdict is Verdict.NOT_FOUND
+        server.faults.append(Fault(status=401))
+        assert (await session.stop(create(), confirm=5)).verdict is Verdict.FORBIDDEN
+        assert session.slept == []
+
+    @pytest.mark.parametrize(
+        ("then", "verdict"),
+        [
+            ([Fault(on="cancel", status=400), json_answer("completed")], Verdict.ALREADY_FINISHED),
+            ([Fault(on="cancel", status=403), json_answer("in_progress")], Verdict.FORBIDDEN),
+            ([Fault(on="cancel", status=404), Fault(on="retrieve", status=404)], Verdict.NOT_FOUND),
+        ],
+    )
+    async def test_it_went_back_and_could_not_be_cancelled_again(
+        self, session: QuickSession, server, create, then, verdict
+    ) -> None:
+        server.faults += [Fault(on="cancel"), json_answer("in_progress"), *then]
+        outcome = await session.stop(create(), confirm=5)
+        assert (outcome.verdict, session.slept, outcome.attempts) == (verdict, [5], 4)
 
     async def test_it_ran_to_its_end_all_the_same(self) -> None:
         async with playing("azure") as (server, session):
@@ -265,8 +305,8 @@ class TestConfirm:
         assert (outcome.stopped, outcome.error) == (False, None)
 
     async def test_sooner_where_the_deadline_is_near(self, session: QuickSession, create) -> None:
-        outcome = await session.stop(create(), confirm=100, deadline=30)
-        assert (outcome.verdict, session.slept) == (Verdict.CANCELLED, [15])
+        outcome = await session.stop(create(), confirm=100, deadline=31)
+        assert (outcome.verdict, session.slept) == (Verdict.CANCELLED, [15.5])
 
     async def test_a_look_that_fails_leaves_the_servers_word(self, session: QuickSession, server, create) -> None:
         identifier = create()
@@ -512,6 +552,8 @@ class TestOutcome:
         outcome = await session.stop(create())
         for other in (pickle.loads(pickle.dumps(outcome)), copy.deepcopy(outcome)):
             assert other == outcome
+        with pytest.raises(TypeError, match="positional"):
+            Outcome("resp_x", *(None,) * 6)
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             outcome.verdict = Verdict.UNKNOWN
         assert str(outcome.verdict) == "cancelled"

@@ -1,10 +1,15 @@
-"""Against a server that we did not write: Microsoft's own for this protocol, `azure-ai-agentserver-responses`."""
+"""Against servers that we did not write.
+
+`azure-ai-agentserver-responses` is Microsoft's own for this protocol, `fastresponses` one for Open Responses. Where one
+refuses to cancel what is over, the other answers with it as it is.
+"""
 
 import asyncio
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -12,19 +17,18 @@ import pytest
 import pytest_asyncio
 from conftest import KEY
 
-from openai_cancel import AsyncSession, BadRequestError, NotFoundError
+from openai_cancel import AsyncSession, BadRequestError, NotFoundError, Verdict, WaitTimeoutError
 
-SERVER = Path(__file__).parent / "servers" / "azure_agent.py"
+SERVERS = Path(__file__).parent / "servers"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def base_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The server as a process of its own, ready when it answers."""
-    folder = tmp_path_factory.mktemp("agent")
+@asynccontextmanager
+async def serving(name: str, folder: Path, ready: str, **environment: str) -> AsyncIterator[str]:
+    """A server as a process of its own, ready when it answers; gives its address."""
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, str(SERVER), str(folder / "port"),
-            stdout=log, stderr=log, env={**os.environ, "HOME": str(folder), "AGENTSERVER_STATE_ROOT": str(folder)},
+            sys.executable, str(SERVERS / name), str(folder / "port"),
+            stdout=log, stderr=log, env={**os.environ, "HOME": str(folder), **environment},
         )  # fmt: skip
     try:
         while not (folder / "port").exists():
@@ -34,7 +38,7 @@ async def base_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[st
         async with aiohttp.ClientSession() as http:
             while True:
                 try:
-                    async with http.get(f"{url}/readiness"):
+                    async with http.get(f"{url}/{ready}"):
                         break
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(0.02)
@@ -44,9 +48,24 @@ async def base_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[st
         await process.wait()
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def base_url(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    folder = tmp_path_factory.mktemp("agent")
+    async with serving("azure_agent.py", folder, "readiness", AGENTSERVER_STATE_ROOT=str(folder)) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def open_responses(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    folder = tmp_path_factory.mktemp("open")
+    async with serving("open_responses.py", folder, "health", OPEN_RESPONSES_API_KEY=KEY) as url:
+        yield f"{url}/v1"
+
+
 async def create(base_url: str, told: str, *, background: bool = True) -> str:
     body = {"model": "m", "input": told, "background": background}
-    async with aiohttp.ClientSession() as http, http.post(f"{base_url}/responses", json=body) as answer:
+    key = {"Authorization": f"Bearer {KEY}"}
+    async with aiohttp.ClientSession(headers=key) as http, http.post(f"{base_url}/responses", json=body) as answer:
         assert answer.status == 200, await answer.text()
         return (await answer.json())["id"]
 
@@ -108,3 +127,79 @@ async def test_a_slash_in_an_id_is_decoded_by_the_servers_framework(session: Asy
     """Which is why it finds no such route, and answers in plain text."""
     with pytest.raises(NotFoundError, match="404: Not Found"):
         await session.cancel("resp_a/b")
+
+
+@pytest.fixture(params=["azure", "open responses"])
+async def peer(
+    request: pytest.FixtureRequest, base_url: str, open_responses: str
+) -> AsyncIterator[tuple[AsyncSession, str]]:
+    """A session with one of the servers, and the server's address."""
+    url = base_url if request.param == "azure" else open_responses
+    async with AsyncSession(api_key=KEY, base_url=url) as session:
+        yield session, url
+
+
+class TestStop:
+    async def test_in_progress_and_again(self, peer: tuple[AsyncSession, str]) -> None:
+        session, url = peer
+        identifier = await create(url, "run")
+        outcome = await session.stop(identifier, confirm=0.1)
+        assert (outcome.verdict, outcome.attempts, outcome.error) == (Verdict.CANCELLED, 2, None)
+        assert (await session.stop(identifier)).verdict is Verdict.CANCELLED
+        assert (await session.retrieve(identifier)).status == "cancelled"
+
+    @pytest.mark.parametrize("status", ["completed", "failed", "incomplete"])
+    async def test_what_is_over(self, peer: tuple[AsyncSession, str], status: str) -> None:
+        session, url = peer
+        identifier = await create(url, status)
+        assert (await session.wait(identifier, timeout=10)).status == status
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.response.status) == (Verdict.ALREADY_FINISHED, status)
+
+    async def test_not_in_the_background(self, peer: tuple[AsyncSession, str]) -> None:
+        session, url = peer
+        outcome = await session.stop(await create(url, "completed", background=False))
+        assert (outcome.verdict, outcome.stopped) == (Verdict.NOT_BACKGROUND, True)
+        assert isinstance(outcome.error, BadRequestError)
+
+    @pytest.mark.parametrize("malformed", ["resp_123", "resp_a+b=", "resp_a/b", "x" * 465])
+    async def test_unknown(self, peer: tuple[AsyncSession, str], malformed: str) -> None:
+        session, url = peer
+        known = await create(url, "completed")
+        unknown = f"{known[:-1]}{'0' if known[-1] != '0' else '1'}"
+        for identifier in (unknown, malformed):
+            assert (await session.stop(identifier)).verdict is Verdict.NOT_FOUND
+
+    async def test_a_wrong_key(self, open_responses: str) -> None:
+        """The agents of Azure look at none."""
+        async with AsyncSession(api_key="wrong", base_url=open_responses) as session:
+            assert (await session.stop("resp_123")).verdict is Verdict.FORBIDDEN
+
+    async def test_a_200_that_runs_on(self, open_responses: str) -> None:
+        """This server forgets all background runs but the newest 64, and then cancels them in words alone."""
+        identifier = await create(open_responses, "run")
+        for _ in range(64):
+            await create(open_responses, "completed")
+        async with AsyncSession(api_key=KEY, base_url=open_responses) as session:
+            assert (await session.cancel(identifier)).status == "in_progress"
+            outcome = await session.stop(identifier, deadline=2)
+        assert (outcome.verdict, outcome.stopped, outcome.error) == (Verdict.STILL_RUNNING, False, None)
+        assert outcome.response.status == "in_progress"
+
+
+class TestGuard:
+    async def test_a_block_that_fails(self, peer: tuple[AsyncSession, str]) -> None:
+        session, url = peer
+        identifier = await create(url, "run")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05), session.guard(identifier) as guard:
+                await asyncio.sleep(1000)
+        assert guard.outcome.verdict is Verdict.CANCELLED
+
+    async def test_a_wait_that_takes_too_long(self, peer: tuple[AsyncSession, str]) -> None:
+        session, url = peer
+        identifier = await create(url, "run")
+        with pytest.raises(WaitTimeoutError) as caught:
+            await session.wait(identifier, timeout=0.1)
+        assert caught.value.outcome.verdict is Verdict.CANCELLED
+        assert (await session.retrieve(identifier)).status == "cancelled"

@@ -6,7 +6,17 @@ import aiohttp
 import openai
 from openai.types.responses import Response as TheirResponse
 
-from openai_cancel import APIStatusError, AsyncSession, Outcome, Response, ResponseDecodeError, Session, Verdict
+from openai_cancel import (
+    APIStatusError,
+    AsyncSession,
+    Guard,
+    Outcome,
+    Response,
+    ResponseDecodeError,
+    Session,
+    Verdict,
+    WaitTimeoutError,
+)
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -27,6 +37,24 @@ async def stopping(session: AsyncSession) -> None:
     assert_type(outcome.stopped, bool)
     await session.stop("x", deadline=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it has one
     outcome.verdict = Verdict.UNKNOWN  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue] - it is frozen
+
+
+async def guarding(session: AsyncSession, blocking: Session) -> None:
+    async with session.guard("resp_123", "resp_456", grace=5) as guard:
+        assert_type(guard, Guard)
+        guard.add("resp_789")
+    assert_type(guard.outcome, Outcome | None)
+    assert_type(guard.outcomes, dict[str, Outcome])
+    with blocking.guard("resp_123") as other:
+        assert_type(other, Guard)
+    assert_type(await session.wait("x", timeout=5, on_abandon="leave"), Response)
+    assert_type(blocking.wait("x", grace=1), Response)
+    blocking.wait("x", on_abandon="pause")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - one of two
+    try:
+        await session.wait("x")
+    except WaitTimeoutError as error:
+        assert_type(error.outcome, Outcome | None)
+    session.guard("x", deadline=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - it is called grace
 
 
 def blocking(theirs: openai.OpenAI) -> None:

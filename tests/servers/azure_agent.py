@@ -1,4 +1,5 @@
-"""Microsoft's server for the Responses protocol, with an agent that does as the input says: run, completed, failed.
+"""Microsoft's server for the Responses protocol, with an agent that does as the input says: run, completed, failed,
+incomplete.
 
 It listens on a free port of this machine, which it writes into the file that is its argument.
 """
@@ -34,7 +35,7 @@ async def agent(
         return
     for event in stream.output_item_message("done"):
         yield event
-    yield stream.emit_completed()
+    yield stream.emit_incomplete(reason="max_output_tokens") if told == "incomplete" else stream.emit_completed()
 
 
 with socket.create_server(("127.0.0.1", 0)) as free:
