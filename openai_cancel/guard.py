@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 from openai_cancel.errors import (
     APIConnectionError,
@@ -16,7 +16,7 @@ from openai_cancel.errors import (
     WaitTimeoutError,
 )
 from openai_cancel.models import Response
-from openai_cancel.outcome import Outcome
+from openai_cancel.outcome import Outcome, detached
 from openai_cancel.retry import is_transient, poll_delay
 
 _log = logging.getLogger("openai_cancel")
@@ -71,6 +71,11 @@ class Guard:
         """Guard nothing any more: what is guarded so far may run on."""
         self._ids.clear()
 
+    @property
+    def armed(self) -> bool:
+        """Whether anything is guarded."""
+        return bool(self._ids)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -79,23 +84,27 @@ class Guard:
     ) -> None:
         if error is None or not self._ids:
             return
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancels = task.cancelling()
         held_back = await self._stop_all()
         for name in self._ids:
-            note = self._note(name)
-            if note:
+            if note := self._note(name):
+                with suppress(Exception):  # an exception can be strange enough to take none
+                    error.add_note(f"openai-cancel: {note}")
                 _log.warning("%s", note)
-                error.add_note(f"openai-cancel: {note}")
-        task = asyncio.current_task()
-        if held_back is not None and task and not isinstance(error, asyncio.CancelledError):
-            # The block's own exception goes on, and the cancel comes at the next await. The count stays what it was.
-            task.uncancel()
-            task.cancel(*held_back.args)
+        for failure in self._failures.values():
+            if not isinstance(failure, Exception | asyncio.CancelledError) and isinstance(error, Exception):
+                raise failure  # the end of the program goes before what went wrong in it
+        if held_back is not None and not isinstance(error, asyncio.CancelledError):
+            asyncio.get_running_loop().call_soon(_cancel_again, task, cancels, held_back)
 
-    async def _stop_all(self) -> asyncio.CancelledError | None:
-        """Stop all responses, through any cancel of this task; gives the last that came meanwhile."""
-        held_back: asyncio.CancelledError | None = None
+    async def _stop_all(self) -> tuple[Any, ...] | None:
+        """Stop all responses, through any cancel of this task; gives the arguments of the last that came meanwhile."""
+        held_back: tuple[Any, ...] | None = None
         until = self._monotonic() + self._grace
-        with _shield_from_anyio():
+        self._failures.clear()
+        self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
+        with _shielded_from_anyio():
             # A loop that is shutting down cancels every task, also those here: they are begun again.
             while (left := until - self._monotonic()) > 0 and (names := self._open()):
                 stops = {asyncio.create_task(self._stop_one(name, left)) for name in names}
@@ -103,7 +112,7 @@ class Guard:
                     try:
                         _, stops = await asyncio.wait(stops)
                     except asyncio.CancelledError as cancel:
-                        held_back = cancel
+                        held_back = cancel.args
         return held_back
 
     def _open(self) -> list[str]:
@@ -112,10 +121,11 @@ class Guard:
     async def _stop_one(self, name: str, left: float) -> None:
         try:
             self.outcomes[name] = await self._stop(name, deadline=left)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the block's own exception goes first
-            self._failures[name] = error
+        except BaseException as error:
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            if isinstance(error, asyncio.CancelledError) and task.cancelling():
+                raise
+            self._failures[name] = detached(error)
 
     def _note(self, name: str) -> str:
         """What is to be said of a response that was not stopped; of a stranger's exception only its kind."""
@@ -127,14 +137,25 @@ class Guard:
         return f"{name} was not stopped ({words if failure else f'no answer within {self._grace:g} s'})"
 
 
-def _shield_from_anyio() -> AbstractContextManager[object]:
+def _cancel_again(task: "asyncio.Task[Any]", cancels: int, arguments: tuple[Any, ...]) -> None:
+    """Pass on the cancel that was held back, unless whoever sent it has taken it back, as `asyncio.timeout` does."""
+    if task.cancelling() > cancels and not task.done():
+        task.uncancel()
+        task.cancel(*arguments)
+
+
+@contextmanager
+def _shielded_from_anyio() -> Generator[None, None, None]:
     """Anyio cancels a task again at every turn of the loop, until it has left the scope: a storm while we wait.
 
     See https://anyio.readthedocs.io/en/stable/cancellation.html#shielding.
     """
     anyio: Any = sys.modules.get("anyio")  # a service that uses it has imported it
-    shield: AbstractContextManager[object] = anyio.CancelScope(shield=True) if anyio else nullcontext()
-    return shield
+    with ExitStack() as stack:
+        if anyio is not None:
+            with suppress(Exception):  # it may be here for trio, or no more than half imported
+                stack.enter_context(anyio.CancelScope(shield=True))
+        yield
 
 
 async def wait_until_over(

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
 
 import attrs
 
@@ -17,14 +17,18 @@ from openai_cancel.errors import (
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
+    BadRequestError,
+    ConflictError,
     InternalServerError,
     NotFoundError,
     OpenAICancelError,
     PermissionDeniedError,
     RateLimitError,
     ResponseDecodeError,
+    UnprocessableEntityError,
 )
 from openai_cancel.models import Response
+from openai_cancel.models.response import CANCELLED_STATUSES
 from openai_cancel.retry import REQUEST_TIMEOUT, is_transient, poll_delay
 
 CANCEL_SHARE = 0.75
@@ -33,11 +37,17 @@ CANCEL_SHARE = 0.75
 CANCEL_EVERY = 4
 """One look in so many cancels again: some servers forget a cancel, and none minds another."""
 
-LEAST_TIME = 0.05
+LEAST_TIME = 0.5
 """Seconds that are too few for another request."""
 
-_NO_SUCH_ID = re.compile(r"not found|malformed|no such|does not exist|expected an id", re.IGNORECASE)
-_NOT_BACKGROUND = re.compile(r"synchronous|background", re.IGNORECASE)
+GONE = 410
+
+_NO_SUCH_ID = re.compile(
+    r"\b(response|id)\b.*(not found|not exist)|malformed identifier|no such response|expected an id", re.IGNORECASE
+)
+_NOT_BACKGROUND = re.compile(r"\bsynchronous\b|only background|not .*background|background=true", re.IGNORECASE)
+
+_E = TypeVar("_E", bound=BaseException)
 
 _log = logging.getLogger("openai_cancel")
 
@@ -76,7 +86,7 @@ class Outcome:
         verdict: what became of the response.
         response: the response as the server last described it; None where it never did.
         error: why it is not stopped, or why `confirm` could not look again; None where nothing is left to say.
-        attempts: how many requests were sent.
+        attempts: how many there were in all.
         elapsed: seconds that it took.
         request_id: the server's id of the last request, or None.
     """
@@ -137,7 +147,7 @@ class Stop:
             response_id=self.response_id,
             verdict=verdict,
             response=self._response,
-            error=error and error.with_traceback(None),  # a result need not keep what it passed through
+            error=error,
             attempts=self._attempts,
             elapsed=self.monotonic() - self._began,
             request_id=self._request_id,
@@ -151,27 +161,27 @@ class Stop:
     async def _settle(self) -> tuple[Verdict, OpenAICancelError | None]:
         """Cancel, and look until the state decides or the time is over."""
         refusal: OpenAICancelError | None = None
+        error: OpenAICancelError | None = None
         looks = 0
         while True:
-            if refusal is not None or looks % CANCEL_EVERY == 0:
+            # A look that fails is no answer as long as a cancel is accepted: that one tells the state, too.
+            if error is not None or refusal is not None or looks % CANCEL_EVERY == 0:
                 error = refusal = await self._ask(self.cancel, share=CANCEL_SHARE)
                 self._reached = self._reached or _may_have_acted(refusal)
                 if refusal is not None and not isinstance(refusal, AuthenticationError):
-                    # Where the cancel had no answer it was repeated already: one look will do.
-                    error = await self._ask(self.retrieve, **({} if _refuses(refusal) else {"max_retries": 0}))
+                    # Where the cancel was repeated already, one look will do.
+                    error = await self._ask(self.retrieve, **({"max_retries": 0} if is_transient(refusal) else {}))
             else:
                 error = await self._ask(self.retrieve)
             verdict = judge(self._response, refusal=refusal, error=error, reached=self._reached)
             if verdict is not None:
                 return verdict, None if verdict in _STOPPED else error or refusal
             left = self._left()
+            if left < LEAST_TIME:
+                return Verdict.UNKNOWN if self._response is None else Verdict.STILL_RUNNING, error or refusal
             asked: float | None = getattr(error or refusal or self._response, "retry_after", None)
-            delay = poll_delay(looks, asked=asked, random=self.random())
-            if asked is None:
-                delay = min(delay, left / 2)  # so that the last look comes close to the deadline
-            if delay >= left or left < LEAST_TIME:
-                return Verdict.STILL_RUNNING, error or refusal
-            await self.sleep(delay)
+            # The looks come closer together towards the deadline, so that the last one is close to it.
+            await self.sleep(min(poll_delay(looks, asked=asked, random=self.random()), left / 2))
             looks += 1
 
     async def _look_again(self, seconds: float) -> tuple[Verdict, OpenAICancelError | None]:
@@ -193,7 +203,7 @@ class Stop:
         try:
             answer = self._response = await call(deadline=left, **options)
         except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
-            answer = error
+            answer = detached(error)
         self._attempts += answer.attempts
         self._request_id = getattr(answer, "request_id", None)
         return None if isinstance(answer, Response) else answer
@@ -216,35 +226,49 @@ def judge(
         error: what the last look failed with; None where `response` is what it saw.
         reached: whether one of the cancels may have had an effect.
     """
-    if error is None and response is not None:
-        return _judge_state(response, refusal, reached=reached)
-    if isinstance(error, AuthenticationError | PermissionDeniedError):
+    if error is None:
+        return _judge_state(response, refusal, reached=reached) if response else None
+    if refusal is None:
+        return None
+    failures = (refusal, error)
+    if any(isinstance(failure, AuthenticationError | PermissionDeniedError) for failure in failures):
         return Verdict.FORBIDDEN
     denied = _refuses(refusal) and _refuses(error) and _NO_SUCH_ID.search(f"{refusal.message} {error.message}")
-    if denied or isinstance(error, NotFoundError):
+    if denied or isinstance(error, NotFoundError) or getattr(error, "status", None) == GONE:
         return Verdict.NOT_FOUND
-    if response is None:
-        return Verdict.UNKNOWN
-    may_pass = error is None or is_transient(error) or isinstance(error, ResponseDecodeError)
-    return None if may_pass else Verdict.STILL_RUNNING
+    if any(is_transient(failure) or isinstance(failure, ResponseDecodeError) for failure in failures):
+        return None
+    return Verdict.UNKNOWN if response is None else Verdict.STILL_RUNNING
 
 
 def _judge_state(response: Response, refusal: OpenAICancelError | None, *, reached: bool) -> Verdict | None:
-    if _refuses(refusal) and response.background is False:
+    cancelled = response.status in CANCELLED_STATUSES
+    refused = refusal if isinstance(refusal, BadRequestError | ConflictError | UnprocessableEntityError) else None
+    if refused and response.background is False and not cancelled and (response.is_terminal or not reached):
         return Verdict.NOT_BACKGROUND
     if response.is_terminal:
-        return Verdict.CANCELLED if reached and response.status == "cancelled" else Verdict.ALREADY_FINISHED
+        return Verdict.CANCELLED if reached and cancelled else Verdict.ALREADY_FINISHED
     if isinstance(refusal, PermissionDeniedError):
         return Verdict.FORBIDDEN
     # Some servers say so of everything that is over, others do not tell what is in the background: the state is first.
-    says_so = _refuses(refusal) and response.background is None and _NOT_BACKGROUND.search(refusal.message)
-    return Verdict.NOT_BACKGROUND if says_so else None
+    if refused and not reached and response.background is None and _NOT_BACKGROUND.search(refused.message):
+        return Verdict.NOT_BACKGROUND
+    return None
 
 
 def _refuses(error: OpenAICancelError | None) -> TypeGuard[APIStatusError]:
     """Whether the server means this request, and not the key, the load or its own failure."""
     others = AuthenticationError | PermissionDeniedError | RateLimitError | InternalServerError
     return isinstance(error, APIStatusError) and not isinstance(error, others) and error.status != REQUEST_TIMEOUT
+
+
+def detached(error: _E) -> _E:
+    """The error as a result, which need not keep the frames that it and its causes passed through."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _may_have_acted(refusal: OpenAICancelError | None) -> bool:

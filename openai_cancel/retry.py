@@ -54,7 +54,8 @@ class RetryPolicy:
 def poll_delay(looks: int, *, asked: float | None, random: float) -> float:
     """Seconds to wait before the next look at what is not over yet.
 
-    What the server asks for, up to a minute; else exponential back-off, of which a half is left to chance.
+    What the server asks for, from a quarter of a second to a minute; else exponential back-off, of which a half is left
+    to chance.
 
     Args:
         looks: how many there were since the first.
@@ -62,7 +63,7 @@ def poll_delay(looks: int, *, asked: float | None, random: float) -> float:
         random: a number from 0 up to 1.
     """
     if asked is not None:
-        return min(asked, MAX_RETRY_AFTER)
+        return min(max(asked, INITIAL_DELAY / 2), MAX_RETRY_AFTER)  # "at once" would be a spin
     delay: float = min(MAX_DELAY, INITIAL_DELAY * 2 ** min(looks, 10))
     return delay * (1 + random) / 2
 

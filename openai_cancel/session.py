@@ -9,13 +9,14 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self, TypedDict, Unpack
 
 import aiohttp
 
+from openai_cancel.bulk import PACE, Bulk, Pace
 from openai_cancel.errors import (
     APITimeoutError,
     ConfigurationError,
@@ -25,6 +26,7 @@ from openai_cancel.errors import (
 )
 from openai_cancel.guard import Guard, wait_until_over
 from openai_cancel.models import Response
+from openai_cancel.models.response import TERMINAL
 from openai_cancel.outcome import Outcome, Stop
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds
@@ -32,6 +34,7 @@ from openai_cancel.transport import CLOSED, Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
 
 _log = logging.getLogger("openai_cancel")
+_STATUSES = TERMINAL | {"queued", "in_progress", "cancelling"}  # anything else could be anything, and is not logged
 
 
 class RequestOptions(TypedDict, total=False):
@@ -339,6 +342,7 @@ class AsyncSession:
             InvalidResponseIdError: an id cannot be sent.
             ConfigurationError: an option cannot work.
         """
+        self._check(**options)
         guard = Guard(
             stop=partial(self.stop, **options),
             identify=self._identify,
@@ -403,6 +407,74 @@ class AsyncSession:
             error.outcome = guard.outcome
             raise
 
+    def stop_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> AsyncGenerator[Outcome, None]:
+        """Stop any number of responses, and give their outcomes as they come, in no order.
+
+        ```python
+        async for outcome in session.stop_many(ids):
+            print(outcome.response_id, outcome.verdict)
+        ```
+
+        The ids are taken as they are needed, and memory does not grow with their number. When the server says that it
+        is too much (429, 503), all requests pause together, and go on at the rate that got through. An id that is
+        given again while it is under way is not sent twice. One that cannot be sent is `unknown`, with the reason as
+        its `error`. To leave the loop early, `contextlib.aclosing` ends what is under way at once.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            concurrency: how many may be under way at most.
+            deadline: seconds that each may take.
+            confirm: as for `stop`.
+            timeout: seconds that one attempt may take.
+            options: for each request, see `RequestOptions`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            SessionStateError: the session is not open, or belongs to another event loop; from the iteration.
+
+        What the source of the ids raises is raised once the outcomes of those before are handed out.
+        """
+        if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
+            raise ConfigurationError(
+                f"stop_many takes an iterable of ids, such as a list, not {type(response_ids).__name__}."
+            )
+        self._check(**options)
+        check_seconds("deadline", deadline)
+        if confirm is not None:
+            check_seconds("confirm", confirm)
+        bulk = Bulk(
+            stop=partial(self.stop, deadline=deadline, confirm=confirm, timeout=timeout, **options),
+            identify=self._identify,
+            pace=Pace(
+                concurrency=check_count("concurrency", concurrency, least=1),
+                monotonic=self._monotonic,
+                sleep=self._sleep,
+                random=self._random,
+            ),
+        )
+        return bulk.run(response_ids)
+
+    def _check(
+        self,
+        *,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> None:
+        """Refuse options that a request would refuse later, when it matters."""
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+        self._wire.request("GET", "any", headers=headers, query=query)
+
     def _identify(self, response_id: ResponseId) -> str:
         """The id as a string, if it can be sent."""
         self._wire.request("GET", response_id)
@@ -430,9 +502,11 @@ class AsyncSession:
             settings.max_retries if max_retries is None else check_count("max_retries", max_retries),
             settings.deadline if deadline is None else check_seconds("deadline", deadline),
         )
+        pace = PACE.get()
         began = self._monotonic()
         attempts = 0
         while True:
+            sent = await pace.turn() if pace else 0.0
             bound = min(limit, policy.deadline - (self._monotonic() - began))
             timer = asyncio.timeout(None if bound == math.inf else max(bound, 0.0))
             attempts += 1
@@ -453,16 +527,20 @@ class AsyncSession:
             except TimeoutError as error:
                 if not timer.expired():  # the key function's own
                     raise
-                within = f"{limit:g} s" if bound == limit else f"the deadline of {policy.deadline:g} s"
+                within = f"{limit:g} s" if bound == limit else f"the deadline of {round(policy.deadline, 3):g} s"
                 failure = APITimeoutError(f"No complete answer within {within}.")
                 failure.__cause__ = error
             else:
+                if pace:
+                    pace.note(sent, None)
                 response.__dict__["attempts"] = attempts  # it is frozen for its users, who do not have it yet
                 if _log.isEnabledFor(logging.DEBUG):
                     _log_attempt(method, response_id, response)
                 return response
             try:
                 failure.attempts = attempts
+                if pace:
+                    pace.note(sent, failure)
                 if _log.isEnabledFor(logging.DEBUG):
                     _log_attempt(method, response_id, failure)
                 elapsed = self._monotonic() - began
@@ -490,11 +568,10 @@ class AsyncSession:
 def _log_attempt(method: str, response_id: ResponseId, result: Response | OpenAICancelError) -> None:
     """Note an attempt; of a failure its kind and its status, for its words are a part of the body."""
     status = getattr(result, "status", None)
-    _log.debug(
-        "%s %s: attempt %d: %s (request id: %s)",
-        "cancel" if method == "POST" else "retrieve",
-        getattr(response_id, "id", response_id),
-        result.attempts,
-        status if isinstance(result, Response) else " ".join(filter(None, (type(result).__name__, str(status or "")))),
-        getattr(result, "request_id", None),
-    )
+    if isinstance(result, Response):
+        said = str(status) if status in _STATUSES else "another status"
+    else:
+        said = f"{type(result).__name__} {status}" if status else type(result).__name__
+    call, name = "cancel" if method == "POST" else "retrieve", getattr(response_id, "id", response_id)
+    request_id: str | None = getattr(result, "request_id", None)
+    _log.debug("%s %s: attempt %d: %s (request id: %s)", call, name, result.attempts, said, request_id)

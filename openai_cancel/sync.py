@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
@@ -252,8 +253,7 @@ class Session:
             ...
         ```
 
-        The responses are stopped first, then the exception goes on. A block that ends normally leaves them alone. A
-        second Ctrl-C does not wait for the answer.
+        The responses are stopped first, then the exception goes on. A block that ends normally leaves them alone.
 
         Args:
             response_ids: the ids, or objects that have them as `.id`. More can be added inside, with `Guard.add`.
@@ -278,7 +278,7 @@ class Session:
         """Wait until a response is over.
 
         Errors that may pass are waited out. Whatever ends the wait before the response ends, a time-out or Ctrl-C,
-        stops the response, too. A second Ctrl-C does not wait for that.
+        stops the response, too.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
@@ -303,30 +303,37 @@ class Session:
 
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         worker = self._usable_worker()
-        call = _Call(partial(function, *args, **kwargs), worker.loop.result())
-        future: Future[_T | _Interruption] | None = None
+        future: Future[_T] = Future()
+        call = _Call(partial(function, *args, **kwargs), future)
         try:
             with self._lock:  # so that nothing is handed to the loop once it has been told to stop
                 if self._closed:
                     raise SessionStateError("The session is closed: make another one.")  # noqa: TRY301 - under the lock
-                future = asyncio.run_coroutine_threadsafe(call.run(), call.loop)
-            result = future.result()
+                worker.loop.result().call_soon_threadsafe(call.start)
+            return future.result()
         except CancelledError:
             if not self._closed:
                 raise
-            raise SessionStateError("The session was closed while the call was under way.") from None
+            closed = SessionStateError("The session was closed while the call was under way.")
+            call.tell(closed)
+            raise closed from None
+        except SessionStateError:
+            raise
         except BaseException as error:
-            if future is not None and not future.done():  # Ctrl-C, say
-                call.give_up(future, error)
+            if not future.done():  # Ctrl-C, say
+                # It may have something to end first, such as a response.
+                worker.loop.result().call_soon_threadsafe(call.give_up, future)
+                with suppress(Exception, CancelledError):
+                    future.result()
+                call.tell(error)
             raise
         finally:
             del future  # an exception's traceback holds this frame: together they would wait for the garbage collector
-        if isinstance(result, _Interruption):
-            raise result.error
-        return result
 
     def _usable_worker(self) -> _Worker:
         worker = self._worker
+        if sys.is_finalizing():
+            raise SessionStateError("The interpreter is ending, and the session's thread with it.")
         if worker is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
         if worker.pid != os.getpid():
@@ -355,7 +362,7 @@ class _Guarding:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
+        if error is None or not self._guard.armed:
             return
         try:
             self._run(self._guard.__aexit__, kind, error, traceback)
@@ -363,39 +370,45 @@ class _Guarding:
             error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
 
 
-class _Interruption(NamedTuple):
-    error: BaseException
-
-
 class _Call(Generic[_T]):
     """A call that runs in the loop, and that the thread which waits for it can give up."""
 
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]], loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T]) -> None:
         self._function = function
-        self._task: asyncio.Task[Any] | None = None
+        self._future = future
+        self._task: asyncio.Task[None] | None = None
         self._notes: list[str] = []
 
-    async def run(self) -> _T | _Interruption:
-        """Run it. What would end the loop, and every other call with it, is handed on and not raised there."""
-        self._task = asyncio.current_task()
-        try:
-            return await self._function()
-        except asyncio.CancelledError as error:
-            self._notes = getattr(error, "__notes__", [])
-            raise
-        except (SystemExit, KeyboardInterrupt) as error:
-            return _Interruption(error)
-        finally:
-            self._task = None
+    def start(self) -> None:
+        """Begin; in the loop."""
+        self._task = asyncio.ensure_future(self._run())
 
-    def give_up(self, future: Future[Any], reason: BaseException) -> None:
-        """Cancel it, and wait until it has done what it does then, such as stopping a response."""
-        self.loop.call_soon_threadsafe(lambda: self._task and self._task.cancel())
-        with suppress(Exception, CancelledError):
-            future.result()
+    async def _run(self) -> None:
+        # Nothing is raised here: it would end the loop, and every other call with it, if it were SystemExit.
+        try:
+            result = await self._function()
+        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+            self._notes = getattr(error, "__notes__", [])
+            if isinstance(error, asyncio.CancelledError):
+                self._future.cancel()
+            else:
+                self._future.set_exception(error)
+        else:
+            self._future.set_result(result)
+        finally:
+            del self._future  # as in the thread that waits
+
+    def give_up(self, future: Future[Any]) -> None:
+        """Cancel it, once it has begun, for it may have something to end; in the loop."""
+        if self._task is None:
+            future.cancel()
+        else:
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+
+    def tell(self, error: BaseException) -> None:
+        """Add what the call had to say when it failed."""
         for note in self._notes:
-            reason.add_note(note)
+            error.add_note(note)
 
 
 def _end(worker: _Worker) -> None:

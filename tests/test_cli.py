@@ -136,7 +136,7 @@ async def test_demo(run, monkeypatch: pytest.MonkeyPatch) -> None:
     status, out, err = await run("demo")
     assert (status, err) == (0, "")
     states = [line.split()[-1] for line in out.splitlines() if line.startswith(("create", "session."))]
-    assert states == ["in_progress", "in_progress", "cancelled", "cancelled", "response."]
+    assert states == ["queued", "in_progress", "cancelled", "cancelled", "response."]
     assert "400 Cannot cancel a completed response." in out
     assert "before  Response(id='resp_" in out
 

@@ -33,7 +33,7 @@ class TestOfficialClient:
 
     async def test_cancel(self, client: openai.AsyncOpenAI) -> None:
         created = await client.responses.create(model="m", input="hi", background=True)
-        assert (created.status, created.background) == ("in_progress", True)
+        assert (created.status, created.background) == ("queued", True)
         cancelled = await client.responses.cancel(created.id)
         assert (cancelled.id, cancelled.status, cancelled.output, cancelled.usage) == (
             created.id,

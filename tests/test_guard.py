@@ -210,15 +210,70 @@ class TestWhatCannotBeStopped:
                     raise ValueError("mine")
         assert notes(caught.value) == [f"openai-cancel: resp_{n} was not stopped (OSError)" for n in "ab"]
 
-    async def test_one_that_ends_the_program_does_not_end_the_stopping(self, server) -> None:
+    async def test_one_that_ends_the_program_ends_it_after_the_rest_was_stopped(self, server, create) -> None:
+        calls = iter([SystemExit(3), KEY, KEY])
+
         def key() -> str:
-            raise SystemExit
+            if isinstance(answer := next(calls), BaseException):
+                raise answer
+            return answer
+
+        other = create()
+        async with AsyncSession(base_url=server.base_url, api_key=key) as session:
+            with pytest.raises(SystemExit) as caught:
+                async with session.guard("resp_a", other):
+                    raise ValueError("mine")
+        assert notes(caught.value.__context__) == ["openai-cancel: resp_a was not stopped (SystemExit)"]
+        assert server.works[other].cancelled
+
+    async def test_a_key_function_that_says_it_was_cancelled(self, server) -> None:
+        """Nobody has cancelled this task: a refresh that it shares with others, say."""
+        calls: list[int] = []
+
+        async def key() -> str:
+            calls.append(1)
+            raise asyncio.CancelledError
 
         async with AsyncSession(base_url=server.base_url, api_key=key) as session:
             with pytest.raises(ValueError, match="mine") as caught:
-                async with session.guard("resp_a"):
+                async with session.guard("resp_a", grace=0.2):
                     raise ValueError("mine")
-        assert notes(caught.value) == ["openai-cancel: resp_a was not stopped (SystemExit)"]
+        assert notes(caught.value) == ["openai-cancel: resp_a was not stopped (CancelledError)"]
+        assert len(calls) == 1
+
+    async def test_an_exception_that_takes_no_notes(self, session, server) -> None:
+        class StrangeError(Exception):
+            def add_note(self, note: str) -> None:
+                raise RuntimeError(note)
+
+        with pytest.raises(StrangeError):
+            async with session.guard("resp_none"):
+                raise StrangeError
+        assert cancels(server) == 1
+
+    async def test_a_guard_that_is_used_again_tries_again(self, session, server, create) -> None:
+        guard = session.guard(create())
+        server.faults += [Fault(status=403)] * 2
+        for seen in (Verdict.FORBIDDEN, Verdict.CANCELLED):
+            with pytest.raises(ValueError, match="mine"):
+                async with guard:
+                    raise ValueError("mine")
+            assert guard.outcome.verdict is seen
+        with pytest.raises(ValueError, match="mine"):
+            async with guard:
+                raise ValueError("mine")
+        assert cancels(server) == 2
+
+    async def test_failures_keep_no_frames(self, server) -> None:
+        def key() -> str:
+            raise OSError
+
+        async with AsyncSession(base_url=server.base_url, api_key=key) as session:
+            guard = session.guard("resp_a")
+            with pytest.raises(ValueError, match="mine"):
+                async with guard:
+                    raise ValueError("mine")
+        assert [failure.__traceback__ for failure in guard._failures.values()] == [None]
 
 
 class TestCancelled:
@@ -294,6 +349,16 @@ class TestCancelled:
                 except ValueError:
                     await asyncio.sleep(1000)
         assert (asyncio.current_task().cancelling(), cancels(server)) == (0, 1)
+
+    async def test_a_timeout_that_comes_during_the_stop_and_is_over_with_it(self, session, server, create) -> None:
+        """Who has sent the cancel has taken it back: it must not come later, out of nowhere."""
+        server.faults += [Fault(on="cancel", delay=0.1)] * 2
+        with pytest.raises(ValueError, match="mine"):
+            async with asyncio.timeout(0.03), session.guard(create()):
+                raise ValueError("mine")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        assert asyncio.current_task().cancelling() == 0
 
     async def test_a_timeout_and_a_cancel_during_the_stop(self, session, server, create) -> None:
         """The task was cancelled from outside, too: that is no time-out."""
@@ -378,6 +443,14 @@ class TestCancelled:
                 await anyio.sleep(1000)
         assert len(waits) == 1
 
+    @pytest.mark.parametrize("stub", [object(), None])
+    async def test_an_anyio_that_does_not_work_here(self, session, server, create, monkeypatch, stub) -> None:
+        monkeypatch.setitem(sys.modules, "anyio", stub)
+        with pytest.raises(ValueError, match="mine"):
+            async with session.guard(create()):
+                raise ValueError("mine")
+        assert cancels(server) == 1
+
     async def test_without_anyio(self, session, server, create, monkeypatch) -> None:
         monkeypatch.delitem(sys.modules, "anyio")
         with pytest.raises(ValueError, match="mine"):
@@ -444,6 +517,19 @@ class TestBadInput:
         with pytest.raises(InvalidResponseIdError):
             await session.wait(identifier)
         assert not server.received
+
+    @pytest.mark.parametrize(
+        ("options", "kind", "words"),
+        [
+            ({"max_retries": -1}, ConfigurationError, "max_retries must be a whole number"),
+            ({"headers": {"a": "b\n"}}, ConfigurationError, "without line breaks"),
+            ({"query": 5}, ConfigurationError, "query"),
+            ({"bogus": 1}, TypeError, "bogus"),
+        ],
+    )
+    async def test_options_are_refused_before_the_block(self, session, options: Any, kind, words) -> None:
+        with pytest.raises(kind, match=words):
+            session.guard("resp_x", **options)
 
     @pytest.mark.parametrize("grace", [0, -1, None, "1"])
     async def test_grace(self, session, grace: Any) -> None:
@@ -588,6 +674,17 @@ class TestBlocking:
             await asyncio.to_thread(work)
         assert "could stop nothing: The session is closed" in notes(caught.value)[0]
 
+    async def test_a_disarmed_guard_of_a_session_that_was_closed(self, blocking: Session, create) -> None:
+        def work() -> None:
+            with blocking.guard(create()) as guard:
+                guard.disarm()
+                blocking.close()
+                raise ValueError("mine")
+
+        with pytest.raises(ValueError, match="mine") as caught:
+            await asyncio.to_thread(work)
+        assert notes(caught.value) == []
+
     async def test_wait(self, blocking: Session, create) -> None:
         assert (await asyncio.to_thread(blocking.wait, create(runs_for=0))).status == "completed"
         with pytest.raises(WaitTimeoutError) as caught:
@@ -602,6 +699,15 @@ class TestBlocking:
         with pytest.raises(SessionStateError, match="closed while the call was under way"):
             await waiting
         assert server.works[identifier].cancelled
+
+    async def test_closing_it_tells_what_was_not_stopped(self, blocking: Session, server, create) -> None:
+        waiting = asyncio.create_task(asyncio.to_thread(blocking.wait, create()))
+        await until(lambda: server.received)
+        server.faults += [Fault(status=403, body="You may not.")] * 3
+        await asyncio.to_thread(blocking.close)
+        with pytest.raises(SessionStateError) as caught:
+            await waiting
+        assert "was not stopped (forbidden" in notes(caught.value)[0]
 
 
 GUARDS = """
@@ -638,6 +744,24 @@ with Session() as session:
 }
 
 
+BUSY = """
+def key():
+    if slow:
+        print("ready", flush=True)
+        slow.clear()
+        time.sleep(1)  # in the loop of the session
+    return "sk-12345678"
+
+import threading
+slow = [True]
+with Session(api_key=key) as session:
+    threading.Thread(target=session.retrieve, args=(name,)).start()
+    while slow:
+        pass
+    session.wait(name)
+"""
+
+
 class TestProcesses:
     @pytest.fixture
     async def start(self, server: Emulator, create, monkeypatch, python):
@@ -650,7 +774,7 @@ class TestProcesses:
             )
             processes.append(process)
             assert await process.stdout.readline() == b"ready\n"
-            if ".wait(" in script:
+            if ".wait(" in script and script != BUSY:
                 await until(lambda: server.received)
             return process
 
@@ -674,16 +798,26 @@ class TestProcesses:
         assert b"never" not in shown  # retrieved, awaited
 
     @pytest.mark.parametrize("script", ["guard", "wait"])
-    async def test_a_second_ctrl_c_does_not_wait(self, server, start, script) -> None:
-        process = await start(SCRIPTS[script] + "    pass")
-        server.faults.append(Fault(on="cancel", delay=math.inf))
-        began = asyncio.get_running_loop().time()
+    async def test_a_second_ctrl_c_neither_ends_the_stop_nor_prolongs_it(self, server, start, script) -> None:
+        process = await start(SCRIPTS[script].replace("(name)", "(name, grace=1)"))
+        server.faults += [Fault(on="cancel", delay=0.2)] + [Fault(on="retrieve", delay=math.inf)] * 9
         process.send_signal(signal.SIGINT)
         await until(lambda: cancels(server))
         process.send_signal(signal.SIGINT)
-        await process.communicate()
+        async with asyncio.timeout(10):
+            await process.communicate()
         assert process.returncode == -signal.SIGINT
-        assert asyncio.get_running_loop().time() - began < 9
+        assert next(iter(server.works.values())).cancelled
+
+    async def test_ctrl_c_while_the_loop_is_busy(self, server, start) -> None:
+        """It is not lost where the call has not even begun."""
+        process = await start(BUSY)
+        await asyncio.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(10):
+            await process.communicate()
+        assert process.returncode == -signal.SIGINT
+        assert next(iter(server.works.values())).cancelled
 
     async def test_what_could_not_be_stopped_is_told(self, server, start) -> None:
         process = await start(SCRIPTS["wait"])

@@ -82,6 +82,18 @@ def _azure_error(failure: Failure) -> Any:
     }
 
 
+def _open_error(failure: Failure) -> Any:
+    missing = failure.status == 404  # noqa: PLR2004 - RFC 9110, section 15.5.5
+    return {
+        "error": {
+            "message": failure.message,
+            "type": "not_found" if missing else "invalid_request",
+            "param": failure.param,
+            "code": "response_not_found" if missing else failure.code or "invalid_value",
+        }
+    }
+
+
 def _vllm_error(failure: Failure) -> Any:
     if failure.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
         return {"error": "Unauthorized"}
@@ -118,14 +130,14 @@ def _litellm_error(failure: Failure) -> Any:
 
 
 def _litellm_id(response_id: str) -> str:
-    """Another one each time, which leads to the same response."""
-    inner = f"litellm:custom_llm_provider:openai;model_id:{secrets.token_hex(32)};response_id:{response_id}"
-    return f"resp_{base64.b64encode(inner.encode()).decode()}"
+    """Another one each time, which leads to the same response; with `+`, `/` and `=`, as base64 has them."""
+    inner = b"\xfb\xef\xff" + secrets.token_bytes(240) + f";response_id:{response_id}".encode()
+    return f"resp_{base64.b64encode(inner).decode()}"
 
 
 def _id_in_litellm_id(shown: str) -> str:
     try:
-        return base64.b64decode(shown.removeprefix("resp_")).decode().rpartition("response_id:")[2]
+        return base64.b64decode(shown.removeprefix("resp_")).rpartition(b";response_id:")[2].decode()
     except ValueError:
         return shown
 
@@ -158,7 +170,7 @@ class Dialect:
         error: the body of an error.
         new_id: makes an id.
         show_id, read_id: to the id that a reply has, and back.
-        retrieve: what a retrieve reports in place of a status.
+        create, retrieve: what they report in place of a status.
         lacks, adds: fields of the response that are not there, or are besides.
         takes: seconds until a cancel is answered.
         cancelling_for: seconds in which a cancelled response says `cancelling`.
@@ -176,6 +188,7 @@ class Dialect:
     new_id: Callable[[], str] = lambda: f"resp_{secrets.token_hex(25)}"
     show_id: Callable[[str], str] = str
     read_id: Callable[[str], str] = str
+    create: Mapping[str, str] = attrs.field(factory=lambda: {"in_progress": "queued"})
     retrieve: Mapping[str, str] = attrs.field(factory=dict[str, str])
     lacks: frozenset[str] = frozenset()
     adds: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
@@ -202,6 +215,7 @@ DIALECTS: Mapping[str, Dialect] = {
         bad_key=None,
         error=_azure_error,
         new_id=lambda: f"caresp_{secrets.token_hex(25)}",
+        create={},
         takes=0.5,
     ),
     "vllm": Dialect(
@@ -245,7 +259,9 @@ DIALECTS: Mapping[str, Dialect] = {
         cancel={
             **_RUNNING,
             **_CONFLICT,
-            **dict.fromkeys(_ENDED, CANCELS),
+            "completed": CANCELS,
+            "failed": CANCELS,
+            "incomplete": AS_IT_IS,
         },
         malformed=Reply(400, NOT_FOUND),
         id_form=re.compile("litellm_poll_"),
@@ -265,6 +281,10 @@ DIALECTS: Mapping[str, Dialect] = {
     "openresponses": attrs.evolve(
         OPENAI,
         cancel={**_RUNNING, "not_background": Reply(400, "Only background responses can be cancelled.")},
+        no_key=Reply(401, "Incorrect or missing API key.", code="invalid_api_key"),
+        bad_key=Reply(401, "Incorrect or missing API key.", code="invalid_api_key"),
+        error=_open_error,
+        new_id=lambda: f"resp_{uuid.uuid4().hex}",
     ),
     "gomodel": attrs.evolve(OPENAI, takes_body=False),
 }

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +14,8 @@ from aiohttp import hdrs, web
 from openai_cancel.emulator.dialects import DIALECTS, Dialect, Failure, Reply
 from openai_cancel.emulator.faults import Fault, Handler
 from openai_cancel.emulator.work import Script, ScriptError, Work
+
+_REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 
 
 @attrs.frozen
@@ -41,6 +44,7 @@ class Emulator:
         api_key: the only key that is accepted; None accepts any, but not none.
         script: how background responses go, unless a request's `metadata` says otherwise.
         dialect: which server it plays: one of `DIALECTS`, or a `Dialect` of your own.
+        allows: requests a second; what is more than that, after a second's worth at once, gets a 429. None: no limit.
         clock: seconds since the epoch, for tests that set the time themselves.
 
     Attributes:
@@ -60,6 +64,7 @@ class Emulator:
         api_key: str | None = None,
         script: Script | None = None,
         dialect: str | Dialect = "openai",
+        allows: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
@@ -69,6 +74,9 @@ class Emulator:
         if isinstance(dialect, str) and dialect not in DIALECTS:
             raise ValueError(f"no such dialect: {dialect!r}; choose one of {', '.join(DIALECTS)}.")
         self._dialect = DIALECTS[dialect] if isinstance(dialect, str) else dialect
+        self._allows = allows
+        self._allowance = allows or 0.0  # a bucket that holds a second's worth
+        self._filled = clock()
         self._clock = clock
         self.base_url = ""
         self.works: dict[str, Work] = {}
@@ -77,7 +85,7 @@ class Emulator:
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        middlewares = [self._record, self._go_wrong, self._authenticate]
+        middlewares = [self._record, self._go_wrong, self._authenticate, self._limit]
         app = web.Application(middlewares=middlewares, client_max_size=64 * 2**20)
         app.add_routes(
             [
@@ -118,13 +126,11 @@ class Emulator:
     async def _record(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append(Received(request.method, request.raw_path, headers, await request.read()))
+        _REQUEST_ID.set(f"req_{len(self.received):032x}")
         answer = await handler(request)
         if not answer.prepared:
-            answer.headers.setdefault("x-request-id", self._request_id())
+            answer.headers.setdefault("x-request-id", _REQUEST_ID.get())
         return answer
-
-    def _request_id(self) -> str:
-        return f"req_{len(self.received):032x}"
 
     @web.middleware
     async def _go_wrong(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -140,10 +146,23 @@ class Emulator:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         key = bearer or request.headers.get("api-key", "")
         if not key and self._dialect.no_key:
-            return self._refuse(self._dialect.no_key)
+            return self._refuse(self._dialect.no_key, id="", status="", key="")
         if key != (self._api_key or key) and self._dialect.bad_key:
             hidden = f"{key[:8]}{'*' * max(len(key) - 12, 4)}{key[-4:]}" if len(key) > 12 else key  # noqa: PLR2004
-            return self._refuse(self._dialect.bad_key, key=hidden)
+            return self._refuse(self._dialect.bad_key, id="", status="", key=hidden)
+        return await handler(request)
+
+    @web.middleware
+    async def _limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._allows is not None:
+            now = self._clock()
+            self._allowance = min(self._allows, self._allowance + (now - self._filled) * self._allows)
+            self._filled = now
+            if self._allowance < 1:
+                answer = self._fail(429, "Rate limit reached for requests.", code="rate_limit_exceeded")
+                answer.headers["retry-after"] = "1"
+                return answer
+            self._allowance -= 1
         return await handler(request)
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -165,7 +184,7 @@ class Emulator:
             script = self._script.amended(body.get("metadata") or {})
         except ScriptError as error:
             return self._fail(400, f"Invalid 'metadata': {error}", param="metadata")
-        return self._show(self._add(body, script))
+        return self._show(self._add(body, script), self._dialect.create)
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         work = self._find(request)
@@ -181,10 +200,11 @@ class Emulator:
         status = work.status(self._clock())
         reply = dialect.cancel.get(status if work.background else "not_background", Reply())
         if reply.words is not None:
-            return self._refuse(reply, id=request.match_info["id"], status=status)
+            return self._refuse(reply, id=request.match_info["id"], status=status, key="")
         if reply.cancels:
             await asyncio.sleep(dialect.takes)
-            work.cancel(self._clock())
+            if work.status(self._clock()) == status:  # it may have ended meanwhile
+                work.cancel(self._clock())
         return self._show(work, {"cancelled": reply.reports} if reply.reports else {})
 
     async def _delete(self, request: web.Request) -> web.Response:
@@ -210,7 +230,7 @@ class Emulator:
         shown = request.match_info["id"]
         formed = self._dialect.id_form.match(shown)
         reply = self._dialect.unknown if formed or not self._dialect.malformed else self._dialect.malformed
-        return self._refuse(reply, id=shown)
+        return self._refuse(reply, id=shown, status="", key="")
 
     def _refuse(self, reply: Reply, **names: str) -> web.Response:
         words = (reply.words or "").format(**names)
@@ -221,11 +241,11 @@ class Emulator:
         )
 
     def _fail(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> web.Response:
-        failure = Failure(status=status, message=message, param=param, code=code, request_id=self._request_id())
+        failure = Failure(status=status, message=message, param=param, code=code, request_id=_REQUEST_ID.get())
         return self._json(self._dialect.error(failure), status=status)
 
     def _json(self, document: Any, *, status: int = 200) -> web.Response:
         answer = web.json_response(document, status=status)
         if self._dialect.compresses:
-            answer.enable_compression()
+            answer.enable_compression(web.ContentCoding.gzip)
         return answer

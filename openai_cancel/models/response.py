@@ -49,7 +49,9 @@ ErrorCode: TypeAlias = (
     | str
 )
 
-TERMINAL = frozenset({"completed", "failed", "cancelled", "incomplete"})
+CANCELLED_STATUSES = frozenset({"cancelled", "canceled"})
+# The second and the last are what servers were seen to say, and not what the API calls it.
+TERMINAL = CANCELLED_STATUSES | {"completed", "failed", "incomplete", "complete"}
 
 
 class AccessPrograms(Model):

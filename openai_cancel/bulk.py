@@ -1,0 +1,212 @@
+"""`stop_many`: any number of responses, in constant memory, as fast as the server lets us and no faster."""
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from contextvars import ContextVar
+from typing import Any
+
+import attrs
+
+from openai_cancel.errors import APIStatusError, InvalidResponseIdError, OpenAICancelError
+from openai_cancel.outcome import Outcome, Verdict
+from openai_cancel.retry import poll_delay
+
+CUT = 0.9
+"""What is left of the rate that got through when the server says that it is too much."""
+
+GROWTH = 0.02
+"""By how much of itself the rate grows in a second without a refusal."""
+
+LEAST_RATE = 0.5
+"""Requests a second that are sent at least."""
+
+OVERLOAD = frozenset({429, 503, 529})
+
+
+@attrs.define
+class Pace:
+    """How fast requests are sent, all of them together: additive increase, multiplicative decrease.
+
+    What is controlled is the rate, and not only how many are under way: one connection alone can be too fast for a
+    server that allows so many requests a second. Pure but for `turn`, which sleeps.
+
+    Attributes:
+        concurrency: how many responses may be under way at most.
+        rate: requests a second that are sent now; `math.inf` until the server refuses one.
+    """
+
+    concurrency: int
+    monotonic: Callable[[], float]
+    sleep: Callable[[float], Awaitable[None]]
+    random: Callable[[], float]
+    rate: float = math.inf
+
+    _next: float = 0.0  # when the next request may be sent
+    _resume: float = 0.0  # until when none may, since the server said so
+    _cut: float = -math.inf  # when the rate was last cut
+    _grown: float = 0.0  # up to when the rate has grown
+    _second: float = -math.inf  # when the second began that is being counted
+    _counts: tuple[int, int] = (0, 0)  # what got through in the second before, and in this one
+
+    @property
+    def limit(self) -> int:
+        """How many responses may be under way now: few where the rate is low, lest they wait past their deadlines."""
+        return self.concurrency if self.rate == math.inf else max(1, min(self.concurrency, math.ceil(self.rate)))
+
+    async def turn(self) -> float:
+        """Wait until a request may be sent; gives the time."""
+        while True:
+            now = self.monotonic()
+            at = max(now, self._next, self._resume)
+            self._next = at + 1 / self.rate
+            if at > now:
+                await self.sleep(at - now)
+            if self._resume <= (now := self.monotonic()):
+                return now
+
+    def note(self, sent: float, error: OpenAICancelError | None) -> None:
+        """Take account of an answer to what was sent at a time."""
+        now = self.monotonic()
+        if not isinstance(error, APIStatusError) or error.status not in OVERLOAD:
+            self._count(now)
+            return
+        asked = error.retry_after
+        self._resume = max(self._resume, now + poll_delay(0, asked=asked, random=self.random()))
+        if sent > self._cut:  # and not a part of the wave that was answered already
+            self.rate = max(LEAST_RATE, CUT * min(self.rate, self._measured(now)))
+            self._cut = self._grown = now
+
+    def _count(self, now: float) -> None:
+        self._roll(now)
+        before, current = self._counts
+        self._counts = (before, current + 1)
+        if self.rate != math.inf and now > self._grown:
+            self.rate += self.rate * GROWTH * min(now - self._grown, 1.0)
+            self._grown = now
+
+    def _measured(self, now: float) -> float:
+        """What got through in the last second."""
+        self._roll(now)
+        before, current = self._counts
+        return before * (1 - (now - self._second)) + current
+
+    def _roll(self, now: float) -> None:
+        if now - self._second >= 1:
+            whole = math.floor(now - self._second) if self._second > -math.inf else 2
+            self._counts = (self._counts[1] if whole == 1 else 0, 0)
+            self._second = self._second + whole if whole == 1 else now
+
+
+PACE: ContextVar[Pace | None] = ContextVar("openai_cancel.pace", default=None)
+"""What the requests of a `stop_many` have in common; other calls of the session have none."""
+
+
+class Bulk:
+    """One `stop_many` under way.
+
+    Args:
+        stop: stops one response.
+        identify: gives an id as a string, or raises.
+        pace: what all requests have in common.
+    """
+
+    def __init__(
+        self, *, stop: Callable[[str], Awaitable[Outcome]], identify: Callable[[Any], str], pace: Pace
+    ) -> None:
+        self._stop = stop
+        self._identify = identify
+        self._pace = pace
+        self._results: asyncio.Queue[Outcome | None] = asyncio.Queue()
+        self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was asked for
+        self._taken = 0  # ids whose outcome was not handed out yet
+        self._room = asyncio.Event()
+        self._failure: Exception | None = None
+
+    async def run(self, ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Outcome, None]:
+        """The outcomes as they come. What goes wrong is raised once all that was begun has been handed out."""
+        feeder = asyncio.create_task(self._feed(ids))
+        try:
+            while outcome := await self._results.get():
+                yield outcome
+                self._hand_out(1)
+            if self._failure:
+                raise self._failure
+        finally:
+            feeder.cancel()
+            await _ended(feeder)
+
+    async def _feed(self, ids: Iterable[Any] | AsyncIterable[Any]) -> None:
+        PACE.set(self._pace)
+        async with asyncio.TaskGroup() as group:
+            try:
+                async with aclosing(_each(ids)) as source:
+                    async for response_id in source:
+                        self._begin(response_id, group)
+                        while self._taken >= self._pace.limit:
+                            self._room.clear()
+                            await self._room.wait()
+                        if self._failure:
+                            break
+            except Exception as error:  # noqa: BLE001 - the source's own; what is under way has nothing to do with it
+                self._failure = error
+        self._results.put_nowait(None)
+
+    def _begin(self, response_id: Any, group: asyncio.TaskGroup) -> None:
+        self._taken += 1
+        try:
+            name = self._identify(response_id)
+        except InvalidResponseIdError as error:
+            self._results.put_nowait(_refused(response_id, error))
+            return
+        self._asked[name] = self._asked.get(name, 0) + 1
+        if self._asked[name] == 1:  # else it is under way, and its outcome will do for both
+            group.create_task(self._stop_one(name))
+
+    async def _stop_one(self, name: str) -> None:
+        try:
+            outcome = await self._stop(name)
+        except Exception as error:  # noqa: BLE001 - a key function's, say: no other id would fare better
+            self._failure = self._failure or error
+            self._hand_out(self._asked.pop(name))
+            return
+        for _ in range(self._asked.pop(name)):
+            self._results.put_nowait(outcome)
+
+    def _hand_out(self, count: int) -> None:
+        self._taken -= count
+        self._room.set()
+
+
+async def _ended(task: "asyncio.Task[None]") -> None:
+    """Wait for the end of a task, through any cancel of this one."""
+    cancel: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancel = error
+    if cancel:
+        raise cancel
+
+
+async def _each(ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    if isinstance(ids, AsyncIterable):
+        async for response_id in ids:
+            yield response_id
+    else:
+        for response_id in ids:
+            yield response_id
+
+
+def _refused(response_id: object, error: InvalidResponseIdError) -> Outcome:
+    return Outcome(
+        response_id=response_id if isinstance(response_id, str) else repr(response_id),
+        verdict=Verdict.UNKNOWN,
+        response=None,
+        error=error.with_traceback(None),
+        attempts=0,
+        elapsed=0.0,
+        request_id=None,
+    )
