@@ -19,6 +19,9 @@ CUT = 0.9
 GROWTH = 0.02
 """By how much of itself the rate grows in a second without a refusal."""
 
+LEAST_GROWTH = 0.2
+"""Requests a second by which it grows at least."""
+
 LEAST_RATE = 0.5
 """Requests a second that are sent at least."""
 
@@ -70,7 +73,7 @@ class Pace:
         """Take account of an answer to what was sent at a time."""
         now = self.monotonic()
         if not isinstance(error, APIStatusError) or error.status not in OVERLOAD:
-            self._count(now)
+            self._count(now, sent)
             return
         asked = error.retry_after
         self._resume = max(self._resume, now + poll_delay(0, asked=asked, random=self.random()))
@@ -78,12 +81,14 @@ class Pace:
             self.rate = max(LEAST_RATE, CUT * min(self.rate, self._measured(now)))
             self._cut = self._grown = now
 
-    def _count(self, now: float) -> None:
+    def _count(self, now: float, sent: float) -> None:
         self._roll(now)
         before, current = self._counts
         self._counts = (before, current + 1)
-        if self.rate != math.inf and now > self._grown:
-            self.rate += self.rate * GROWTH * min(now - self._grown, 1.0)
+        if sent <= self._cut:  # it got through beside what was refused: the cut was too deep
+            self.rate = max(self.rate, CUT * self._measured(now))
+        elif self.rate != math.inf and now > self._grown:
+            self.rate += max(LEAST_GROWTH, GROWTH * self.rate) * min(now - self._grown, 1.0)
             self._grown = now
 
     def _measured(self, now: float) -> float:

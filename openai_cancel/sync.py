@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterable
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
 from functools import partial
@@ -301,6 +301,51 @@ class Session:
             self._session.wait, response_id, timeout=timeout, on_abandon=on_abandon, grace=grace, **options
         )
 
+    def stop_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        timeout: float | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Generator[Outcome, None, None]:
+        """Stop any number of responses, and give their outcomes as they come, in no order.
+
+        ```python
+        for outcome in session.stop_many(ids):
+            print(outcome.response_id, outcome.verdict)
+        ```
+
+        As `AsyncSession.stop_many`. The ids are read in the session's thread, as they are needed. Leaving the loop
+        early ends what is under way.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            concurrency: how many may be under way at most.
+            deadline: seconds that each may take.
+            confirm: as for `stop`.
+            timeout: seconds that one attempt may take.
+            options: for each request, see `RequestOptions`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            SessionStateError: the session is not open, or is closed; from the iteration.
+        """
+        outcomes = self._session.stop_many(
+            response_ids, concurrency=concurrency, deadline=deadline, confirm=confirm, timeout=timeout, **options
+        )
+        return self._iterate(outcomes)
+
+    def _iterate(self, source: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
+        try:
+            while (item := self._run(_next_of, source)) is not None:
+                yield item
+        finally:
+            with suppress(SessionStateError):  # it was closed meanwhile, and that has ended it
+                self._run(source.aclose)
+
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         worker = self._usable_worker()
         future: Future[_T] = Future()
@@ -409,6 +454,10 @@ class _Call(Generic[_T]):
         """Add what the call had to say when it failed."""
         for note in self._notes:
             error.add_note(note)
+
+
+async def _next_of(source: AsyncGenerator[_T, None]) -> _T | None:
+    return await anext(source, None)
 
 
 def _end(worker: _Worker) -> None:

@@ -395,7 +395,19 @@ async def test_a_script_that_forgets_it_ends_all_the_same(python: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-NAMES = ["__init__", "azure", "from_openai", "open", "close", "cancel", "retrieve", "stop", "guard", "wait"]
+NAMES = [
+    "__init__",
+    "azure",
+    "from_openai",
+    "open",
+    "close",
+    "cancel",
+    "retrieve",
+    "stop",
+    "guard",
+    "wait",
+    "stop_many",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

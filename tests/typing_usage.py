@@ -57,6 +57,14 @@ async def guarding(session: AsyncSession, blocking: Session) -> None:
     session.guard("x", deadline=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - it is called grace
 
 
+async def many(session: AsyncSession, blocking: Session, theirs: list[TheirResponse]) -> None:
+    async for outcome in session.stop_many(theirs, concurrency=8):
+        assert_type(outcome, Outcome)
+    for other in blocking.stop_many({"resp_123": 1}):
+        assert_type(other, Outcome)
+    session.stop_many(["x"], concurency=8)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - a typo is seen
+
+
 def blocking(theirs: openai.OpenAI) -> None:
     with Session(api_key="k", deadline=10) as session:
         assert_type(session, Session)
