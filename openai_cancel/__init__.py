@@ -1,5 +1,6 @@
 """Ends background responses of the OpenAI Responses API, on any server that speaks it."""
 
+from openai_cancel.endpoint import CallOptions, RequestOptions
 from openai_cancel.errors import (
     APIConnectionError,
     APIStatusError,
@@ -22,7 +23,7 @@ from openai_cancel.errors import (
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
-from openai_cancel.session import AsyncSession, CallOptions, RequestOptions
+from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
 from openai_cancel.sync import Session
 from openai_cancel.wire import HasId, ResponseId

@@ -1,36 +1,28 @@
 """`Session`: the calls of `AsyncSession`, blocking, on an event loop of its own in a thread of its own."""
 
-import asyncio
 import os
 import sys
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Generator, Iterable
-from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import closing, suppress
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from functools import partial
-from threading import RLock, Thread, current_thread
+from threading import RLock, current_thread
 from types import TracebackType
-from typing import Any, Generic, Literal, NamedTuple, NoReturn, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
+from openai_cancel.endpoint import CallOptions, RequestOptions
 from openai_cancel.errors import SessionStateError
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
-from openai_cancel.session import AsyncSession, CallOptions, RequestOptions
+from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options
 from openai_cancel.wire import ResponseId
+from openai_cancel.worker import Call, Worker
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
-class _Worker(NamedTuple):
-    """The thread with the event loop; `loop` is set when it is open, and `stop` ends it."""
-
-    thread: Thread
-    loop: Future[asyncio.AbstractEventLoop]
-    stop: Future[None]
-    pid: int
 
 
 class Session:
@@ -57,7 +49,7 @@ class Session:
         ConfigurationError: a setting is missing or cannot work; nothing has been sent.
     """
 
-    _worker: _Worker | None = None
+    _worker: Worker | None = None
     _closed = False
 
     def __init__(
@@ -137,14 +129,10 @@ class Session:
         with self._lock:
             if self._closed or self._worker:
                 raise SessionStateError("A session can be opened once: make another one.")
-            loop: Future[asyncio.AbstractEventLoop] = Future()
-            stop: Future[None] = Future()
-            # A daemon, and without a reference to this object: a session that is forgotten keeps no process alive.
-            thread = Thread(target=_serve, args=(self._session, loop, stop), name="openai-cancel", daemon=True)
-            self._worker = _Worker(thread, loop, stop, os.getpid())
+            self._worker = worker = Worker.of(self._session)
         try:
-            thread.start()
-            loop.result()
+            worker.thread.start()
+            worker.loop.result()
         except BaseException:  # of which Ctrl-C is one
             self.close()
             raise
@@ -158,7 +146,7 @@ class Session:
             return
         with self._lock:
             self._closed = True
-            _end(worker)
+            worker.end()
         if worker.thread.ident is not None and worker.thread is not current_thread():
             worker.thread.join()
 
@@ -175,7 +163,7 @@ class Session:
         if worker is None or self._closed or worker.pid != os.getpid():
             return
         message = f"unclosed {self!r}: leave its `with`, or call its close()"
-        _end(worker)
+        worker.end()
         warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
     def cancel(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
@@ -349,7 +337,7 @@ class Session:
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         worker = self._usable_worker()
         future: Future[_T] = Future()
-        call = _Call(partial(function, *args, **kwargs), future)
+        call = Call(partial(function, *args, **kwargs), future)
         try:
             with self._lock:  # so that nothing is handed to the loop once it has been told to stop
                 if self._closed:
@@ -375,7 +363,7 @@ class Session:
         finally:
             del future  # an exception's traceback holds this frame: together they would wait for the garbage collector
 
-    def _usable_worker(self) -> _Worker:
+    def _usable_worker(self) -> Worker:
         worker = self._worker
         if sys.is_finalizing():
             raise SessionStateError("The interpreter is ending, and the session's thread with it.")
@@ -415,72 +403,5 @@ class _Guarding:
             error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
 
 
-class _Call(Generic[_T]):
-    """A call that runs in the loop, and that the thread which waits for it can give up."""
-
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T]) -> None:
-        self._function = function
-        self._future = future
-        self._task: asyncio.Task[None] | None = None
-        self._notes: list[str] = []
-
-    def start(self) -> None:
-        """Begin; in the loop."""
-        self._task = asyncio.ensure_future(self._run())
-
-    async def _run(self) -> None:
-        # Nothing is raised here: it would end the loop, and every other call with it, if it were SystemExit.
-        try:
-            result = await self._function()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
-            self._notes = getattr(error, "__notes__", [])
-            if isinstance(error, asyncio.CancelledError):
-                self._future.cancel()
-            else:
-                self._future.set_exception(error)
-        else:
-            self._future.set_result(result)
-        finally:
-            del self._future  # as in the thread that waits
-
-    def give_up(self, future: Future[Any]) -> None:
-        """Cancel it, once it has begun, for it may have something to end; in the loop."""
-        if self._task is None:
-            future.cancel()
-        else:
-            asyncio.get_running_loop().call_soon(self._task.cancel)
-
-    def tell(self, error: BaseException) -> None:
-        """Add what the call had to say when it failed."""
-        for note in self._notes:
-            error.add_note(note)
-
-
 async def _next_of(source: AsyncGenerator[_T, None]) -> _T | None:
     return await anext(source, None)
-
-
-def _end(worker: _Worker) -> None:
-    with suppress(InvalidStateError):  # it has been told already
-        worker.stop.set_result(None)
-
-
-def _serve(session: AsyncSession, opened: Future[asyncio.AbstractEventLoop], stop: Future[None]) -> None:
-    async def main() -> None:
-        async with session:
-            opened.set_result(asyncio.get_running_loop())
-            await asyncio.wrap_future(stop)
-            under_way = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-
-    try:
-        # Not asyncio.run: it would wait for the look-up of a name that goes on in a thread.
-        with closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(main())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-    except BaseException as error:
-        if opened.done():
-            raise
-        opened.set_exception(error)  # to whoever waits in open()
