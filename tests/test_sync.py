@@ -188,7 +188,7 @@ class TestInterruptions:
                     raise KeyboardInterrupt
                 return outcome
 
-        monkeypatch.setattr("openai_cancel.sync.Future", Interrupted)
+        monkeypatch.setattr("openai_cancel.worker.Future", Interrupted)
         with pytest.raises(KeyboardInterrupt):
             Session(api_key=KEY).open()
 
