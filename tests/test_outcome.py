@@ -34,6 +34,7 @@ from openai_cancel import (
     Response,
     ResponseDecodeError,
     SessionStateError,
+    UnprocessableEntityError,
     Verdict,
 )
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Reply, Script
@@ -478,6 +479,8 @@ QUOTA = failure(RateLimitError, 429, "insufficient_quota")
         (REFUSED, failure(BadRequestError, 400, "No such response"), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (REFUSED, failure(BadRequestError, 400, "The id does not exist."), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (REFUSED, failure(BadRequestError, 400, "Expected an ID …"), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (REFUSED, failure(UnprocessableEntityError, 422, "id: not found"), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (failure(APIStatusError, 408, "Response not found"), REFUSED, None, None),
         (REFUSED, failure(BadRequestError, 400, "The model was not found."), Verdict.UNKNOWN, Verdict.STILL_RUNNING),
         (REFUSED, REFUSED, Verdict.UNKNOWN, Verdict.STILL_RUNNING),
         (QUOTA, QUOTA, Verdict.UNKNOWN, Verdict.STILL_RUNNING),
