@@ -280,6 +280,23 @@ class TestPace:
             pace.note(at, error)
         assert pace.rate >= 15
 
+    async def test_a_refusal_while_others_wait_makes_them_wait_on(self) -> None:
+        server = Server(1, burst=0)
+        pace = self.pace(server)
+        sleeps: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            sleeps.append(seconds)
+            await server.sleep(seconds)
+            if len(sleeps) == 1:
+                pace.note(server.clock.now, server.answer())
+
+        pace.sleep = sleep
+        pace.note(await pace.turn(), server.answer())
+        await pace.turn()
+        assert sleeps == pytest.approx([1.995, 1.0], abs=1)
+        assert len(sleeps) == 2
+
     async def test_other_failures_are_not_its_business(self) -> None:
         server = Server(1)
         pace = self.pace(server)

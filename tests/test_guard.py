@@ -762,6 +762,17 @@ with Session(api_key=key) as session:
 """
 
 
+LEFT = """
+def events():
+    with Session() as session, session.guard(name):
+        yield
+
+generator = events()
+next(generator)
+print("ready", flush=True)
+"""
+
+
 class TestProcesses:
     @pytest.fixture
     async def start(self, server: Emulator, create, monkeypatch, python):
@@ -818,6 +829,13 @@ class TestProcesses:
             await process.communicate()
         assert process.returncode == -signal.SIGINT
         assert next(iter(server.works.values())).cancelled
+
+    async def test_a_generator_that_is_left_to_the_interpreters_end(self, start) -> None:
+        """Nothing can be stopped any more, for the thread of the session is frozen; but the process ends."""
+        process = await start(LEFT)
+        async with asyncio.timeout(10):
+            await process.communicate()
+        assert process.returncode == 0
 
     async def test_what_could_not_be_stopped_is_told(self, server, start) -> None:
         process = await start(SCRIPTS["wait"])

@@ -708,6 +708,11 @@ class TestDialects:
         async with Emulator(dialect="azure") as server, AsyncSession(base_url=server.base_url, api_key=KEY) as session:
             assert (await session.stop(server.add())).elapsed >= 0.5
 
+    async def test_what_ends_while_azure_takes_its_time_is_not_cancelled(self) -> None:
+        async with Emulator(dialect="azure") as server, AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            outcome = await session.stop(server.add(Script(runs_for=0.2)))
+        assert (outcome.verdict, outcome.response.status) == (Verdict.ALREADY_FINISHED, "completed")
+
     def test_an_unknown_name(self) -> None:
         with pytest.raises(ValueError, match="no such dialect: 'foo'; choose one of openai, azure, vllm"):
             Emulator(dialect="foo")

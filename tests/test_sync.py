@@ -180,6 +180,23 @@ class TestInterruptions:
 
         await asyncio.to_thread(script)
 
+    async def test_an_interruption_before_the_call_was_handed_over(self, server: Emulator) -> None:
+        def work() -> None:
+            with Session(api_key=KEY, base_url=server.base_url) as session:
+                loop = session._worker.loop.result()
+                hand_over = loop.call_soon_threadsafe
+
+                def interrupted(*_: object) -> None:
+                    loop.call_soon_threadsafe = hand_over
+                    raise KeyboardInterrupt
+
+                loop.call_soon_threadsafe = interrupted
+                with pytest.raises(KeyboardInterrupt):
+                    session.cancel("resp_x")
+
+        await asyncio.to_thread(work)
+        assert not server.received
+
     def test_open_that_is_interrupted_leaves_no_thread(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Interrupted(concurrent.futures.Future):
             def result(self, timeout: float | None = None) -> object:
