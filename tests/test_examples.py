@@ -35,7 +35,9 @@ async def execute(*command: str) -> str:
         subprocess.run, command,
         env=os.environ, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
+    # On a busy machine, asyncio's debug mode says that something took a tenth of a second.
+    complaints = [line for line in done.stderr.splitlines() if not re.match("Executing .* took", line)]
+    assert (done.returncode, complaints) == (0, [])
     return done.stdout
 
 
@@ -82,7 +84,7 @@ async def test_ctrl_c_that_nobody_presses(python: str, create: Callable[..., str
 
 async def test_with_openai(python: str, server: Emulator) -> None:
     """Without `-W error`: what another package does at its end is not ours."""
-    assert await execute(python, example("with_openai"), "0.5", "Why?") == "It took too long, and was stopped.\n"
+    assert await execute(python, example("with_openai"), "2", "Why?") == "It took too long, and was stopped.\n"
     (work,) = server.works.values()
     assert work.cancelled
 

@@ -180,6 +180,13 @@ class TestInterruptions:
 
         await asyncio.to_thread(script)
 
+    def test_an_interpreter_that_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its other threads are frozen then: to wait for one would be to wait for ever."""
+        with Session(api_key=KEY, base_url="http://127.0.0.1:9") as session, monkeypatch.context() as patched:
+            patched.setattr(sys, "is_finalizing", lambda: True)
+            with pytest.raises(SessionStateError, match="The interpreter is ending"):
+                session.cancel("resp_x")
+
     async def test_an_interruption_before_the_call_was_handed_over(self, server: Emulator) -> None:
         def work() -> None:
             with Session(api_key=KEY, base_url=server.base_url) as session:
