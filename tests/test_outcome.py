@@ -609,7 +609,7 @@ class TestOutcome:
         gc.disable()
         try:
             await session.stop(identifier, max_retries=0)
-            assert not [thing for thing in gc.get_objects() if isinstance(thing, Stop)]
+            assert not [thing for thing in gc.get_objects() if type(thing) is Stop]
         finally:
             gc.enable()
 

@@ -453,7 +453,7 @@ async def test_the_key_shows_nowhere(server: Emulator, caplog: pytest.LogCapture
 
 
 def errors() -> list[object]:
-    return [thing for thing in gc.get_objects() if isinstance(thing, BadRequestError)]
+    return [thing for thing in gc.get_objects() if type(thing) is BadRequestError]
 
 
 async def test_a_failure_keeps_nothing_alive(session: QuickSession, server: Emulator) -> None:
