@@ -147,8 +147,8 @@ class Session:
         with self._lock:
             self._closed = True
             worker.end()
-        if worker.thread.ident is not None and worker.thread is not current_thread():
-            worker.thread.join()
+        if worker.thread.ident is not None and worker.thread is not current_thread() and not sys.is_finalizing():
+            worker.thread.join()  # which at the interpreter's end is frozen
 
     def __enter__(self) -> Self:
         return self.open()
