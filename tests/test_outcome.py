@@ -38,7 +38,7 @@ from openai_cancel import (
     Verdict,
 )
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Reply, Script
-from openai_cancel.outcome import Stop, judge
+from openai_cancel.outcome import Stop, detached, judge
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -158,6 +158,10 @@ class TestTime:
         assert outcome.elapsed == sum(session.slept) == pytest.approx(30, abs=0.5)
         assert outcome.error is None
         assert outcome.response.status == "in_progress"
+
+    async def test_half_a_second_is_enough_for_one_more(self, session: QuickSession, create) -> None:
+        await session.stop(create(resumes_after=0, resumes=100), deadline=1)
+        assert session.slept == [0.5, 0.25]
 
     async def test_a_half_of_each_wait_is_left_to_chance(self, session: QuickSession, create) -> None:
         session._random = lambda: 0.0
@@ -619,6 +623,25 @@ class TestOutcome:
         while error:
             assert error.__traceback__ is None
             error = error.__cause__ or error.__context__
+
+    def test_causes_and_contexts_keep_none_either(self) -> None:
+        try:
+            try:
+                try:
+                    raise KeyError
+                except KeyError:
+                    raise ValueError  # noqa: B904 - it has a context, and no cause
+            except ValueError as inner:
+                error = APIConnectionError("reset")
+                raise error from inner
+        except APIConnectionError as caught:
+            caught.__context__ = None
+            links = [detached(caught), caught.__cause__, caught.__cause__.__context__]
+        assert [(type(link), link.__traceback__) for link in links] == [
+            (APIConnectionError, None),
+            (ValueError, None),
+            (KeyError, None),
+        ]
 
     async def test_with_an_error(self, session: QuickSession) -> None:
         outcome = await session.stop("resp_x")
