@@ -360,6 +360,14 @@ class TestWhatIsNotSeen:
         outcome = await session.stop(identifier)
         assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 5)
 
+    async def test_a_look_is_repeated_unless_the_cancel_was(self, session: QuickSession, server, create) -> None:
+        """A server that is silent is asked less, one that has answered as often as always."""
+        down = Fault(status=503)
+        server.faults += [attrs.evolve(down, on="cancel")] * 2 + [attrs.evolve(down, on="retrieve")]
+        assert (await session.stop(create(), max_retries=1)).attempts == 4
+        server.faults += [Fault(on="cancel", status=400), attrs.evolve(down, on="retrieve"), json_answer("completed")]
+        assert (await session.stop(create(), max_retries=1)).attempts == 3
+
     @pytest.mark.parametrize("status", [404, 410])
     async def test_forgotten_after_the_cancel(self, session: QuickSession, server: Emulator, create, status) -> None:
         identifier = create(resumes_after=0)
