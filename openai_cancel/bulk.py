@@ -9,17 +9,17 @@ from typing import Any
 
 import attrs
 
-from openai_cancel.errors import APIStatusError, InvalidResponseIdError, OpenAICancelError
+from openai_cancel.errors import APIStatusError, APITimeoutError, InvalidResponseIdError, OpenAICancelError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.retry import poll_delay
 
 CUT = 0.9
 """What is left of the rate that got through when the server says that it is too much."""
 
-GROWTH = 0.02
-"""By how much of itself the rate grows in a second without a refusal."""
+GROWTH = 0.01
+"""By how much of itself the rate grows in a second, for each second without a refusal: slowly first, and then fast."""
 
-LEAST_GROWTH = 0.2
+LEAST_GROWTH = 0.1
 """Requests a second by which it grows at least."""
 
 LEAST_RATE = 0.5
@@ -58,11 +58,17 @@ class Pace:
         """How many responses may be under way now: few where the rate is low, lest they wait past their deadlines."""
         return self.concurrency if self.rate == math.inf else max(1, min(self.concurrency, math.ceil(self.rate)))
 
-    async def turn(self) -> float:
-        """Wait until a request may be sent; gives the time."""
+    async def turn(self, deadline: float = math.inf) -> float:
+        """Wait until a request may be sent; gives the time.
+
+        Raises:
+            APITimeoutError: that would be after the deadline, a time of the clock.
+        """
         while True:
             now = self.monotonic()
             at = max(now, self._next, self._resume)
+            if at > deadline:
+                raise APITimeoutError("The server's limit leaves no turn before the deadline.")
             self._next = at + 1 / self.rate
             if at > now:
                 await self.sleep(at - now)
@@ -76,7 +82,7 @@ class Pace:
             self._count(now, sent)
             return
         asked = error.retry_after
-        self._resume = max(self._resume, now + poll_delay(0, asked=asked, random=self.random()))
+        self._next = self._resume = max(self._resume, now + poll_delay(0, asked=asked, random=self.random()))
         if sent > self._cut:  # and not a part of the wave that was answered already
             self.rate = max(LEAST_RATE, CUT * min(self.rate, self._measured(now)))
             self._cut = self._grown = now
@@ -88,7 +94,8 @@ class Pace:
         if sent <= self._cut:  # it got through beside what was refused: the cut was too deep
             self.rate = max(self.rate, CUT * self._measured(now))
         elif self.rate != math.inf and now > self._grown:
-            self.rate += max(LEAST_GROWTH, GROWTH * self.rate) * min(now - self._grown, 1.0)
+            growth = max(LEAST_GROWTH, GROWTH * (now - self._cut) * self.rate)
+            self.rate += growth * min(now - self._grown, 1.0)
             self._grown = now
 
     def _measured(self, now: float) -> float:
@@ -127,7 +134,8 @@ class Bulk:
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was asked for
         self._taken = 0  # ids whose outcome was not handed out yet
         self._room = asyncio.Event()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
+        self._left = False  # by whom the outcomes are for
 
     async def run(self, ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Outcome, None]:
         """The outcomes as they come. What goes wrong is raised once all that was begun has been handed out."""
@@ -136,27 +144,35 @@ class Bulk:
             while outcome := await self._results.get():
                 yield outcome
                 self._hand_out(1)
-            if self._failure:
-                raise self._failure
+            failure, self._failure = self._failure, None  # which its traceback would keep alive
+            if failure:
+                raise failure
         finally:
+            self._left = True
             feeder.cancel()
             await _ended(feeder)
 
     async def _feed(self, ids: Iterable[Any] | AsyncIterable[Any]) -> None:
-        PACE.set(self._pace)
         async with asyncio.TaskGroup() as group:
             try:
                 async with aclosing(_each(ids)) as source:
-                    async for response_id in source:
-                        self._begin(response_id, group)
-                        while self._taken >= self._pace.limit:
-                            self._room.clear()
-                            await self._room.wait()
-                        if self._failure:
-                            break
-            except Exception as error:  # noqa: BLE001 - the source's own; what is under way has nothing to do with it
-                self._failure = error
+                    await self._read(source, group)
+            except BaseException as error:
+                if self._left:
+                    raise
+                self._failure = error  # the source's own; what is under way has nothing to do with it
         self._results.put_nowait(None)
+
+    async def _read(self, source: AsyncIterable[Any], group: asyncio.TaskGroup) -> None:
+        async for response_id in source:
+            if self._left:
+                raise asyncio.CancelledError  # again, for the source has swallowed it
+            self._begin(response_id, group)
+            while self._taken >= self._pace.limit:
+                self._room.clear()
+                await self._room.wait()
+            if self._failure:
+                return
 
     def _begin(self, response_id: Any, group: asyncio.TaskGroup) -> None:
         self._taken += 1
@@ -170,10 +186,13 @@ class Bulk:
             group.create_task(self._stop_one(name))
 
     async def _stop_one(self, name: str) -> None:
+        PACE.set(self._pace)
         try:
             outcome = await self._stop(name)
-        except Exception as error:  # noqa: BLE001 - a key function's, say: no other id would fare better
-            self._failure = self._failure or error
+        except BaseException as error:
+            if self._left:
+                raise
+            self._failure = self._failure or error  # a key function's, say: no other id would fare better
             self._hand_out(self._asked.pop(name))
             return
         for _ in range(self._asked.pop(name)):
@@ -203,6 +222,7 @@ async def _each(ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, 
     else:
         for response_id in ids:
             yield response_id
+            await asyncio.sleep(0)  # a source that takes its time should not hold up what is under way
 
 
 def _refused(response_id: object, error: InvalidResponseIdError) -> Outcome:

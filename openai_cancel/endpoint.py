@@ -275,7 +275,7 @@ class Endpoint:
         began = self._monotonic()
         attempts = 0
         while True:
-            sent = await pace.turn() if pace else 0.0
+            sent = await pace.turn(began + policy.deadline) if pace else 0.0
             bound = min(limit, policy.deadline - (self._monotonic() - began))
             timer = asyncio.timeout(None if bound == math.inf else max(bound, 0.0))
             attempts += 1

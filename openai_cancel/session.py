@@ -209,6 +209,8 @@ class AsyncSession(Endpoint):
             )
         self._check(**options)
         check_seconds("deadline", deadline)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         if confirm is not None:
             check_seconds("confirm", confirm)
         bulk = Bulk(

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ from openai_cancel import (
 )
 from openai_cancel.bulk import Pace
 from openai_cancel.emulator import Emulator, Fault, Script
-from openai_cancel.errors import APIConnectionError, RateLimitError
+from openai_cancel.errors import APIConnectionError, APITimeoutError, RateLimitError
 
 
 @pytest.fixture(autouse=True)
@@ -180,6 +180,56 @@ class TestEnd:
             with pytest.raises(OSError, match="the vault is shut"):
                 await collect(session.stop_many((create() for _ in itertools.count()), concurrency=3))
 
+    @pytest.mark.parametrize("concurrency", [2, 64])
+    @pytest.mark.parametrize("kind", [asyncio.CancelledError, SystemExit])
+    async def test_what_nobody_sent_ends_it_too(self, server: Emulator, create, kind, concurrency: int) -> None:
+        """A shared refresh of the key that was cancelled elsewhere, say: no outcome is missing in silence."""
+        calls = itertools.count()
+
+        async def key() -> str:
+            if next(calls) == 5:
+                raise kind
+            return KEY
+
+        async with AsyncSession(base_url=server.base_url, api_key=key) as session:
+            with pytest.raises(kind):
+                await collect(session.stop_many([create() for _ in range(20)], concurrency=concurrency))
+            assert (await session.stop(create())).verdict is Verdict.CANCELLED
+
+    async def test_a_source_that_says_it_was_cancelled(self, session: QuickSession, create) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield create()
+            raise asyncio.CancelledError
+
+        outcomes = session.stop_many(source())
+        assert (await anext(outcomes)).verdict is Verdict.CANCELLED
+        with pytest.raises(asyncio.CancelledError):
+            await anext(outcomes)
+        assert asyncio.current_task().cancelling() == 0
+
+    async def test_a_source_that_swallows_the_end(self, session: QuickSession, create) -> None:
+        async def source() -> AsyncIterator[str]:
+            for _ in itertools.count():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
+                yield create()
+
+        async with aclosing(session.stop_many(source())) as outcomes:
+            await anext(outcomes)
+
+    async def test_a_slow_source_holds_nothing_up(self, session: QuickSession, create) -> None:
+        taken = []
+
+        def source() -> Iterator[str]:
+            for number in range(50):
+                taken.append(number)
+                yield create()
+
+        async with aclosing(session.stop_many(source())) as outcomes:
+            await anext(outcomes)
+            assert len(taken) < 50
+
     async def test_a_session_that_is_closed(self, session: QuickSession, create) -> None:
         outcomes = session.stop_many(create() for _ in itertools.count())
         assert (await anext(outcomes)).verdict is Verdict.CANCELLED
@@ -195,6 +245,7 @@ class TestEnd:
             ([], {"concurrency": 0}, "concurrency must be a whole number of at least 1"),
             ([], {"deadline": 0}, "deadline must be"),
             ([], {"confirm": 0}, "confirm must be"),
+            ([], {"timeout": -1}, "timeout must be"),
             ([], {"max_retries": -1}, "max_retries must be"),
         ],
     )
@@ -260,6 +311,25 @@ class TestPace:
         assert pace.limit == 1
         before = server.clock.now
         assert await pace.turn() == pytest.approx(before + 1.0)
+
+    async def test_no_turn_before_the_deadline(self) -> None:
+        server = Server(1, burst=0)
+        pace = self.pace(server)
+        pace.note(await pace.turn(), server.answer())
+        now = server.clock.now
+        with pytest.raises(APITimeoutError, match="no turn before the deadline"):
+            await pace.turn(now + 0.5)
+        assert server.clock.now == now
+        assert await pace.turn(now + 5) == pytest.approx(now + 1)
+
+    async def test_it_recovers_from_a_cut_that_was_too_deep(self) -> None:
+        server = Server(1000)
+        pace = self.pace(server, concurrency=1)
+        pace.note(await pace.turn(), RateLimitError("no", status=429, headers={}, body=b""))
+        assert pace.rate < 1
+        while server.clock.now < server.began + 45:
+            pace.note(await pace.turn(), server.answer())
+        assert pace.rate > 100
 
     async def test_a_wave_of_refusals_cuts_once(self) -> None:
         server = Server(100, latency=0)
