@@ -715,6 +715,15 @@ import asyncio, signal, sys, time
 from openai_cancel import AsyncSession, Session
 signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 name = sys.argv[1]
+
+def run(main):
+    async def cancelled_by_sigterm():
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
+        await main()
+    try:
+        asyncio.run(cancelled_by_sigterm())
+    except asyncio.CancelledError:
+        sys.exit(128 + signal.SIGTERM)
 """
 SCRIPTS = {
     "async guard": """
@@ -722,14 +731,14 @@ async def main():
     async with AsyncSession() as session, session.guard(name):
         print("ready", flush=True)
         await asyncio.sleep(1000)
-asyncio.run(main())
+run(main)
 """,
     "async wait": """
 async def main():
     async with AsyncSession() as session:
         print("ready", flush=True)
         await session.wait(name)
-asyncio.run(main())
+run(main)
 """,
     "guard": """
 with Session() as session, session.guard(name):
