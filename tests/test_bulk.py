@@ -209,11 +209,11 @@ class TestEnd:
 
     async def test_a_source_that_swallows_the_end(self, session: QuickSession, create) -> None:
         async def source() -> AsyncIterator[str]:
-            for _ in itertools.count():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.sleep(0.01)
-                await asyncio.sleep(0)
-                yield create()
+            yield create()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await asyncio.sleep(0)
+            yield create()
 
         async with aclosing(session.stop_many(source())) as outcomes:
             await anext(outcomes)
