@@ -115,6 +115,7 @@ class Stop:
         monotonic, sleep, random: the session's clock, its sleep, and its numbers from 0 up to 1.
         deadline: seconds that all of it may take.
         confirm: seconds after which a cancelled response is looked at again, or None.
+        dry_run: look, and cancel nothing.
     """
 
     response_id: str
@@ -125,6 +126,7 @@ class Stop:
     random: Callable[[], float]
     deadline: float
     confirm: float | None
+    dry_run: bool = False
 
     _began: float = attrs.field(init=False)
     _attempts: int = 0
@@ -136,7 +138,7 @@ class Stop:
     async def run(self) -> Outcome:
         """Stop the response, as far as that can be done before the deadline."""
         self._began = self.monotonic()
-        verdict, error = await self._settle()
+        verdict, error = await (self._look() if self.dry_run else self._settle())
         if self.confirm is not None and verdict is Verdict.CANCELLED:
             verdict, error = await self._look_again(self.confirm)
             if verdict is Verdict.STILL_RUNNING:
@@ -183,6 +185,11 @@ class Stop:
             # The looks come closer together towards the deadline, so that the last one is close to it.
             await self.sleep(min(poll_delay(looks, asked=asked, random=self.random()), left / 2))
             looks += 1
+
+    async def _look(self) -> tuple[Verdict, OpenAICancelError | None]:
+        error = await self._ask(self.retrieve)
+        verdict = judge(self._response, refusal=error, error=error, reached=False)
+        return verdict or (Verdict.STILL_RUNNING if error is None else Verdict.UNKNOWN), error
 
     async def _look_again(self, seconds: float) -> tuple[Verdict, OpenAICancelError | None]:
         """Look whether a cancelled response stayed so. Where that cannot be seen, the server's word stands."""

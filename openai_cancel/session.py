@@ -42,6 +42,7 @@ class AsyncSession(Endpoint):
         *,
         deadline: float = 60.0,
         confirm: float | None = None,
+        dry_run: bool = False,
         timeout: float | None = None,  # noqa: ASYNC109 - of each attempt
         **options: Unpack[RequestOptions],
     ) -> Outcome:
@@ -55,6 +56,7 @@ class AsyncSession(Endpoint):
             deadline: seconds that all of it may take.
             confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
                 cancel it once more if it went back: Azure, LiteLLM and ogx have been seen to run on.
+            dry_run: only look, and cancel nothing: what would be cancelled is `still_running`.
             timeout: seconds that one attempt may take.
             options: for each request, see `RequestOptions`.
 
@@ -80,6 +82,7 @@ class AsyncSession(Endpoint):
             random=self._random,
             deadline=deadline,
             confirm=confirm,
+            dry_run=dry_run,
         )
         return await stop.run()
 
@@ -174,6 +177,7 @@ class AsyncSession(Endpoint):
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
+        dry_run: bool = False,
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[Outcome, None]:
@@ -194,6 +198,7 @@ class AsyncSession(Endpoint):
             concurrency: how many may be under way at most.
             deadline: seconds that each may take.
             confirm: as for `stop`.
+            dry_run: as for `stop`.
             timeout: seconds that one attempt may take.
             options: for each request, see `RequestOptions`.
 
@@ -214,7 +219,7 @@ class AsyncSession(Endpoint):
         if confirm is not None:
             check_seconds("confirm", confirm)
         bulk = Bulk(
-            stop=partial(self.stop, deadline=deadline, confirm=confirm, timeout=timeout, **options),
+            stop=partial(self.stop, deadline=deadline, confirm=confirm, dry_run=dry_run, timeout=timeout, **options),
             identify=self._identify,
             pace=Pace(
                 concurrency=check_count("concurrency", concurrency, least=1),

@@ -208,6 +208,7 @@ class Session:
         *,
         deadline: float = 60.0,
         confirm: float | None = None,
+        dry_run: bool = False,
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Outcome:
@@ -218,6 +219,7 @@ class Session:
             deadline: seconds that all of it may take.
             confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
                 cancel it once more if it went back.
+            dry_run: only look, and cancel nothing: what would be cancelled is `still_running`.
             timeout: seconds that one attempt may take.
             options: for each request, see `RequestOptions`.
 
@@ -230,7 +232,13 @@ class Session:
         See https://platform.openai.com/docs/guides/background.
         """
         return self._run(
-            self._session.stop, response_id, deadline=deadline, confirm=confirm, timeout=timeout, **options
+            self._session.stop,
+            response_id,
+            deadline=deadline,
+            confirm=confirm,
+            dry_run=dry_run,
+            timeout=timeout,
+            **options,
         )
 
     def guard(self, *response_ids: ResponseId, grace: float = 10.0, **options: Unpack[RequestOptions]) -> "_Guarding":
@@ -296,6 +304,7 @@ class Session:
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
+        dry_run: bool = False,
         timeout: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> Generator[Outcome, None, None]:
@@ -314,6 +323,7 @@ class Session:
             concurrency: how many may be under way at most.
             deadline: seconds that each may take.
             confirm: as for `stop`.
+            dry_run: as for `stop`.
             timeout: seconds that one attempt may take.
             options: for each request, see `RequestOptions`.
 
@@ -322,7 +332,13 @@ class Session:
             SessionStateError: the session is not open, or is closed; from the iteration.
         """
         outcomes = self._session.stop_many(
-            response_ids, concurrency=concurrency, deadline=deadline, confirm=confirm, timeout=timeout, **options
+            response_ids,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            dry_run=dry_run,
+            timeout=timeout,
+            **options,
         )
         return self._iterate(outcomes)
 

@@ -41,8 +41,11 @@ SECRET_LENGTH = 8
 
 _BOM = b"\xef\xbb\xbf"  # some frameworks write one, and RFC 8259 lets a reader ignore it
 
-# One segment of a path, percent-encoded whole: `.` and `..` would be resolved away, and nothing else is amiss.
-_SEGMENT = re.compile(r"(?!\.{1,2}\Z)(?=.*\S)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+SEGMENT = re.compile(r"(?!\.{1,2}\Z)(?=.*\S)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+"""What an id can be: one segment of a path, percent-encoded whole.
+
+`.` and `..` would be resolved away, and nothing else is amiss.
+"""
 
 NO_JSON = object()
 """What stands for the document of a body that is not JSON."""
@@ -134,7 +137,7 @@ class Wire:
             raise InvalidResponseIdError(
                 f"A response id must be a string, or an object with a string .id, not {type(response_id).__name__}."
             )
-        if not _SEGMENT.fullmatch(text):
+        if not SEGMENT.fullmatch(text):
             raise InvalidResponseIdError(
                 f"{text[:80]!r} cannot be a response id: pass what the server called it, such as 'resp_123'."
             )

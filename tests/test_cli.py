@@ -2,17 +2,25 @@
 
 import asyncio
 import json
+import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import orjson
 import pytest
 from conftest import KEY, until
 
-from openai_cancel import cli
+from openai_cancel import AsyncSession, cli
+from openai_cancel.cli import commands
+from openai_cancel.cli.ids import Source
+from openai_cancel.cli.report import Report
 from openai_cancel.emulator import Emulator, Fault
 
 COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
@@ -100,6 +108,366 @@ class TestCancel:
         assert len(server.received) == 1
         status, _, err = await run("cancel", "x", "--base-url", "ftp://x")
         assert (status, "base_url must be an http" in err) == (3, True)
+
+
+class TestStop:
+    async def test_json_into_a_pipe(self, run, create) -> None:
+        over, running = create(runs_for=0), create()
+        status, out, err = await run("stop", over, running, "resp_none")
+        outcomes = {document.pop("id"): document for document in map(json.loads, out.splitlines())}
+        assert status == 1
+        assert {name: (each["verdict"], each["stopped"]) for name, each in outcomes.items()} == {
+            over: ("already_finished", True),
+            running: ("cancelled", True),
+            "resp_none": ("not_found", False),
+        }
+        assert err.split() == [
+            *["cancelled", "1", "already", "finished", "1", "not", "found", "1", "in", "all", "3", "in"],
+            *err.split()[-3:],
+        ]
+
+    async def test_all_stopped(self, run, create) -> None:
+        identifier = create()
+        status, out, err = await run("stop", identifier, "--quiet", "--deadline", "5", "--confirm", "0.01")
+        assert (status, out, err) == (0, "", "")
+
+    async def test_dry_run(self, run, server: Emulator, create) -> None:
+        status, out, _ = await run("stop", "--dry-run", create())
+        assert (status, json.loads(out)["verdict"]) == (1, "still_running")
+        status, out, _ = await run("status", create(runs_for=0))
+        assert (status, json.loads(out)["status"]) == (0, "completed")
+        assert {request.method for request in server.received} == {"GET"}
+
+    async def test_a_file(self, run, create, tmp_path: Path) -> None:
+        identifiers = [create() for _ in range(100)]
+        file = tmp_path / "ids.csv"
+        file.write_text("response_id,x\n" + "".join(f"{name},1\n" for name in identifiers) + "..,2\n")
+        status, out, err = await run("stop", "-f", str(file))
+        assert status == 1
+        assert {json.loads(line)["id"] for line in out.splitlines()} == set(identifiers)
+        assert f"openai-cancel: {file}, line 102: '..' cannot be a response id\n" in err
+        assert "bad lines" in err
+
+    async def test_standard_input(self, server: Emulator, create) -> None:
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "stop", "-", env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        for _ in range(3):  # it answers to each line as it comes
+            identifier = create()
+            process.stdin.write(f"{identifier}\n".encode())
+            assert json.loads(await process.stdout.readline())["id"] == identifier
+        process.stdin.close()
+        assert await process.wait() == 0
+
+    async def test_resume(self, run, server: Emulator, create, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        first, second = create(), create()
+        assert (await run("stop", first, "resp_none", "--log", str(log), "--resume"))[0] == 1
+        server.received.clear()
+        status, out, err = await run("stop", first, second, second, "resp_none", "--log", str(log), "--resume")
+        assert status == 1
+        assert sorted({json.loads(line)["id"] for line in out.splitlines()}) == sorted([second, "resp_none"])
+        assert "stopped before" in err
+        assert not any(first in request.path for request in server.received)
+        assert (await run("stop", first, second, "--log", str(log), "--resume", "-q"))[0] == 0
+
+    async def test_a_run_that_was_killed_goes_on(self, run, server: Emulator, create, tmp_path: Path) -> None:
+        identifiers = [create() for _ in range(300)]
+        file, log = tmp_path / "ids", tmp_path / "log"
+        file.write_text("\n".join(identifiers))
+        arguments = ["stop", "--file", str(file), "--log", str(log), "--resume"]
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, *arguments, "--quiet", env={**os.environ, "OPENAI_API_KEY": KEY},
+        )  # fmt: skip
+        await until(lambda: len(server.received) > 100)
+        process.kill()
+        await process.wait()
+        before = log.read_text().count("\n")
+        status, out, _ = await run(*arguments)
+        assert status == 0
+        assert out.count("\n") == 300 - before < 300
+        assert all(server.works[identifier].cancelled for identifier in identifiers)
+        assert {json.loads(line)["id"] for line in log.read_text().splitlines()} == set(identifiers)
+
+    async def test_a_key_that_is_refused_is_not_tried_for_ever(self, run, server: Emulator, create) -> None:
+        server.faults += [Fault(status=401, body={"error": {"message": "Bad key."}})] * 200
+        status, out, err = await run("stop", *[create() for _ in range(100)], "--concurrency", "4")
+        assert status == 3
+        assert 1 <= out.count("\n") < 10
+        assert err.count("The key is refused, and no more ids are tried.") == 1
+
+    async def test_a_log_that_cannot_be_written(self, server: Emulator, create, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        done = await asyncio.to_thread(
+            subprocess.run, ["sh", "-c", 'ulimit -f 0; trap "" XFSZ; exec "$@"', "sh", COMMAND, "stop", create(),
+            "--log", str(log)], env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
+            capture_output=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, json.loads(done.stdout)["stopped"]) == (1, True)
+        assert b"the log is not complete from here on: File too large" in done.stderr
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ([], "Give ids, or --file, or - for the standard input."),
+            (["x", "--resume"], "--resume needs the --log of the run before."),
+            (["x", ".."], "'..' cannot be a response id"),
+            (["--file", "/none"], "/none: No such file or directory"),
+            (["x", "--log", "/dev/null"], "/dev/null: a log must be a regular file"),
+            (["x", "--concurrency", "0"], "Must be >= 1"),
+            (["x", "--deadline", "0"], "Must be > 0"),
+        ],
+    )
+    async def test_usage(self, run, server: Emulator, arguments: list[str], words: str) -> None:
+        status, out, err = await run("stop", *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert words in err
+        assert not server.received
+
+
+async def test_a_cancel_that_no_signal_sent(server: Emulator, create) -> None:
+    server.faults.append(Fault(delay=math.inf))
+    run = commands._Run(Report(as_json=False, quiet=True, each=True), None, None)
+    session = AsyncSession(base_url=server.base_url, api_key=KEY)
+    with Source([create()], [], complain=print, passes=run.passes) as run.source:
+        task = asyncio.create_task(run.run(session, session.stop_many))
+        await until(lambda: server.received)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert run.status == 0  # of nothing
+
+
+class Terminal:
+    """A command on a terminal of its own, with keys to press and a screen to read."""
+
+    def __init__(self, *arguments: str, columns: int = 100, **environment: str) -> None:
+        self._arguments = arguments
+        self._environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
+        self.screen = ""
+
+    async def __aenter__(self) -> Self:
+        self._keys, terminal = os.openpty()
+        self.process = await asyncio.create_subprocess_exec(
+            # Who leads a session and opens a terminal is controlled by it.
+            "sh", "-c", 'exec "$@" 0<>"$0" 1>&0 2>&0', os.ttyname(terminal), COMMAND, *self._arguments,
+            env=self._environment, start_new_session=True,
+        )  # fmt: skip
+        asyncio.get_running_loop().add_reader(self._keys, self._read)
+        self._terminal = terminal
+        return self
+
+    def _read(self) -> None:
+        self.screen += os.read(self._keys, 65536).decode()
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+        asyncio.get_running_loop().remove_reader(self._keys)
+        os.close(self._keys)
+        os.close(self._terminal)
+
+    def press(self, keys: str) -> None:
+        os.write(self._keys, keys.encode())
+
+    async def shows(self, words: str) -> None:
+        await until(lambda: words in self.screen)
+
+    async def end(self) -> int:
+        status = await self.process.wait()
+        await asyncio.sleep(0.01)
+        return status
+
+
+class TestTerminal:
+    @pytest.fixture(autouse=True)
+    def environment(self, server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+
+    async def test_a_few(self, create) -> None:
+        running, over = create(), create(runs_for=0)
+        async with Terminal("stop", running, over, "resp_[red]") as terminal:
+            assert await terminal.end() == 1
+        assert f"{running}  cancelled\r\n" in terminal.screen
+        assert f"{over}  already finished (completed)\r\n" in terminal.screen
+        assert "resp_[red]  not found: 404: Response with id 'resp_[red]' not found." in terminal.screen
+
+    async def test_a_file(self, server: Emulator, create, tmp_path: Path) -> None:
+        server.faults += [Fault()] * 5 + [Fault(delay=0.3)] * 3
+        file = tmp_path / "ids"
+        file.write_text("\n".join(["# some", *(create() for _ in range(8)), "resp_none", "two words"]))
+        async with Terminal("stop", "--file", str(file)) as terminal:
+            assert await terminal.end() == 1
+        assert "━" in terminal.screen
+        assert "under way" in terminal.screen
+        assert "/s" in terminal.screen
+        assert "resp_none  not found" in terminal.screen
+        assert "line 11: holds a space" in terminal.screen
+        assert re.search(r"in all +9", terminal.screen)
+        assert "\x1b[32m" in terminal.screen  # green
+
+    async def test_no_colour(self, create) -> None:
+        async with Terminal("stop", create(), NO_COLOR="1") as terminal:
+            assert await terminal.end() == 0
+        assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.screen)
+
+    @pytest.mark.parametrize("arguments", [["--quiet"], ["--json"]])
+    async def test_no_bar(self, create, arguments: list[str]) -> None:
+        async with Terminal("stop", create(), *arguments) as terminal:
+            assert await terminal.end() == 0
+        assert "\x1b" not in terminal.screen.replace("\x1b[32mcancelled", "").replace("\x1b[0m", "").replace(
+            "\x1b[2m", ""
+        )
+        assert ("{" in terminal.screen) == (arguments == ["--json"])
+
+    async def test_ctrl_c_finishes_what_is_under_way(self, server: Emulator, create, tmp_path: Path) -> None:
+        server.faults += [Fault(delay=0.5)] * 4
+        identifiers = [create() for _ in range(100)]
+        log = tmp_path / "log"
+        async with Terminal("stop", *identifiers, "--concurrency", "4", "--log", str(log)) as terminal:
+            await until(lambda: len(server.received) == 4)
+            terminal.press("\x03")
+            await terminal.shows("finishing the 4 that are under way; Ctrl-C again leaves at once")
+            assert await terminal.end() == 130
+        assert {json.loads(line)["id"] for line in log.read_text().splitlines()} == set(identifiers[:4])
+        assert len(server.received) == 4
+        assert re.search(r"in all +4", terminal.screen)
+
+    async def test_a_second_ctrl_c_leaves_at_once(self, server: Emulator, create) -> None:
+        server.faults += [Fault(delay=math.inf)] * 4
+        async with Terminal("stop", *[create() for _ in range(100)], "--concurrency", "4") as terminal:
+            await until(lambda: len(server.received) == 4)
+            terminal.press("\x03")
+            await terminal.shows("finishing")
+            terminal.press("\x03")
+            assert await terminal.end() == 130
+        assert re.search(r"in all +0", terminal.screen)
+
+    async def test_sigterm_finishes_too(self, server: Emulator, create) -> None:
+        server.faults += [Fault(delay=0.2)] * 2
+        async with Terminal("stop", "-", "--json") as terminal:
+            terminal.press(f"{create()}\n{create()}\n")
+            await until(lambda: len(server.received) == 2)
+            terminal.process.terminate()
+            assert await terminal.end() == 143
+        assert terminal.screen.count('"stopped":true') == 2
+
+    async def test_a_key_that_is_asked_for(self, server: Emulator, create) -> None:
+        async with Terminal("stop", create(), "--ask-key", "--quiet", OPENAI_API_KEY="") as terminal:
+            await terminal.shows("API key: ")
+            terminal.press("sk-typed-by-hand\n")
+            assert await terminal.end() == 0
+        assert server.received[0].headers["authorization"] == "Bearer sk-typed-by-hand"
+        assert "typed" not in terminal.screen
+
+    async def test_ctrl_c_at_the_question(self) -> None:
+        async with Terminal("stop", "x", "--ask-key") as terminal:
+            await terminal.shows("API key: ")
+            terminal.press("\x03")
+            assert await terminal.end() == 130
+
+
+class TestWait:
+    async def test_until_they_are_over(self, run, create) -> None:
+        over, cut = create(runs_for=0), create(runs_for=0, becomes="incomplete")
+        status, out, err = await run("wait", over, cut)
+        assert (status, sorted(out.splitlines()), err) == (
+            0, sorted([f"{over}  completed", f"{cut}  incomplete"]), ""
+        )  # fmt: skip
+        status, out, _ = await run("wait", over, "--json")
+        assert json.loads(out)["response"]["status"] == "completed"
+
+    async def test_too_long(self, run, server: Emulator, create) -> None:
+        running = create()
+        status, _, err = await run("wait", running, "--timeout", "0.1", "--on-abandon", "leave")
+        assert (status, server.works[running].cancelled) == (1, None)
+        assert f"openai-cancel: '{running}': " in err
+        status, out, _ = await run("wait", running, "--timeout", "0.1", "--json")
+        assert (status, json.loads(out)["error"]["type"]) == (1, "WaitTimeoutError")
+        assert server.works[running].cancelled
+
+    async def test_ctrl_c_stops_them(self, server: Emulator, create) -> None:
+        identifiers = [create(), create()]
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "wait", *identifiers, "--base-url", server.base_url,
+            env={**os.environ, "OPENAI_API_KEY": KEY}, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        await until(lambda: len(server.received) >= 2)
+        server.faults += [Fault(on="cancel", status=400), Fault(on="retrieve", status=400)]
+        process.send_signal(signal.SIGINT)
+        _, err = await process.communicate()
+        assert process.returncode == 130
+        assert [server.works[name].cancelled for name in identifiers].count(None) == 1
+        assert re.search(rb"openai-cancel: resp_\w+ was not stopped \(unknown: 400", err), err
+
+    async def test_usage(self, run) -> None:
+        assert (await run("wait"))[0] == 2
+        assert (await run("wait", ".."))[0] == 2
+
+
+class TestConnection:
+    async def test_a_key_from_a_file(self, run, server: Emulator, create, tmp_path: Path) -> None:
+        file = tmp_path / "key"
+        file.write_text("sk-from-a-file\n")
+        assert (await run("cancel", create(), "--key-file", str(file)))[0] == 0
+        assert server.received[0].headers["authorization"] == "Bearer sk-from-a-file"
+
+    @pytest.mark.parametrize(
+        ("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff\xfe", "is no text")]
+    )
+    async def test_a_file_without_a_key(self, run, tmp_path: Path, content: bytes, words: str) -> None:
+        file = tmp_path / "key"
+        file.write_bytes(content)
+        status, _, err = await run("cancel", "x", "--key-file", str(file))
+        assert (status, err) == (3, f"openai-cancel: The key cannot be read: {file} {words}.\n")
+
+    async def test_azure(self, run, server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+        endpoint = server.base_url.removesuffix("/v1")
+        await run("cancel", "x", "--azure", endpoint, "--api-version", "2025-03-01-preview")
+        assert server.received[0].headers["api-key"] == KEY
+        assert "api-version=2025-03-01-preview" in server.received[0].path
+
+    async def test_organization_and_project(self, run, server: Emulator, create) -> None:
+        await run("cancel", create(), "--organization", "org-1", "--project", "proj-1")
+        headers = server.received[0].headers
+        assert (headers["openai-organization"], headers["openai-project"]) == ("org-1", "proj-1")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--api-key", "sk-oh-no"], "can be read in the list of processes"),
+            (["--key-file", "/none"], "The key cannot be read: /none: No such file or directory."),
+            (["--api-version", "x"], "--api-version is for --azure."),
+            (["--azure", "https://x", "--base-url", "y"], "--azure goes without --base-url"),
+            (["--ask-key"], "--ask-key needs a terminal"),
+        ],
+    )
+    def test_what_cannot_work(self, arguments: list[str], words: str) -> None:
+        done = subprocess.run(
+            [COMMAND, "stop", "x", *arguments], capture_output=True, text=True, check=False,
+            stdin=subprocess.DEVNULL, start_new_session=True, env={**os.environ, "OPENAI_API_KEY": KEY},
+        )  # fmt: skip
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
+        assert words in done.stderr
+        assert "sk-oh-no" not in done.stderr
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_the_shell_completes_it(tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "SHELL": shutil.which("bash")}
+    subprocess.run([COMMAND, "--install-completion"], env=environment, check=True, capture_output=True)
+    (script,) = tmp_path.rglob("bash-completion/completions/openai-cancel")
+    function = subprocess.run(
+        ["bash", "-c", f". {script}; complete -p openai-cancel"],
+        env=environment, check=True, capture_output=True, text=True,
+    ).stdout.split("-F ")[1].split()[0]  # fmt: skip
+    ask = f'. {script}; COMP_WORDS=(openai-cancel st); COMP_CWORD=1; {function}; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", ask], env=environment, check=True, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == ["status", "stop"]
 
 
 class TestUsage:

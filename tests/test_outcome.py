@@ -747,3 +747,37 @@ class TestDialects:
     def test_an_unknown_name(self) -> None:
         with pytest.raises(ValueError, match="no such dialect: 'foo'; choose one of openai, azure, vllm"):
             Emulator(dialect="foo")
+
+
+class TestDryRun:
+    @pytest.mark.parametrize(
+        ("answer", "verdict"),
+        [
+            (None, Verdict.STILL_RUNNING),
+            (Fault(status=200, body={"id": "x", "status": "completed"}), Verdict.ALREADY_FINISHED),
+            (Fault(status=200, body={"id": "x", "status": "cancelled"}), Verdict.ALREADY_FINISHED),
+            (Fault(status=404), Verdict.NOT_FOUND),
+            (Fault(status=403), Verdict.FORBIDDEN),
+            (Fault(status=400), Verdict.UNKNOWN),
+            (Fault(status=200, body=b"yes"), Verdict.UNKNOWN),
+        ],
+    )
+    async def test_it_looks_and_cancels_nothing(self, session: QuickSession, server, create, answer, verdict) -> None:
+        server.faults += [answer] if answer else []
+        identifier = create()
+        outcome = await session.stop(identifier, dry_run=True, confirm=1)
+        assert outcome.verdict is verdict
+        assert (outcome.error is None) == (outcome.response is not None)
+        assert [request.method for request in server.received] == ["GET"]
+        assert not server.works[identifier].cancelled
+
+    async def test_many(self, session: QuickSession, server: Emulator, create) -> None:
+        outcomes = [outcome async for outcome in session.stop_many([create(), create()], dry_run=True)]
+        assert [outcome.verdict for outcome in outcomes] == [Verdict.STILL_RUNNING] * 2
+        assert {request.method for request in server.received} == {"GET"}
+
+    async def test_a_failure_that_passes(self, session: QuickSession, server: Emulator, create) -> None:
+        server.faults += [Fault(status=500)] * 2
+        assert (await session.stop(create(), dry_run=True)).verdict is Verdict.STILL_RUNNING
+        server.faults += [Fault(status=500)] * 9
+        assert (await session.stop(create(), dry_run=True)).verdict is Verdict.UNKNOWN

@@ -1,0 +1,14 @@
+"""The command `openai-cancel`.
+
+Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration, 130 interrupted.
+"""
+
+import sys
+
+try:
+    from openai_cancel.cli.app import main, run
+except ModuleNotFoundError as missing:
+    sys.stderr.write(f"openai-cancel: {missing.name} is not installed: pip install 'openai-cancel[cli]'\n")
+    raise SystemExit(3) from None
+
+__all__ = ["main", "run"]

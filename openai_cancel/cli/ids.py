@@ -1,0 +1,313 @@
+"""The ids that a command is given: as arguments, in files, from a pipe. They are read as they are needed."""
+
+import asyncio
+import codecs
+import csv
+import errno
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing
+from functools import partial
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeAlias
+
+import attrs
+
+from openai_cancel.wire import SEGMENT
+
+ID_FIELDS = ("response_id", "id")
+"""What an id is called in JSON and in the header of a table; the first that is there counts."""
+
+DELIMITERS = (",", ";", "\t")
+
+CHUNK = 2**18
+"""Bytes that are read at once."""
+
+LINE_LIMIT = 2**24
+"""Characters of a line; what is longer is skipped."""
+
+RECORD_LIMIT = 1000
+"""Lines that one record of a table may have, for a quoted field may hold line breaks."""
+
+ID_LIMIT = 4096
+"""Characters of an id; real ones reach 465."""
+
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_NO_TEXT = "\ufffd"  # what stands for bytes that are no text
+
+_Line: TypeAlias = tuple[int, str]
+
+
+@attrs.frozen
+class BadLine:
+    """A line that gives no id.
+
+    Attributes:
+        number: of the line, from 1.
+        problem: what is wrong with it.
+    """
+
+    number: int
+    problem: str
+
+
+class IdReader:
+    """Reads the ids in the lines of one file: an id a line, JSON lines, or a table (CSV) with a header. Pure.
+
+    Blank lines and those that begin with `#` are passed over. What is wrong with a line touches no other.
+    """
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._any = False  # whether a line with something on it was read
+        self._delimiter = ""
+        self._column = -1  # of a table
+        self._record: list[_Line] = []  # the lines of one that is not complete yet
+
+    def read(self, text: str) -> Iterator[str | BadLine]:
+        """What a line holds, or completes."""
+        self._number += 1
+        line = self._number, text.removesuffix("\r")
+        if self._column >= 0:
+            yield from self._read_table([line], RECORD_LIMIT)
+        elif (stripped := text.strip()) and not stripped.startswith("#"):
+            if not self._any:
+                self._any = True
+                if self._is_header(line[1]):
+                    return
+            yield self._read_plain(self._number, stripped)
+
+    def end(self) -> Iterator[str | BadLine]:
+        """What is left at the end of the file."""
+        lines, self._record = self._record, []
+        yield from self._read_table(lines, 1)
+
+    def _is_header(self, text: str) -> bool:
+        if len(text) > csv.field_size_limit():
+            return False
+        for delimiter in DELIMITERS:
+            names = [name.strip().lower() for name in next(csv.reader([text], delimiter=delimiter))]
+            for field in ID_FIELDS:
+                if field in names:
+                    self._delimiter, self._column = delimiter, names.index(field)
+                    return True
+        return False
+
+    def _read_plain(self, number: int, text: str) -> str | BadLine:
+        if text[0] in '{["':
+            return self._read_json(number, text)
+        text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
+        if any(delimiter in text for delimiter in DELIMITERS):
+            return BadLine(number, "looks like a table; its first line must name a column id or response_id")
+        if len(text.split()) > 1:
+            return BadLine(number, "holds a space; give one id a line")
+        return _checked(number, text)
+
+    def _read_json(self, number: int, text: str) -> str | BadLine:
+        try:
+            document: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            return BadLine(number, "is not JSON")
+        if document.__class__ is list:
+            return BadLine(number, "is a list; give one object or one id a line")
+        if document.__class__ is not dict:
+            return _checked(number, document)
+        for field in ID_FIELDS:
+            if field in document:
+                return _checked(number, document[field])
+        return BadLine(number, "has no field id or response_id")
+
+    def _read_table(self, lines: list[_Line], patience: int) -> Iterator[str | BadLine]:
+        while lines:
+            self._record.append(lines.pop(0))
+            number, first = self._record[0]
+            try:
+                lines_of_it = [f"{text}\n" for _, text in self._record]
+                cells = next(csv.reader(lines_of_it, delimiter=self._delimiter, strict=True))
+            except csv.Error as error:
+                if "end of data" in str(error):
+                    if len(self._record) < patience:
+                        continue
+                    error = csv.Error("a quote is not closed")
+                yield BadLine(number, f"is no record of a table: {error}")
+                lines = self._record[1:] + lines  # which may be records of their own
+                self._record = []
+                continue
+            self._record = []
+            if first.strip() and not first.startswith("#"):
+                yield self._read_record(number, cells)
+
+    def _read_record(self, number: int, cells: list[str]) -> str | BadLine:
+        if len(cells) <= self._column:
+            return BadLine(number, f"has {len(cells)} columns; the id should be in column {self._column + 1}")
+        return _checked(number, cells[self._column].strip())
+
+
+def _checked(number: int, found: object) -> str | BadLine:
+    if not isinstance(found, str) or len(found) > ID_LIMIT or not SEGMENT.fullmatch(found) or _NO_TEXT in found:
+        return BadLine(number, f"{ascii(found)[:80]} cannot be a response id")
+    return found
+
+
+class Source:
+    """All ids of a command, in order: its arguments, then its files.
+
+    Args:
+        ids: the arguments.
+        files: paths of files; `-` is the standard input.
+        complain: is told of each bad line.
+        passes: says of an id that it is to be passed over.
+
+    Attributes:
+        total: lines in all of it; None where that shows only at the end, as with a pipe.
+        given: how many ids were given so far.
+        passed: lines that gave no id, or one to be passed over.
+        ended: whether it was told to give no more.
+
+    Raises:
+        ValueError: an argument cannot be an id.
+        OSError: a file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        files: Sequence[str],
+        *,
+        complain: Callable[[str], None],
+        passes: Callable[[str], bool],
+    ) -> None:
+        self._ids = ids
+        bad = [name for name in ids if not SEGMENT.fullmatch(name)]
+        if bad:
+            raise ValueError(f"{bad[0]!r} cannot be a response id")
+        self._complain = complain
+        self._passes = passes
+        self._ready = asyncio.Event()
+        self.ended = False
+        self.given = self.passed = 0
+        with ExitStack() as opened:
+            self._files = [
+                (name, opened.enter_context(_open(name)))
+                for name in dict.fromkeys(files)  # each once
+            ]
+            counts = [_count_lines(file) for _, file in self._files]
+            self._opened = opened.pop_all()
+        self.total = None if None in counts else len(ids) + sum(filter(None, counts))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+    def end(self) -> None:
+        """Give no more ids."""
+        self.ended = True
+        self._ready.set()
+
+    async def read(self) -> AsyncGenerator[str, None]:
+        """The ids, one by one."""
+        for name in self._ids:
+            if self.ended:
+                return
+            if self._passes(name):
+                self.passed += 1
+            else:
+                self.given += 1
+                yield name
+        for name, file in self._files:
+            async with aclosing(self._read_file(name, file)) as found:
+                async for response_id in found:
+                    self.given += 1
+                    yield response_id
+
+    async def _read_file(self, name: str, file: BinaryIO) -> AsyncGenerator[str, None]:
+        reader = IdReader()
+        async with aclosing(self._lines(name, file)) as lines:
+            async for line in lines:
+                self.passed += 1
+                for response_id in self._sift(name, reader.read(line)):
+                    self.passed -= 1
+                    yield response_id
+        for response_id in self._sift(name, reader.end()):
+            self.passed -= 1
+            yield response_id
+
+    def _sift(self, name: str, found: Iterator[str | BadLine]) -> Iterator[str]:
+        for item in found:
+            if self.ended:
+                return
+            if isinstance(item, BadLine):
+                self._complain(f"{_title(name)}, line {item.number}: {item.problem}")
+            elif not self._passes(item):
+                yield item
+
+    async def _lines(self, name: str, file: BinaryIO) -> AsyncGenerator[str, None]:
+        decoder: codecs.IncrementalDecoder | None = None
+        rest = ""
+        too_long = False  # the line, and its beginning was given
+        while not self.ended:
+            try:
+                chunk = await self._chunk(file)
+            except OSError as error:
+                self._complain(f"{_title(name)} cannot be read to its end: {error.strerror}")
+                return
+            if decoder is None:
+                encoding = "utf-16" if chunk.startswith(_UTF16) else "utf-8-sig"
+                decoder = codecs.getincrementaldecoder(encoding)("replace")
+            *lines, rest = (rest + decoder.decode(chunk, not chunk)).split("\n")
+            for line in lines:
+                if not too_long:
+                    yield line
+                too_long = False
+            if len(rest) > LINE_LIMIT:
+                if not too_long:
+                    yield rest
+                too_long, rest = True, ""
+            if not chunk:
+                break
+        if rest and not self.ended:
+            yield rest
+
+    async def _chunk(self, file: BinaryIO) -> bytes:
+        """Some more of a file, without holding up the loop where that takes its time; nothing at its end."""
+        loop = asyncio.get_running_loop()
+        self._ready.clear()
+        try:
+            loop.add_reader(file, self._ready.set)
+        except (PermissionError, NotImplementedError):
+            await asyncio.sleep(0)  # a regular file is always ready
+        else:
+            try:
+                await self._ready.wait()
+            finally:
+                loop.remove_reader(file)
+        return b"" if self.ended else os.read(file.fileno(), CHUNK)
+
+
+def _title(name: str) -> str:
+    return "standard input" if name == "-" else name
+
+
+def _open(name: str) -> BinaryIO:
+    if name != "-":
+        return open(name, "rb", buffering=0)  # noqa: PTH123 - closed with the source
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "closed", _title(name))
+    return open(0, "rb", buffering=0, closefd=False)
+
+
+def _count_lines(file: BinaryIO) -> int | None:
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return None
+    begin = file.tell()
+    count = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, CHUNK), b""))
+    file.seek(begin)
+    return count
