@@ -1,0 +1,282 @@
+"""What one call costs, beside the official client, bare aiohttp and a client that does next to nothing.
+
+    python -m pip install --group benchmarks
+    python tests/benchmarks/calls.py            # takes some minutes
+    python tests/benchmarks/calls.py growth     # a million calls: does memory grow?
+
+Everything is measured in one run, in turns, against a stub in a process and on a core of its own; medians, and ratios to
+this package. `cpu` is the processor's time of this process, which other load disturbs less than the time of the clock.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import aiohttp
+import httpx
+import openai
+import orjson
+import stub
+import urllib3
+
+from openai_cancel import AsyncSession, Session
+
+Call = Callable[[], Any]
+
+KEY = "sk-benchmark"
+IDENTIFIER = "resp_67ccd2bed1ec8190b14f964abc0542670bb6a6b452d3795b"
+HEADERS = {"Authorization": f"Bearer {KEY}"}
+ROUNDS = 5
+SECONDS = 0.4
+"""That one client runs in one round."""
+
+
+@contextlib.asynccontextmanager
+async def ours(base_url: str) -> AsyncIterator[Call]:
+    async with AsyncSession(base_url=base_url, api_key=KEY) as session:
+        yield lambda: session.cancel(IDENTIFIER)
+
+
+@contextlib.asynccontextmanager
+async def bare_aiohttp(base_url: str, loads: Callable[[bytes], Any]) -> AsyncIterator[Call]:
+    url = f"{base_url}/responses/{IDENTIFIER}/cancel"
+    async with aiohttp.ClientSession(headers=HEADERS) as session:
+
+        async def call() -> Any:
+            async with session.post(url) as answer:
+                return loads(await answer.read())
+
+        yield call
+
+
+@contextlib.asynccontextmanager
+async def official(base_url: str, **options: Any) -> AsyncIterator[Call]:
+    async with openai.AsyncOpenAI(base_url=base_url, api_key=KEY, **options) as client:
+        yield lambda: client.responses.cancel(IDENTIFIER)
+
+
+@contextlib.asynccontextmanager
+async def floor(base_url: str) -> AsyncIterator[Call]:
+    """Sends bytes that are always the same, and waits for as many as the last answer had."""
+    host, port = base_url.split("/")[2].split(":")
+    request = f"POST /v1/responses/{IDENTIFIER}/cancel HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def call() -> bytes:
+        reader, writer = idle.pop() if idle else await asyncio.open_connection(host, int(port), limit=2**21)
+        writer.write(request)
+        head = await reader.readuntil(stub.END)
+        content = await reader.readexactly(int(head[head.rindex(b" ") : -4]))
+        idle.append((reader, writer))
+        return content
+
+    yield call
+    for _, writer in idle:
+        writer.close()
+        await writer.wait_closed()
+
+
+ASYNC = {
+    "openai_cancel": ours,
+    "aiohttp + json": lambda url: bare_aiohttp(url, json.loads),
+    "aiohttp + orjson": lambda url: bare_aiohttp(url, orjson.loads),
+    "openai": official,
+    "openai on aiohttp": lambda url: official(url, http_client=openai.DefaultAioHttpClient()),
+    "floor": floor,
+}
+
+
+async def drive(call: Callable[[], Awaitable[Any]], concurrency: int, seconds: float) -> int:
+    """Make calls for so many seconds; gives how many."""
+    end = time.perf_counter() + seconds
+    done = 0
+
+    async def work() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await call()
+            done += 1
+
+    await asyncio.gather(*[work() for _ in range(concurrency)])
+    return done
+
+
+Figures = dict[str, tuple[float, float]]
+"""Milliseconds of the clock and of the processor for one call, by client."""
+
+
+async def compare_async(base_url: str, concurrency: int) -> Figures:
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    async with contextlib.AsyncExitStack() as opened:
+        calls = {name: await opened.enter_async_context(client(base_url)) for name, client in ASYNC.items()}
+        for call in calls.values():
+            await drive(call, concurrency, 0.1)
+        for _, (name, call) in itertools.product(range(ROUNDS), calls.items()):
+            wall, cpu = time.perf_counter(), time.process_time()
+            done = await drive(call, concurrency, SECONDS)
+            times[name].append(((time.perf_counter() - wall) / done * 1e3, (time.process_time() - cpu) / done * 1e3))
+    return {name: medians(each) for name, each in times.items()}
+
+
+@contextlib.contextmanager
+def blocking_calls(base_url: str) -> Iterator[dict[str, Call]]:
+    url = f"{base_url}/responses/{IDENTIFIER}/cancel"
+    with (
+        Session(base_url=base_url, api_key=KEY) as session,
+        openai.OpenAI(base_url=base_url, api_key=KEY) as client,
+        httpx.Client(headers=HEADERS) as bare,
+        urllib3.PoolManager(headers=HEADERS) as pool,
+    ):
+        yield {
+            "openai_cancel": lambda: session.cancel(IDENTIFIER),
+            "openai": lambda: client.responses.cancel(IDENTIFIER),
+            "httpx + json": lambda: json.loads(bare.post(url).content),
+            "urllib3 + json": lambda: json.loads(pool.request("POST", url).data),
+        }
+
+
+def compare_blocking(base_url: str) -> Figures:
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with blocking_calls(base_url) as calls:
+        for _, (name, call) in itertools.product(range(ROUNDS), calls.items()):
+            call()
+            done = 0
+            wall, cpu = time.perf_counter(), time.process_time()
+            while time.perf_counter() < wall + SECONDS:
+                call()
+                done += 1
+            times[name].append(((time.perf_counter() - wall) / done * 1e3, (time.process_time() - cpu) / done * 1e3))
+    return {name: medians(each) for name, each in times.items()}
+
+
+def medians(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.median(wall for wall, _ in pairs), statistics.median(cpu for _, cpu in pairs)
+
+
+def show(title: str, figures: Figures) -> None:
+    ours_wall, ours_cpu = figures["openai_cancel"]
+    print(f"\n{title}\n{'':20}{'calls/s':>9}{'ms':>9}{'ratio':>7}{'cpu ms':>9}{'ratio':>7}")
+    for name, (wall, cpu) in figures.items():
+        print(f"{name:20}{1e3 / wall:9,.0f}{wall:9.3f}{wall / ours_wall:7.2f}{cpu:9.3f}{cpu / ours_cpu:7.2f}")
+
+
+FIRST_CANCEL = {
+    "openai_cancel": """
+import asyncio, sys
+from openai_cancel import AsyncSession
+async def main():
+    async with AsyncSession(base_url=sys.argv[1], api_key="sk-benchmark") as session:
+        await session.cancel("resp_1")
+asyncio.run(main())
+""",
+    "openai": """
+import asyncio, sys
+from openai import AsyncOpenAI
+async def main():
+    async with AsyncOpenAI(base_url=sys.argv[1], api_key="sk-benchmark") as client:
+        await client.responses.cancel("resp_1")
+asyncio.run(main())
+""",
+}
+IMPORT = {
+    "openai_cancel": "from openai_cancel import AsyncSession",
+    "what it needs": "import aiohttp, attrs, cattrs.preconf.orjson",
+    "openai": "from openai import AsyncOpenAI",
+}
+PEAK = """
+import asyncio
+{imports}
+async def main():
+    async with {client}(base_url=sys.argv[1], api_key="sk-benchmark") as client:
+        for _ in range(20):
+            await asyncio.gather(*[client.{call}("resp_1") for _ in range(100)])
+asyncio.run(main())
+import resource
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+PEAKS = {
+    "openai_cancel": PEAK.format(
+        imports="import sys; from openai_cancel import AsyncSession", client="AsyncSession", call="cancel"
+    ),
+    "openai": PEAK.format(
+        imports="import sys; from openai import AsyncOpenAI", client="AsyncOpenAI", call="responses.cancel"
+    ),
+}
+
+
+def processes(scripts: dict[str, str], *arguments: str, rounds: int = 15) -> dict[str, tuple[float, str]]:
+    """The median of milliseconds that each script takes as a process of its own, and what it printed last."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    times: dict[str, list[float]] = defaultdict(list)
+    printed: dict[str, str] = {}
+    for turn, (name, script) in itertools.product(range(rounds + 1), scripts.items()):
+        began = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True, env=environment
+        )
+        printed[name] = done.stdout
+        if turn:  # the first one may have had to compile
+            times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: (statistics.median(each), printed[name]) for name, each in times.items()}
+
+
+def show_processes(title: str, figures: dict[str, float], unit: str) -> None:
+    print(f"\n{title}")
+    for name, figure in figures.items():
+        print(f"{name:20}{figure:9,.0f} {unit}{figure / figures['openai_cancel']:7.2f}")
+
+
+async def grow(base_url: str, calls: int = 1_000_000) -> None:
+    """Does memory grow with the number of calls?"""
+    async with ours(base_url) as call:
+        done = 0
+
+        async def work() -> None:
+            nonlocal done
+            while done < calls:
+                done += 1
+                await call()
+                if done % (calls // 10) == 0:
+                    print(f"{done:9,} calls  {resident():6.1f} MB  {done / (time.perf_counter() - began):6,.0f}/s")
+
+        began = time.perf_counter()
+        await asyncio.gather(*[work() for _ in range(100)])
+
+
+def resident() -> float:
+    """MB of memory that this process holds now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def main() -> None:
+    if sys.argv[1:] == ["growth"]:
+        with stub.running(1700) as base_url:
+            asyncio.run(grow(base_url))
+        return
+    for size in (1_700, 50_000, 1_000_000):
+        with stub.running(size) as base_url:
+            for concurrency in (1, 10, 100, 1000) if size < 1_000_000 else (1, 10, 100):
+                figures = asyncio.run(compare_async(base_url, concurrency))
+                show(f"{size:,} bytes, {concurrency} at once", figures)
+            show(f"{size:,} bytes, blocking", compare_blocking(base_url))
+    with stub.running(1_700) as base_url:
+        first = processes(FIRST_CANCEL, base_url)
+        show_processes("from the start of a process to its end after one cancel", {n: t for n, (t, _) in first.items()}, "ms")
+        show_processes("import, with the start of the process", {n: t for n, (t, _) in processes(IMPORT).items()}, "ms")
+        peaks = {name: float(out) for name, (_, out) in processes(PEAKS, base_url, rounds=1).items()}
+        show_processes("peak memory after 2,000 calls, 100 at once", peaks, "MB")
+
+
+if __name__ == "__main__":
+    main()
