@@ -2,7 +2,7 @@
 
 Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an object of a `type` without a class becomes
 `Unknown`. Forgiving: a value of the wrong shape leaves its field None and is noted as a problem. Lossless: each object
-keeps its document.
+keeps its document. Lazy: what an object holds by itself is there at once, the objects in it when first asked for.
 """
 
 import ast
@@ -28,6 +28,8 @@ A plain tuple, which CPython unpacks faster than a named one.
 """
 _Place: TypeAlias = tuple[str, type | None, _Kinds]
 """The field that a member goes to, the commonest class of a value that stays as it is, and all that it may be."""
+_Maker: TypeAlias = Callable[[Any], tuple[Any, tuple[str, str] | None]]
+"""Gives a part of a document, structured, and what is wrong with it."""
 _Plans: TypeAlias = dict[type[Model], _Plan]
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -110,11 +112,11 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
                 values[name] = value
                 continue
             hook: _Hook | None = kinds.get(value.__class__, _refuse)
-            try:
-                values[name] = value if hook is None else hook(value)
-            except _Mismatch as mismatch:
-                problem = (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
-                values["_problems"] = (*values.get("_problems", ()), problem)
+            if hook is None:
+                values[name] = value
+            elif hook is _refuse:
+                values[name] = None
+                values["_problems"] = (*values.get("_problems", ()), (f".{key}", _expected(kinds)))
         instance = new(cls)
         set_values(instance, values)  # the class is frozen for its users; this is what makes frozen free
         return instance
@@ -146,17 +148,37 @@ def _choice(classes: list[type[Model]], plans: _Plans, ready: dict[Any, _Plan]) 
 def _make_plan(model: type[Model], plans: _Plans) -> _Plan:
     fields = attrs.fields(attrs.resolve_types(model))
     places: dict[str, _Place] = {}
+    parts: dict[str, _Maker] = {}
     for field in fields:
         if field.init:
             kinds = _kinds(field.type, plans)
             plain = next((kind for kind, hook in kinds.items() if hook is None), None)
             places[json_name(field)] = (field.name, plain, kinds)
+            if any(kinds.values()):
+                parts[field.name] = _part(json_name(field), kinds)
     if model is Unknown:
         del places["raw"]  # a member of that name is a part of the whole
     whole = "raw" if model is Unknown else "_document"
-    defaults = {**{field.name: field.default for field in fields}, whole: None}
+    defaults = {**{field.name: field.default for field in fields if field.name not in parts}, whole: None}
+    model._parts = parts  # pyright: ignore[reportPrivateUsage] - what the class and its plan have between them
     plan = plans[model] = (model, places, defaults, whole)
     return plan
+
+
+def _part(key: str, kinds: _Kinds) -> _Maker:
+    """What makes a part of an object from its document, and says what is wrong with it."""
+
+    def make(document: Any) -> tuple[Any, tuple[str, str] | None]:
+        value = document.get(key)
+        if value is None:
+            return None, None
+        hook: _Hook | None = kinds.get(value.__class__, _refuse)
+        try:
+            return (value if hook is None else hook(value)), None
+        except _Mismatch as mismatch:
+            return None, (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
+
+    return make
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:

@@ -357,9 +357,11 @@ def made(): return {name for name, cls in classes.items() if "__attrs_attrs__" i
 assert made() == set(), made()
 response_hook()({"id": "x", "output": [], "tools": []})
 assert made() == {"Response"}, made()
-response_hook()({"id": "x", "usage": {"total_tokens": 1}})
+response = response_hook()({"id": "x", "usage": {"total_tokens": 1}})
+assert made() == {"Response"}, made()
+response.usage
 assert made() == {"Response", "Usage"}, made()
-response_hook()({"id": "x", "output": [{"type": "message", "content": [{"type": "refusal"}]}]})
+response_hook()({"id": "x", "output": [{"type": "message", "content": [{"type": "refusal"}]}]}).output[0].content
 assert made() == {"Response", "Usage", "Message", "Refusal"}, made()
 models.Point(x=1)
 assert made() == {"Response", "Usage", "Message", "Refusal", "Point"}, made()

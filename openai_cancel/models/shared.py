@@ -58,6 +58,9 @@ class Model:
     implied_by: ClassVar[str | None] = None
     """A key that gives an object of this class away where it has no `type`."""
 
+    _parts: ClassVar[dict[str, Any]] = {}
+    """What makes the parts of an object that comes from a document, by their fields."""
+
     # Set on instances that come from a document. No attrs fields: what `attrs.evolve` makes is another document.
     _document: ClassVar[Any] = _NO_DOCUMENT
     _problems: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -75,6 +78,28 @@ class Model:
     def __setattr__(self, name: str, value: Any) -> None:
         # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
         raise attrs.exceptions.FrozenInstanceError
+
+    if not TYPE_CHECKING:  # which would take any name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            make = type(self)._parts.get(name)
+            if make is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            with _MAKING:
+                values = self.__dict__
+                if name not in values:  # another thread may have been first
+                    values[name], problem = make(self._document)
+                    if problem:
+                        values["_problems"] = (*self._problems, problem)
+            return values[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._make_parts()  # for what is made of the state may have no class yet that could make them
+        return self.__dict__
+
+    def _make_parts(self) -> None:
+        for name in self._parts:
+            getattr(self, name)
 
     def __delattr__(self, name: str) -> None:
         raise attrs.exceptions.FrozenInstanceError
@@ -121,6 +146,7 @@ class Model:
             path, value = pending.pop()
             inner: list[tuple[str, Any]] = []
             if isinstance(value, Model):
+                value._make_parts()
                 yield from (Problem(path + place, expected) for place, expected in value._problems)
                 fields = attrs.fields(type(value))
                 inner = [(f"{path}.{json_name(field)}", getattr(value, field.name)) for field in fields]

@@ -4,8 +4,8 @@
     python tests/benchmarks/calls.py            # takes some minutes
     python tests/benchmarks/calls.py growth     # a million calls: does memory grow?
 
-Everything is measured in one run, in turns, against a stub in a process and on a core of its own; medians, and ratios to
-this package. `cpu` is the processor's time of this process, which other load disturbs less than the time of the clock.
+Everything is measured in one run, in turns, against a stub in a process and on a core of its own; medians,
+and ratios to this package. `cpu` is the processor's time of this process, which other load disturbs less than the time of the clock.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -255,8 +256,7 @@ async def grow(base_url: str, calls: int = 1_000_000) -> None:
 
 def resident() -> float:
     """MB of memory that this process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
 def main() -> None:
@@ -271,9 +271,8 @@ def main() -> None:
                 show(f"{size:,} bytes, {concurrency} at once", figures)
             show(f"{size:,} bytes, blocking", compare_blocking(base_url))
     with stub.running(1_700) as base_url:
-        first = processes(FIRST_CANCEL, base_url)
-        show_processes("from the start of a process to its end after one cancel", {n: t for n, (t, _) in first.items()}, "ms")
-        show_processes("import, with the start of the process", {n: t for n, (t, _) in processes(IMPORT).items()}, "ms")
+        for title, scripts in (("a process that makes one cancel", FIRST_CANCEL), ("one that imports", IMPORT)):
+            show_processes(title, {name: t for name, (t, _) in processes(scripts, base_url).items()}, "ms")
         peaks = {name: float(out) for name, (_, out) in processes(PEAKS, base_url, rounds=1).items()}
         show_processes("peak memory after 2,000 calls, 100 at once", peaks, "MB")
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/stub.py BYTES
 
-It prints its base URL, and runs until it is killed or its standard input ends. It reads no more of a request than where it
-ends, so requests must have no body.
+It prints its base URL, and runs until it is killed or its standard input ends. It reads no more of a request than where
+it ends, so requests must have no body.
 """
 
 import asyncio
