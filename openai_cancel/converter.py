@@ -2,7 +2,7 @@
 
 Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an object of a `type` without a class becomes
 `Unknown`. Forgiving: a value of the wrong shape leaves its field None and is noted as a problem. Lossless: each object
-keeps its document. Lazy: what an object holds by itself is there at once, the objects in it when first asked for.
+keeps its document. Lazy: a field is structured when it is first read, so that a document costs what is read of it.
 """
 
 import ast
@@ -21,15 +21,10 @@ from openai_cancel.models.shared import Model, json_name, member_path
 _Hook: TypeAlias = Callable[..., Any]
 _Kinds: TypeAlias = dict[type, _Hook | None]
 """What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
-_Plan: TypeAlias = tuple[type[Model], "dict[str, _Place]", dict[str, Any], str]
-"""How objects of a class are made: it, what its documents' members are, its defaults, the attribute for the document.
-
-A plain tuple, which CPython unpacks faster than a named one.
-"""
-_Place: TypeAlias = tuple[str, type | None, _Kinds]
-"""The field that a member goes to, the commonest class of a value that stays as it is, and all that it may be."""
 _Maker: TypeAlias = Callable[[Any], tuple[Any, tuple[str, str] | None]]
-"""Gives a part of a document, structured, and what is wrong with it."""
+"""Gives a field of a document, structured, and what is wrong with it: where, and what should stand there."""
+_Plan: TypeAlias = tuple[type[Model], str]
+"""A class whose objects can be made, and the attribute for the document."""
 _Plans: TypeAlias = dict[type[Model], _Plan]
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -88,7 +83,7 @@ def _is_union_of_models(annotation: Any) -> bool:
 def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
     """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest.
 
-    It looks at each member of a document once, and runs no constructor.
+    It runs no constructor: an object begins with nothing but its document.
     """
     several = len(classes) > 1
     ready: dict[Any, _Plan] = {}  # by the `type`; a class that is alone here by None
@@ -99,26 +94,11 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
         if document.__class__ is not dict:
             raise TypeError(f"a {classes[0].__name__} is made of a dict, not of {type(document).__name__}")
         try:
-            cls, places, defaults, whole = ready[document["type"] if several else None]
+            cls, whole = ready[document["type"] if several else None]
         except (KeyError, TypeError):  # the first of its class, or none that has a class by its `type`
-            cls, places, defaults, whole = choose(document)
-        values = defaults.copy()
-        values[whole] = document
-        for key, value in document.items():
-            if value is None or key not in places:
-                continue
-            name, plain, kinds = places[key]
-            if value.__class__ is plain:
-                values[name] = value
-                continue
-            hook: _Hook | None = kinds.get(value.__class__, _refuse)
-            if hook is None:
-                values[name] = value
-            elif hook is _refuse:
-                values[name] = None
-                values["_problems"] = (*values.get("_problems", ()), (f".{key}", _expected(kinds)))
+            cls, whole = choose(document)
         instance = new(cls)
-        set_values(instance, values)  # the class is frozen for its users; this is what makes frozen free
+        set_values(instance, {whole: document})  # the class is frozen for its users; this is what makes frozen free
         return instance
 
     return structure
@@ -146,32 +126,30 @@ def _choice(classes: list[type[Model]], plans: _Plans, ready: dict[Any, _Plan]) 
 
 
 def _make_plan(model: type[Model], plans: _Plans) -> _Plan:
-    fields = attrs.fields(attrs.resolve_types(model))
-    places: dict[str, _Place] = {}
-    parts: dict[str, _Maker] = {}
-    for field in fields:
-        if field.init:
-            kinds = _kinds(field.type, plans)
-            plain = next((kind for kind, hook in kinds.items() if hook is None), None)
-            places[json_name(field)] = (field.name, plain, kinds)
-            if any(kinds.values()):
-                parts[field.name] = _part(json_name(field), kinds)
-    if model is Unknown:
-        del places["raw"]  # a member of that name is a part of the whole
-    whole = "raw" if model is Unknown else "_document"
-    defaults = {**{field.name: field.default for field in fields if field.name not in parts}, whole: None}
-    model._parts = parts  # pyright: ignore[reportPrivateUsage] - what the class and its plan have between them
-    plan = plans[model] = (model, places, defaults, whole)
+    makers: dict[str, _Maker] = {}
+    for field in attrs.fields(attrs.resolve_types(model)):
+        if not field.init:
+            makers[field.name] = _constant(field.default)
+        elif not (model is Unknown and field.name == "raw"):  # a member of that name is a part of the whole
+            makers[field.name] = _maker(json_name(field), _kinds(field.type, plans), field.default)
+    model._makers = makers  # pyright: ignore[reportPrivateUsage] - what makes the objects and they themselves share it
+    plan = plans[model] = (model, "raw" if model is Unknown else "_document")
     return plan
 
 
-def _part(key: str, kinds: _Kinds) -> _Maker:
-    """What makes a part of an object from its document, and says what is wrong with it."""
+def _constant(value: Any) -> _Maker:
+    return lambda _: (value, None)
+
+
+def _maker(key: str, kinds: _Kinds, default: Any) -> _Maker:
+    plain = next((kind for kind, hook in kinds.items() if hook is None), None)
 
     def make(document: Any) -> tuple[Any, tuple[str, str] | None]:
         value = document.get(key)
+        if value.__class__ is plain:
+            return value, None
         if value is None:
-            return None, None
+            return default, None
         hook: _Hook | None = kinds.get(value.__class__, _refuse)
         try:
             return (value if hook is None else hook(value)), None

@@ -58,8 +58,8 @@ class Model:
     implied_by: ClassVar[str | None] = None
     """A key that gives an object of this class away where it has no `type`."""
 
-    _parts: ClassVar[dict[str, Any]] = {}
-    """What makes the parts of an object that comes from a document, by their fields."""
+    _makers: ClassVar[dict[str, Any]] = {}
+    """What makes the fields of an object that comes from a document, when they are first read."""
 
     # Set on instances that come from a document. No attrs fields: what `attrs.evolve` makes is another document.
     _document: ClassVar[Any] = _NO_DOCUMENT
@@ -82,23 +82,25 @@ class Model:
     if not TYPE_CHECKING:  # which would take any name for an attribute
 
         def __getattr__(self, name: str) -> Any:
-            make = type(self)._parts.get(name)
+            make = type(self)._makers.get(name)
             if make is None:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+            values = self.__dict__
+            value, problem = make(self._to_document())
+            if problem is None:
+                return values.setdefault(name, value)  # another thread may have been first
             with _MAKING:
-                values = self.__dict__
-                if name not in values:  # another thread may have been first
-                    values[name], problem = make(self._document)
-                    if problem:
-                        values["_problems"] = (*self._problems, problem)
+                if name not in values:
+                    values["_problems"] = (*self._problems, problem)
+                    values[name] = value
             return values[name]
 
     def __getstate__(self) -> dict[str, Any]:
-        self._make_parts()  # for what is made of the state may have no class yet that could make them
+        self._make_all()  # for what is made of the state may have no class yet that could make them
         return self.__dict__
 
-    def _make_parts(self) -> None:
-        for name in self._parts:
+    def _make_all(self) -> None:
+        for name in self._makers:
             getattr(self, name)
 
     def __delattr__(self, name: str) -> None:
@@ -146,7 +148,7 @@ class Model:
             path, value = pending.pop()
             inner: list[tuple[str, Any]] = []
             if isinstance(value, Model):
-                value._make_parts()
+                value._make_all()
                 yield from (Problem(path + place, expected) for place, expected in value._problems)
                 fields = attrs.fields(type(value))
                 inner = [(f"{path}.{json_name(field)}", getattr(value, field.name)) for field in fields]

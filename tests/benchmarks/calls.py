@@ -5,7 +5,8 @@
     python tests/benchmarks/calls.py growth     # a million calls: does memory grow?
 
 Everything is measured in one run, in turns, against a stub in a process and on a core of its own; medians,
-and ratios to this package. `cpu` is the processor's time of this process, which other load disturbs less than the time of the clock.
+and ratios to this package. `cpu` is the processor's time of this process, which other load disturbs less than the
+clock's.
 """
 
 import asyncio
@@ -35,7 +36,9 @@ from openai_cancel import AsyncSession, Session
 Call = Callable[[], Any]
 
 KEY = "sk-benchmark"
-IDENTIFIER = "resp_67ccd2bed1ec8190b14f964abc0542670bb6a6b452d3795b"
+IDENTIFIERS = map("resp_67ccd2bed1ec8190b14f964abc0542670bb6a6b4{:010x}".format, itertools.count())
+"""A new one for each call, as in life: aiohttp remembers URLs."""
+
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 ROUNDS = 5
 SECONDS = 0.4
@@ -45,16 +48,15 @@ SECONDS = 0.4
 @contextlib.asynccontextmanager
 async def ours(base_url: str) -> AsyncIterator[Call]:
     async with AsyncSession(base_url=base_url, api_key=KEY) as session:
-        yield lambda: session.cancel(IDENTIFIER)
+        yield lambda: session.cancel(next(IDENTIFIERS))
 
 
 @contextlib.asynccontextmanager
 async def bare_aiohttp(base_url: str, loads: Callable[[bytes], Any]) -> AsyncIterator[Call]:
-    url = f"{base_url}/responses/{IDENTIFIER}/cancel"
     async with aiohttp.ClientSession(headers=HEADERS) as session:
 
         async def call() -> Any:
-            async with session.post(url) as answer:
+            async with session.post(f"{base_url}/responses/{next(IDENTIFIERS)}/cancel") as answer:
                 return loads(await answer.read())
 
         yield call
@@ -63,14 +65,14 @@ async def bare_aiohttp(base_url: str, loads: Callable[[bytes], Any]) -> AsyncIte
 @contextlib.asynccontextmanager
 async def official(base_url: str, **options: Any) -> AsyncIterator[Call]:
     async with openai.AsyncOpenAI(base_url=base_url, api_key=KEY, **options) as client:
-        yield lambda: client.responses.cancel(IDENTIFIER)
+        yield lambda: client.responses.cancel(next(IDENTIFIERS))
 
 
 @contextlib.asynccontextmanager
 async def floor(base_url: str) -> AsyncIterator[Call]:
     """Sends bytes that are always the same, and waits for as many as the last answer had."""
     host, port = base_url.split("/")[2].split(":")
-    request = f"POST /v1/responses/{IDENTIFIER}/cancel HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+    request = f"POST /v1/responses/{next(IDENTIFIERS)}/cancel HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def call() -> bytes:
@@ -131,7 +133,7 @@ async def compare_async(base_url: str, concurrency: int) -> Figures:
 
 @contextlib.contextmanager
 def blocking_calls(base_url: str) -> Iterator[dict[str, Call]]:
-    url = f"{base_url}/responses/{IDENTIFIER}/cancel"
+    url = f"{base_url}/responses/{{}}/cancel".format
     with (
         Session(base_url=base_url, api_key=KEY) as session,
         openai.OpenAI(base_url=base_url, api_key=KEY) as client,
@@ -139,10 +141,10 @@ def blocking_calls(base_url: str) -> Iterator[dict[str, Call]]:
         urllib3.PoolManager(headers=HEADERS) as pool,
     ):
         yield {
-            "openai_cancel": lambda: session.cancel(IDENTIFIER),
-            "openai": lambda: client.responses.cancel(IDENTIFIER),
-            "httpx + json": lambda: json.loads(bare.post(url).content),
-            "urllib3 + json": lambda: json.loads(pool.request("POST", url).data),
+            "openai_cancel": lambda: session.cancel(next(IDENTIFIERS)),
+            "openai": lambda: client.responses.cancel(next(IDENTIFIERS)),
+            "httpx + json": lambda: json.loads(bare.post(url(next(IDENTIFIERS))).content),
+            "urllib3 + json": lambda: json.loads(pool.request("POST", url(next(IDENTIFIERS))).data),
         }
 
 
