@@ -5,7 +5,6 @@ See https://platform.openai.com/docs/api-reference/responses.
 
 import asyncio
 import logging
-import math
 import random
 import time
 import warnings
@@ -21,6 +20,7 @@ from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds
+from openai_cancel.timeouts import Timeout
 from openai_cancel.transport import CLOSED, Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
 
@@ -143,6 +143,7 @@ class Endpoint:
         self._settings = settings
         self._client_session = client_session
         self._wire = Wire.from_settings(settings)
+        self._policy = RetryPolicy(settings.max_retries, settings.deadline)
 
     def __repr__(self) -> str:
         """Where the session points, and its state."""
@@ -169,6 +170,7 @@ class Endpoint:
             connect_timeout=self._settings.connect_timeout,
             max_body_bytes=self._settings.max_body_bytes,
             proxy=proxy,
+            headers=self._wire.headers,
         )
         return self
 
@@ -267,20 +269,22 @@ class Endpoint:
         settings = self._settings
         request = self._wire.request(method, response_id, action, headers=headers, query=query)
         limit = settings.timeout if timeout is None else check_seconds("timeout", timeout)
-        policy = RetryPolicy(
-            settings.max_retries if max_retries is None else check_count("max_retries", max_retries),
-            settings.deadline if deadline is None else check_seconds("deadline", deadline),
-        )
+        policy = self._policy
+        if max_retries is not None or deadline is not None:
+            policy = RetryPolicy(
+                policy.max_retries if max_retries is None else check_count("max_retries", max_retries),
+                policy.deadline if deadline is None else check_seconds("deadline", deadline),
+            )
         pace = PACE.get()
         began = self._monotonic()
         attempts = 0
         while True:
             sent = await pace.turn(began + policy.deadline) if pace else 0.0
             bound = min(limit, policy.deadline - (self._monotonic() - began))
-            timer = asyncio.timeout(None if bound == math.inf else max(bound, 0.0))
+            bounded = Timeout(transport.alarm, bound)
             attempts += 1
             try:
-                async with timer:
+                with bounded:
                     signed = request
                     if callable(settings.api_key):
                         signed = self._wire.sign(request, await settings.ask_for_key())
@@ -294,7 +298,7 @@ class Endpoint:
                     raise SessionStateError(CLOSED) from None
                 raise
             except TimeoutError as error:
-                if not timer.expired():  # the key function's own
+                if not bounded.expired:  # the key function's own
                     raise
                 within = f"{limit:g} s" if bound == limit else f"the deadline of {round(policy.deadline, 3):g} s"
                 failure = APITimeoutError(f"No complete answer within {within}.")
@@ -317,9 +321,8 @@ class Endpoint:
                 if delay is None:
                     raise failure
             finally:
-                # The failure's traceback holds this frame, and the timer the task that may end with the failure:
-                # together they would wait for the garbage collector.
-                del failure, timer
+                # The failure's traceback holds this frame: together they would wait for the garbage collector.
+                del failure
             await self._sleep(delay)
             if self._closed:
                 raise self._misused()

@@ -10,8 +10,11 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
+from openai_cancel.timeouts import Alarm
 
 CLOSED = "The session, or the aiohttp.ClientSession that it was given, is closed."
+
+_UNWANTED = ("Content-Type",)  # some servers refuse a body that is announced and not there
 
 _PROXY_AUTHENTICATION_REQUIRED = 407
 
@@ -26,11 +29,19 @@ class Transport:
         connect_timeout: float,
         max_body_bytes: int,
         proxy: str | None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Use the caller's `client`, which is never closed here, or make one."""
+        """Use the caller's `client`, which is never closed here, or make one.
+
+        What most requests have in common, such as `headers`, costs less as a default of our own client.
+        """
         self.loop = asyncio.get_running_loop()
+        self.alarm = Alarm()
         self._owned = client is None
-        self._client = client or aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        self._headers = headers if client is None else None
+        self._client = client or aiohttp.ClientSession(
+            headers=headers, skip_auto_headers=_UNWANTED, cookie_jar=aiohttp.DummyCookieJar()
+        )
         self._connect_timeout = connect_timeout
         # No total: the session bounds a whole attempt, of which the exchange is a part.
         self._timeout = aiohttp.ClientTimeout(sock_connect=None if math.isinf(connect_timeout) else connect_timeout)
@@ -44,6 +55,7 @@ class Transport:
 
     async def close(self) -> None:
         """Close the pool, unless it is the caller's."""
+        self.alarm.close()
         if self._owned:
             await self._client.close()
 
@@ -67,26 +79,29 @@ class Transport:
         """
         if self._client.closed:
             raise SessionStateError(CLOSED)
+        more: Mapping[str, str] | None = None if headers is self._headers else headers
         middlewares = None
         if not self._owned:
-            headers, middlewares = self._over_other_credentials(headers)
+            more, middlewares = self._over_other_credentials(headers)
         try:
             async with self._client.request(
                 method,
                 URL(url, encoded=True),
-                skip_auto_headers=("Content-Type",),  # some servers refuse a body that is announced and not there
+                skip_auto_headers=None if self._owned else _UNWANTED,
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=True,
                 timeout=self._timeout,
                 proxy=self._proxy,
-                headers=headers,
+                headers=more,
                 middlewares=middlewares,
             ) as response:
                 chunks: list[bytes] = []
                 room = self._max_body_bytes
                 complete = (response.content_length or 0) <= room
-                while complete and (chunk := await response.content.readany()):
+                content = response.content
+                while complete and not content.at_eof():
+                    chunk = await content.readany()
                     chunks.append(chunk)
                     room -= len(chunk)
                     complete = room >= 0

@@ -47,6 +47,8 @@ SEGMENT = re.compile(r"(?!\.{1,2}\Z)(?=.*\S)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 `.` and `..` would be resolved away, and nothing else is amiss.
 """
 
+_PLAIN = re.compile(r"\w[\w-]*", re.ASCII)  # most ids, which need no encoding
+
 NO_JSON = object()
 """What stands for the document of a body that is not JSON."""
 
@@ -137,13 +139,17 @@ class Wire:
             raise InvalidResponseIdError(
                 f"A response id must be a string, or an object with a string .id, not {type(response_id).__name__}."
             )
-        if not SEGMENT.fullmatch(text):
+        if _PLAIN.fullmatch(text):
+            segment = text
+        elif SEGMENT.fullmatch(text):
+            segment = quote(text, safe="")
+        else:
             raise InvalidResponseIdError(
                 f"{text[:80]!r} cannot be a response id: pass what the server called it, such as 'resp_123'."
             )
         suffix = self.suffix if query is None else _encode(merge_query(self.query, query))
         merged = self.headers if headers is None else {**self.headers, **check_headers(headers)}
-        return Request(method, f"{self.prefix}{quote(text, safe='')}{action}{suffix}", merged)
+        return Request(method, f"{self.prefix}{segment}{action}{suffix}", merged)
 
     def sign(self, request: Request, key: Secret) -> Request:
         """The request with the key in its header, unless the caller's own headers have one there."""
