@@ -2,12 +2,13 @@
 
 Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an object of a `type` without a class becomes
 `Unknown`. Forgiving: a value of the wrong shape leaves its field None and is noted as a problem. Lossless: each object
-keeps its document. Lazy: a field is structured when it is first read, so that a document costs what is read of it.
+keeps its document. Lazy: a `Response` makes its fields when the first of them is read, and each object in it when that is
+read, for many a cancel looks at the status and no further.
 """
 
 import ast
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from types import UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -21,10 +22,10 @@ from openai_cancel.models.shared import Model, json_name, member_path
 _Hook: TypeAlias = Callable[..., Any]
 _Kinds: TypeAlias = dict[type, _Hook | None]
 """What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
-_Maker: TypeAlias = Callable[[Any], tuple[Any, tuple[str, str] | None]]
-"""Gives a field of a document, structured, and what is wrong with it: where, and what should stand there."""
-_Plan: TypeAlias = tuple[type[Model], str]
-"""A class whose objects can be made, and the attribute for the document."""
+_Plan: TypeAlias = tuple[type[Model], Callable[[dict[str, Any]], dict[str, Any]]]
+"""A class whose objects are made, and what makes all their fields of a document."""
+_Place: TypeAlias = tuple[str, type | None, _Kinds]
+"""The field that a member goes to, the commonest class of a value that stays as it is, and all that it may be."""
 _Plans: TypeAlias = dict[type[Model], _Plan]
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
@@ -83,7 +84,7 @@ def _is_union_of_models(annotation: Any) -> bool:
 def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
     """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest.
 
-    It runs no constructor: an object begins with nothing but its document.
+    It runs no constructor.
     """
     several = len(classes) > 1
     ready: dict[Any, _Plan] = {}  # by the `type`; a class that is alone here by None
@@ -94,11 +95,12 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
         if document.__class__ is not dict:
             raise TypeError(f"a {classes[0].__name__} is made of a dict, not of {type(document).__name__}")
         try:
-            cls, whole = ready[document["type"] if several else None]
+            cls, fill = ready[document["type"] if several else None]
         except (KeyError, TypeError):  # the first of its class, or none that has a class by its `type`
-            cls, whole = choose(document)
+            cls, fill = choose(document)
         instance = new(cls)
-        set_values(instance, {whole: document})  # the class is frozen for its users; this is what makes frozen free
+        # The class is frozen for its users; this is what makes frozen free.
+        set_values(instance, {"_document": document, "_fill": fill} if cls is Response else fill(document))
         return instance
 
     return structure
@@ -126,37 +128,61 @@ def _choice(classes: list[type[Model]], plans: _Plans, ready: dict[Any, _Plan]) 
 
 
 def _make_plan(model: type[Model], plans: _Plans) -> _Plan:
-    makers: dict[str, _Maker] = {}
-    for field in attrs.fields(attrs.resolve_types(model)):
-        if not field.init:
-            makers[field.name] = _constant(field.default)
-        elif not (model is Unknown and field.name == "raw"):  # a member of that name is a part of the whole
-            makers[field.name] = _maker(json_name(field), _kinds(field.type, plans), field.default)
-    model._makers = makers  # pyright: ignore[reportPrivateUsage] - what makes the objects and they themselves share it
-    plan = plans[model] = (model, "raw" if model is Unknown else "_document")
+    fields = attrs.fields(attrs.resolve_types(model))
+    places: dict[str, _Place] = {}
+    for field in fields:
+        if field.init:
+            kinds = _kinds(field.type, plans)
+            plain = next((kind for kind, hook in kinds.items() if hook is None), None)
+            places[json_name(field)] = (field.name, plain, kinds)
+    if model is Unknown:
+        del places["raw"]  # a member of that name is a part of the whole
+    whole = "raw" if model is Unknown else "_document"
+    defaults = {**{field.name: field.default for field in fields}, whole: None}
+    plan = plans[model] = (model, _filler(places, defaults, whole, lazy=model is Response))
     return plan
 
 
-def _constant(value: Any) -> _Maker:
-    return lambda _: (value, None)
+def _filler(
+    places: dict[str, _Place], defaults: dict[str, Any], whole: str, *, lazy: bool
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """What makes the fields of an object. It looks at each member of its document once."""
+
+    def fill(document: dict[str, Any]) -> dict[str, Any]:
+        values = defaults.copy()
+        values[whole] = document
+        parts: dict[str, Callable[[], Any]] = {}
+        for key, value in document.items():
+            if value is None or key not in places:
+                continue
+            name, plain, kinds = places[key]
+            if value.__class__ is plain:
+                values[name] = value
+                continue
+            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+            if hook is None:
+                values[name] = value
+                continue
+            if lazy:
+                del values[name]
+                parts[name] = partial(_make_part, key, value, hook, kinds)
+                continue
+            values[name], problem = _make_part(key, value, hook, kinds)
+            if problem:
+                values["_problems"] = (*values.get("_problems", ()), problem)
+        if lazy:
+            values["_parts"] = parts
+        return values
+
+    return fill
 
 
-def _maker(key: str, kinds: _Kinds, default: Any) -> _Maker:
-    plain = next((kind for kind, hook in kinds.items() if hook is None), None)
-
-    def make(document: Any) -> tuple[Any, tuple[str, str] | None]:
-        value = document.get(key)
-        if value.__class__ is plain:
-            return value, None
-        if value is None:
-            return default, None
-        hook: _Hook | None = kinds.get(value.__class__, _refuse)
-        try:
-            return (value if hook is None else hook(value)), None
-        except _Mismatch as mismatch:
-            return None, (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
-
-    return make
+def _make_part(key: str, value: Any, hook: _Hook, kinds: _Kinds) -> tuple[Any, tuple[str, str] | None]:
+    """A part of an object, and what is wrong with it: where, and what should stand there."""
+    try:
+        return hook(value), None
+    except _Mismatch as mismatch:
+        return None, (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:

@@ -58,9 +58,6 @@ class Model:
     implied_by: ClassVar[str | None] = None
     """A key that gives an object of this class away where it has no `type`."""
 
-    _makers: ClassVar[dict[str, Any]] = {}
-    """What makes the fields of an object that comes from a document, when they are first read."""
-
     # Set on instances that come from a document. No attrs fields: what `attrs.evolve` makes is another document.
     _document: ClassVar[Any] = _NO_DOCUMENT
     _problems: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -82,26 +79,29 @@ class Model:
     if not TYPE_CHECKING:  # which would take any name for an attribute
 
         def __getattr__(self, name: str) -> Any:
-            make = type(self)._makers.get(name)
-            if make is None:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
             values = self.__dict__
-            value, problem = make(self._to_document())
-            if problem is None:
-                return values.setdefault(name, value)  # another thread may have been first
-            with _MAKING:
-                if name not in values:
-                    values["_problems"] = (*self._problems, problem)
+            with _MAKING:  # another thread may read it, too
+                if "_fill" in values:
+                    values.update({**values["_fill"](self._document), **values})
+                    del values["_fill"]
+                parts = values.get("_parts", {})
+                if name in parts:
+                    value, problem = parts[name]()
+                    if problem:
+                        values["_problems"] = (*self._problems, problem)
                     values[name] = value
-            return values[name]
+                    del parts[name]
+                if name in values:
+                    return values[name]
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._make_all()  # for what is made of the state may have no class yet that could make them
-        return self.__dict__
+        self._make_all()  # what makes fields cannot be pickled
+        return {name: value for name, value in self.__dict__.items() if name != "_parts"}
 
     def _make_all(self) -> None:
-        for name in self._makers:
-            getattr(self, name)
+        for field in attrs.fields(type(self)):
+            getattr(self, field.name)
 
     def __delattr__(self, name: str) -> None:
         raise attrs.exceptions.FrozenInstanceError
