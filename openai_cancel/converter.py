@@ -2,8 +2,8 @@
 
 Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an object of a `type` without a class becomes
 `Unknown`. Forgiving: a value of the wrong shape leaves its field None and is noted as a problem. Lossless: each object
-keeps its document. Lazy: a `Response` makes its fields when the first of them is read, and each object in it when that is
-read, for many a cancel looks at the status and no further.
+keeps its document. Lazy: a `Response` makes its fields when the first of them is read, and what is in it when that
+is read, for many a cancel looks at the status and no further.
 """
 
 import ast
