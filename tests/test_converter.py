@@ -5,8 +5,10 @@ import http
 import math
 import pickle
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
+from threading import Barrier
+from typing import Any, ClassVar
 
 import attrs
 import cattrs
@@ -443,3 +445,72 @@ def test_damage_anywhere_never_fails_and_loses_nothing(data: st.DataObject, junk
     assert all(problem.path.startswith(f"${spot}") for problem in response.problems)
     repr(response)
     assert isinstance(response.output_text, str)
+
+
+class TestLaziness:
+    """Nothing of it can be seen but in the time that it takes."""
+
+    DOCUMENT: ClassVar[dict[str, Any]] = {
+        "id": "resp_1",
+        "status": "completed",
+        "temperature": "warm",
+        "usage": {"total_tokens": 7},
+        "tools": ["hammer", 5],
+        "error": [],
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "hi"}]}],
+    }
+
+    def test_a_status_costs_no_output(self) -> None:
+        response = structure(self.DOCUMENT)
+        assert "status" not in vars(response)
+        assert response.status == "completed"
+        assert not {"output", "usage"} & set(vars(response))
+        assert response.output[0].content[0].text == "hi"
+        assert response.output is response.output
+
+    def test_problems_are_all_there_and_once(self) -> None:
+        for read in ((), ("tools", "usage"), ("temperature", "tools", "error", "output")):
+            response = structure(self.DOCUMENT)
+            for name in read:
+                getattr(response, name)
+            problems = [(problem.path, problem.expected) for problem in response.problems]
+            assert sorted(problems) == [
+                ("$.error", "object"), ("$.temperature", "number"), ("$.tools[0]", "object"), ("$.tools[1]", "object")
+            ]  # fmt: skip
+            assert [(problem.path, problem.expected) for problem in response.problems] == problems
+
+    @pytest.mark.parametrize("read", [(), ("status",), ("output", "problems")])
+    @pytest.mark.parametrize(
+        "duplicate",
+        [lambda whole: pickle.loads(pickle.dumps(whole)), copy.copy, copy.deepcopy, attrs.evolve],
+    )
+    def test_copies(self, duplicate, read: tuple[str, ...]) -> None:
+        response = structure(self.DOCUMENT)
+        for name in read:
+            getattr(response, name)
+        again = duplicate(response)
+        for field in attrs.fields(Response):
+            assert getattr(again, field.name) == getattr(response, field.name)
+        assert (again.output[0].content[0].text, again.usage.total_tokens) == ("hi", 7)
+
+    def test_what_there_is_not(self) -> None:
+        response = structure(self.DOCUMENT)
+        assert not hasattr(response, "nothing")
+        with pytest.raises(AttributeError, match="'Response' object has no attribute 'nothing'"):
+            response.nothing  # noqa: B018 - is what raises
+        with pytest.raises(AttributeError):
+            response.usage.nothing  # noqa: B018 - is what raises
+
+    def test_threads_that_read_at_once(self) -> None:
+        for _ in range(50):
+            response = structure(self.DOCUMENT)
+            start = Barrier(4)
+
+            def read(_: int, response: Response = response, start: Barrier = start) -> tuple[object, ...]:
+                start.wait()
+                return response.output, response.tools, response.status
+
+            with ThreadPoolExecutor(4) as pool:
+                found = list(pool.map(read, range(4)))
+            assert all(one[0] is found[0][0] and one[2] == "completed" for one in found)
+            assert len(response.problems) == 4

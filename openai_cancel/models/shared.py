@@ -76,7 +76,10 @@ class Model:
         # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
         raise attrs.exceptions.FrozenInstanceError
 
-    if not TYPE_CHECKING:  # which would take any name for an attribute
+    if TYPE_CHECKING:
+        # A checker that saw the method below would take any name for an attribute.
+        pass
+    else:
 
         def __getattr__(self, name: str) -> Any:
             values = self.__dict__
