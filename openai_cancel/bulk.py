@@ -12,6 +12,7 @@ import attrs
 from openai_cancel.errors import APIStatusError, APITimeoutError, InvalidResponseIdError, OpenAICancelError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.retry import poll_delay
+from openai_cancel.shield import outlast
 
 CUT = 0.9
 """What is left of the rate that got through when the server says that it is too much."""
@@ -150,7 +151,8 @@ class Bulk:
         finally:
             self._left = True
             feeder.cancel()
-            await _ended(feeder)
+            if cancel := await outlast(feeder):
+                raise cancel
 
     async def _feed(self, ids: Iterable[Any] | AsyncIterable[Any]) -> None:
         async with asyncio.TaskGroup() as group:
@@ -201,18 +203,6 @@ class Bulk:
     def _hand_out(self, count: int) -> None:
         self._taken -= count
         self._room.set()
-
-
-async def _ended(task: "asyncio.Task[None]") -> None:
-    """Wait for the end of a task, through any cancel of this one."""
-    cancel: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancel = error
-    if cancel:
-        raise cancel
 
 
 async def _each(ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:

@@ -9,6 +9,7 @@ import random
 import time
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypedDict, Unpack
 
@@ -153,6 +154,25 @@ class Endpoint:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A session cannot be pickled or copied: it holds a key and connections. Make another one.")
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is, without a query."""
+        return self._settings.base_url
+
+    @cached_property
+    def account(self) -> str:
+        """What a ledger calls the account: the name that the session was given, or a fingerprint."""
+        return self._settings.fingerprint()
+
+    def identify(self, response_id: ResponseId) -> str:
+        """The id as a string.
+
+        Raises:
+            InvalidResponseIdError: it cannot be sent.
+        """
+        self._wire.request("GET", response_id)
+        return str(getattr(response_id, "id", response_id))
 
     async def open(self) -> Self:
         """Bind the session to the running event loop. `async with` does this and closes it again.

@@ -16,7 +16,8 @@ OpenAICancelError
  │   ├─ RateLimitError            429
  │   └─ InternalServerError       5xx
  ├─ ResponseDecodeError         the server said yes, in words that are not a response
- └─ WaitTimeoutError            (also TimeoutError) the response was not over in time
+ ├─ WaitTimeoutError            (also TimeoutError) the response was not over in time
+ └─ LedgerError                 the ledger's database failed, or does not answer
 
 The names are those of the official SDK. The base is not called `CancelError`: nothing here may be mistaken for
 `asyncio.CancelledError`. All of them pickle, and none holds a key.
@@ -212,3 +213,7 @@ class WaitTimeoutError(OpenAICancelError, TimeoutError):
         super().__init__(message)
         self.response = response
         self.outcome = outcome
+
+
+class LedgerError(OpenAICancelError):
+    """The ledger's database failed, or does not answer. Look at the database: what runs may not be written down."""

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import sys
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
@@ -18,12 +17,32 @@ from openai_cancel.errors import (
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, detached
 from openai_cancel.retry import is_transient, poll_delay
+from openai_cancel.shield import outlast, shielded_from_anyio
 
 _log = logging.getLogger("openai_cancel")
 
 
 class _Stop(Protocol):
     def __call__(self, response_id: str, /, *, deadline: float) -> Awaitable[Outcome]: ...
+
+
+class Tracking(Protocol):
+    """What a ledger does for a guard: it has the responses stopped if this process cannot do it."""
+
+    async def begin(self, names: Collection[str]) -> None:
+        """Write down responses, by id."""
+
+    def begin_soon(self, name: str) -> None:
+        """Write down one more, without a wait, from any thread."""
+
+    async def release(self, names: Collection[str]) -> None:
+        """Let responses be."""
+
+    def release_soon(self, names: Collection[str]) -> None:
+        """Let responses be, without a wait, from any thread."""
+
+    async def settle(self, names: Collection[str], outcomes: Mapping[str, Outcome]) -> None:
+        """Write down what became of responses; those without an outcome are left to others."""
 
 
 class Guard:
@@ -40,12 +59,20 @@ class Guard:
     """
 
     def __init__(
-        self, *, stop: _Stop, identify: Callable[[Any], str], monotonic: Callable[[], float], grace: float
+        self,
+        *,
+        stop: _Stop,
+        identify: Callable[[Any], str],
+        monotonic: Callable[[], float],
+        grace: float,
+        tracking: Tracking | None = None,
     ) -> None:
         self._stop = stop
         self._identify = identify
         self._monotonic = monotonic
         self._grace = grace
+        self._tracking = tracking
+        self._entered = False
         self._ids: dict[str, None] = {}  # a set that keeps the order
         self._failures: dict[str, BaseException] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -65,10 +92,15 @@ class Guard:
         Raises:
             InvalidResponseIdError: the id cannot be sent.
         """
-        self._ids[self._identify(response_id)] = None
+        name = self._identify(response_id)
+        if self._tracking and self._entered and name not in self._ids:
+            self._tracking.begin_soon(name)
+        self._ids[name] = None
 
     def disarm(self) -> None:
         """Guard nothing any more: what is guarded so far may run on."""
+        if self._tracking and self._entered:
+            self._tracking.release_soon([*self._ids])
         self._ids.clear()
 
     @property
@@ -76,13 +108,29 @@ class Guard:
         """Whether anything is guarded."""
         return bool(self._ids)
 
+    @property
+    def tracked(self) -> bool:
+        """Whether a ledger has what is guarded."""
+        return self._tracking is not None
+
     async def __aenter__(self) -> Self:
+        self._entered = True
+        if self._tracking and self._ids:
+            try:
+                await self._tracking.begin([*self._ids])
+            except BaseException as error:  # there will be no block to leave
+                await self.__aexit__(type(error), error, error.__traceback__)
+                raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or not self._ids:
+        if not self._ids:
+            return
+        if error is None:
+            if self._tracking:
+                await self._tracking.release([*self._ids])
             return
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         cancels = task.cancelling()
@@ -100,20 +148,19 @@ class Guard:
 
     async def _stop_all(self) -> tuple[Any, ...] | None:
         """Stop all responses, through any cancel of this task; gives the arguments of the last that came meanwhile."""
-        held_back: tuple[Any, ...] | None = None
+        cancel: asyncio.CancelledError | None = None
         until = self._monotonic() + self._grace
         self._failures.clear()
         self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
-        with _shielded_from_anyio():
+        with shielded_from_anyio():
             # A loop that is shutting down cancels every task, also those here: they are begun again.
             while (left := until - self._monotonic()) > 0 and (names := self._open()):
-                stops = {asyncio.create_task(self._stop_one(name, left)) for name in names}
-                while stops:
-                    try:
-                        _, stops = await asyncio.wait(stops)
-                    except asyncio.CancelledError as cancel:
-                        held_back = cancel.args
-        return held_back
+                stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
+                cancel = await outlast(*stops) or cancel
+            if self._tracking:
+                settling = asyncio.create_task(self._tracking.settle([*self._ids], self.outcomes))
+                cancel = await outlast(settling) or cancel
+        return None if cancel is None else cancel.args
 
     def _open(self) -> list[str]:
         return [name for name in self._ids if name not in self.outcomes and name not in self._failures]
@@ -142,20 +189,6 @@ def _cancel_again(task: "asyncio.Task[Any]", cancels: int, arguments: tuple[Any,
     if task.cancelling() > cancels and not task.done():
         task.uncancel()
         task.cancel(*arguments)
-
-
-@contextmanager
-def _shielded_from_anyio() -> Generator[None, None, None]:
-    """Anyio cancels a task again at every turn of the loop, until it has left the scope: a storm while we wait.
-
-    See https://anyio.readthedocs.io/en/stable/cancellation.html#shielding.
-    """
-    anyio: Any = sys.modules.get("anyio")  # a service that uses it has imported it
-    with ExitStack() as stack:
-        if anyio is not None:
-            with suppress(Exception):  # it may be here for trio, or no more than half imported
-                stack.enter_context(anyio.CancelScope(shield=True))
-        yield
 
 
 async def wait_until_over(

@@ -3,7 +3,7 @@
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
 from functools import partial
-from typing import Literal, Unpack
+from typing import Literal, Self, Unpack
 
 from openai_cancel.bulk import Bulk, Pace
 from openai_cancel.endpoint import Endpoint, RequestOptions
@@ -35,6 +35,42 @@ class AsyncSession(Endpoint):
     Raises:
         ConfigurationError: a setting is missing or cannot work; nothing has been sent.
     """
+
+    _opened_ledger = False
+
+    async def open(self) -> Self:
+        """Bind the session to the running event loop. `async with` does this and closes it again.
+
+        Raises:
+            SessionStateError: it is open, or was closed; or its ledger belongs to another event loop.
+            LedgerError: the session opens the ledger, which is required and fails.
+        """
+        await super().open()
+        ledger = self._settings.ledger
+        if ledger is not None:
+            try:
+                _ = self.account, ledger.book if ledger.is_open else None
+                if not ledger.is_open:
+                    self._opened_ledger = True
+                    await ledger.open(check=self._settings.ledger_required)
+            except BaseException:
+                await self.close()
+                raise
+        return self
+
+    async def close(self) -> None:
+        """Close the connections, and the ledger if the session opened it.
+
+        What is under way fails, at the latest before its next attempt. Closing twice does nothing.
+
+        Raises:
+            SessionStateError: the session belongs to another event loop.
+        """
+        try:
+            await super().close()
+        finally:
+            if self._opened_ledger and self._settings.ledger is not None:
+                await self._settings.ledger.close()
 
     async def stop(
         self,
@@ -74,7 +110,7 @@ class AsyncSession(Endpoint):
         if confirm is not None:
             check_seconds("confirm", confirm)
         stop = Stop(
-            response_id=self._identify(response_id),
+            response_id=self.identify(response_id),
             cancel=partial(self.cancel, response_id, timeout=timeout, **options),
             retrieve=partial(self.retrieve, response_id, timeout=timeout, **options),
             monotonic=self._monotonic,
@@ -106,11 +142,13 @@ class AsyncSession(Endpoint):
             ConfigurationError: an option cannot work.
         """
         self._check(**options)
+        ledger = self._settings.ledger
         guard = Guard(
             stop=partial(self.stop, **options),
-            identify=self._identify,
+            identify=self.identify,
             monotonic=self._monotonic,
             grace=check_seconds("grace", grace),
+            tracking=None if ledger is None else ledger.tracking(self, required=self._settings.ledger_required),
         )
         for response_id in response_ids:
             guard.add(response_id)
@@ -159,7 +197,7 @@ class AsyncSession(Endpoint):
         try:
             async with guard:
                 return await wait_until_over(
-                    self._identify(response_id),
+                    self.identify(response_id),
                     retrieve=partial(self.retrieve, response_id, **options),
                     monotonic=self._monotonic,
                     sleep=self._sleep,
@@ -220,7 +258,7 @@ class AsyncSession(Endpoint):
             check_seconds("confirm", confirm)
         bulk = Bulk(
             stop=partial(self.stop, deadline=deadline, confirm=confirm, dry_run=dry_run, timeout=timeout, **options),
-            identify=self._identify,
+            identify=self.identify,
             pace=Pace(
                 concurrency=check_count("concurrency", concurrency, least=1),
                 monotonic=self._monotonic,
@@ -241,8 +279,3 @@ class AsyncSession(Endpoint):
         if max_retries is not None:
             check_count("max_retries", max_retries)
         self._wire.request("GET", "any", headers=headers, query=query)
-
-    def _identify(self, response_id: ResponseId) -> str:
-        """The id as a string, if it can be sent."""
-        self._wire.request("GET", response_id)
-        return str(getattr(response_id, "id", response_id))

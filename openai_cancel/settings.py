@@ -1,12 +1,13 @@
 """What a session is configured with: arguments first, then the environment; checked before anything is sent."""
 
+import hashlib
 import inspect
 import math
 import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
 from urllib.request import getproxies, proxy_bypass
 
@@ -14,6 +15,9 @@ import attrs
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
 from openai_cancel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from openai_cancel.ledger import Ledger
 
 __version__ = "0.1.0"
 
@@ -47,6 +51,9 @@ class Limits(TypedDict, total=False):
     max_retries: int
     max_body_bytes: int
     proxy: str | None
+    ledger: "Ledger | None"
+    ledger_required: bool
+    account: str | None
 
 
 class Options(Limits, total=False):
@@ -62,6 +69,12 @@ class Options(Limits, total=False):
         max_retries: how often a failed attempt is repeated. Default 4.
         max_body_bytes: the largest body that is read, in bytes. Default 64 MiB.
         proxy: URL of an HTTP proxy. Default: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+        ledger: where `guard` and `wait` write down what runs. One that is not open yet is opened and closed with the
+            session.
+        ledger_required: whether `guard` and `wait` raise a `LedgerError` if that cannot be done. Default: it is logged,
+            and they go on.
+        account: what the ledger calls the account. Default: a fingerprint of the key, the organization and the project;
+            a name is for keys that change, since a sweep stops only what is of its own account.
     """
 
     headers: Mapping[str, str] | None
@@ -175,6 +188,17 @@ def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | Non
         check_url(value, attribute.name, _LIKE_PROXY)
 
 
+def _is_ledger(_: Any, __: Any, value: object) -> None:
+    # Not by its class, which only those import who have one.
+    if value is not None and not hasattr(value, "tracking"):
+        raise ConfigurationError(f"ledger must be an openai_cancel.ledger.Ledger, not {type(value).__name__}.")
+
+
+def _is_name(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
+    if value is not None and (not isinstance(value, str) or not value or _CONTROL.search(value)):
+        raise ConfigurationError(f"{attribute.name} must be a name without control characters, not {value!r}.")
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """Everything that is constant for a session. Use the class methods: they read the environment too."""
@@ -193,6 +217,9 @@ class Settings:
     max_retries: int = attrs.field(default=4, validator=_is_count)
     max_body_bytes: int = attrs.field(default=64 * 2**20, validator=_is_size)
     proxy: str | None = attrs.field(default=None, repr=False, validator=_is_proxy)
+    ledger: "Ledger | None" = attrs.field(default=None, validator=_is_ledger)
+    ledger_required: bool = False
+    account: str | None = attrs.field(default=None, validator=_is_name)
 
     @classmethod
     def openai(
@@ -337,6 +364,20 @@ class Settings:
             proxy = f"http://{proxy}"
         check_url(proxy, f"the proxy for {url.scheme} in the environment", _LIKE_PROXY)
         return proxy
+
+    def fingerprint(self) -> str:
+        """What tells this account from others, and cannot be turned back into its key.
+
+        A function that gives keys has nothing to be told by: then it is the organization and the project alone.
+        """
+        if self.account is not None:
+            return self.account
+        key = "" if callable(self.api_key) else self.api_key or ""
+        names = ("authorization", "api-key", "openai-organization", "openai-project")
+        parts = [key, *(self.headers.get(name, "") for name in names)]
+        # Slow on purpose (https://www.rfc-editor.org/rfc/rfc7914): a short key could be guessed from a quick hash.
+        text = "\n".join(parts).encode()
+        return hashlib.scrypt(text, salt=b"openai-cancel account", n=2**14, r=8, p=1, dklen=16).hex()
 
     async def ask_for_key(self) -> Secret:
         """Ask the function for a key, for one attempt.

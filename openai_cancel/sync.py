@@ -406,16 +406,20 @@ class _Guarding:
         self._run = run
 
     def __enter__(self) -> Guard:
+        if self._guard.tracked:
+            self._run(self._guard.__aenter__)
         return self._guard
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or not self._guard.armed:
+        if not self._guard.armed or (error is None and not self._guard.tracked):
             return
         try:
             self._run(self._guard.__aexit__, kind, error, traceback)
         except SessionStateError as failure:
+            if error is None:
+                raise
             error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
 
 

@@ -247,10 +247,10 @@ async def grow(base_url: str, calls: int = 1_000_000) -> None:
         async def work() -> None:
             nonlocal done
             while done < calls:
-                done += 1
+                done = number = done + 1
                 await call()
-                if done % (calls // 10) == 0:
-                    print(f"{done:9,} calls  {resident():6.1f} MB  {done / (time.perf_counter() - began):6,.0f}/s")
+                if number % (calls // 10) == 0:
+                    print(f"{number:9,} calls  {resident():6.1f} MB  {number / (time.perf_counter() - began):6,.0f}/s")
 
         began = time.perf_counter()
         await asyncio.gather(*[work() for _ in range(100)])

@@ -108,7 +108,7 @@ async def keep_to(allows: float, base_url: str, ids: list[str]) -> None:
 
     class Attempts(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if "attempt" in record.msg:
+            if record.levelno == logging.DEBUG:  # an attempt; above it are outcomes
                 attempts.append((time.perf_counter(), "429" in record.getMessage()))
 
     log = logging.getLogger("openai_cancel")
