@@ -80,9 +80,10 @@ class Call(Generic[_T]):
 def _serve(session: AsyncSession, opened: Future[asyncio.AbstractEventLoop], stop: Future[None]) -> None:
     async def main() -> None:
         async with session:
+            lasting = asyncio.all_tasks()  # this one, and those of a ledger, which has still to write what comes of it
             opened.set_result(asyncio.get_running_loop())
             await asyncio.wrap_future(stop)
-            under_way = asyncio.all_tasks() - {asyncio.current_task()}
+            under_way = asyncio.all_tasks() - lasting
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)

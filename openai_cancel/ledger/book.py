@@ -55,9 +55,7 @@ class Book:
     async def close(self) -> None:
         """Write what waits. What is still held is left to its lease."""
         self._heart.cancel()
-        cancel = await outlast(self._heart)
-        await self._writer.close()
-        if cancel:
+        if cancel := await outlast(self._heart, self._writer.end()):
             raise cancel
 
     async def do(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:

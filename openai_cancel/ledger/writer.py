@@ -16,7 +16,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.ledger.schema import migrate
-from openai_cancel.shield import outlast
 
 TOGETHER = 100
 """How many pieces of work share a transaction at most."""
@@ -47,7 +46,9 @@ def read_url(url: str) -> URL:
     driver = _DRIVERS.get(parsed.drivername)
     if driver is None:
         raise ConfigurationError(f"A ledger cannot be kept in {parsed.drivername!r}: write its URL {like}.")
-    if driver.startswith("sqlite") and (not parsed.database or "memory" in {parsed.database.strip(":"), *parsed.query}):
+    if driver.startswith("sqlite") and (
+        parsed.database in {None, "", ":memory:"} or parsed.query.get("mode") == "memory"
+    ):
         raise ConfigurationError(f"A ledger in memory would end with its process: write its URL {like}.")
     return parsed.set(drivername=driver)
 
@@ -76,12 +77,11 @@ class Writer:
         self._closing = False
         self._task = asyncio.create_task(self._run())
 
-    async def close(self) -> None:
-        """Do what waits, and end."""
+    def end(self) -> "asyncio.Task[None]":
+        """Do what waits, and end; gives the task, which is over then."""
         self._closing = True
         self._awake.set()
-        if cancel := await outlast(self._task):
-            raise cancel
+        return self._task
 
     async def do(self, run: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:
         """Do some work in a transaction, perhaps together with other work, in the order in which it comes.
