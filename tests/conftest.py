@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from openai_cancel import AsyncSession
+from openai_cancel import AsyncSession, cli
 from openai_cancel.emulator import Emulator, Script
 
 KEY = "sk-secret-of-the-tests"
@@ -87,3 +87,17 @@ def create(server: Emulator) -> Callable[..., str]:
 @pytest.fixture
 def python() -> str:
     return sys.executable
+
+
+@pytest.fixture
+def run(server: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Run the command in a thread, since it has an event loop of its own; gives status, output, and complaints."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    async def run(*arguments: str) -> tuple[int, str, str]:
+        status = await asyncio.to_thread(cli.run, arguments)
+        return status, *capsys.readouterr()
+
+    return run

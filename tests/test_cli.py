@@ -26,20 +26,6 @@ from openai_cancel.emulator import Emulator, Fault
 COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
 
 
-@pytest.fixture
-def run(server: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """Run the command in a thread, since it has an event loop of its own; gives status, output, and complaints."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        status = await asyncio.to_thread(cli.run, arguments)
-        return status, *capsys.readouterr()
-
-    return run
-
-
 class TestCancel:
     async def test_all_stopped(self, run, create) -> None:
         first, second = create(), create()

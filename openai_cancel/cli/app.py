@@ -9,8 +9,9 @@ from cyclopts import App, CycloptsError
 
 from openai_cancel.cli import commands, demo
 from openai_cancel.cli.commands import CONFIGURATION, INTERRUPTED, NOT_STOPPED, OK, USAGE
+from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.report import complain
-from openai_cancel.errors import ConfigurationError
+from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.settings import __version__
 
 app = App(
@@ -19,14 +20,16 @@ app = App(
     help="End background responses of the OpenAI Responses API.",
     help_format="markdown",
     help_epilogue=(
-        "Settings: OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS. "
-        "Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration, 130 interrupted."
+        "Settings: OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS, "
+        "OPENAI_CANCEL_LEDGER. Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials, configuration or the "
+        "ledger's database, 130 interrupted."
     ),
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
 for command in (commands.stop, commands.status, commands.wait, commands.cancel, demo.demo, demo.emulate):
     app.command(command)
+app.command(ledger)
 app.register_install_completion_command(  # pyright: ignore[reportUnknownMemberType] - its options are not annotated
     help="Make the shell complete this command."
 )
@@ -47,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
         return app(_with_standard_input(arguments), exit_on_error=False, print_error=False) or OK
     except (CycloptsError, commands.UsageError) as error:
         problem, status = error, USAGE
-    except ConfigurationError as error:
+    except (ConfigurationError, LedgerError) as error:
         problem, status = error, CONFIGURATION
     except OSError as error:
         problem, status = f"cannot write: {error.strerror}", NOT_STOPPED

@@ -33,9 +33,9 @@ OK, NOT_STOPPED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 3, 130
 HERE = Connection()
 """Where the environment says that the API is."""
 
-_Flag = Parameter(negative=(), show_default=False)
-_Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
-_Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
+Flag = Parameter(negative=(), show_default=False)
+Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
+Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
 
 
 class UsageError(Exception):
@@ -57,24 +57,24 @@ class Many:
         quiet: Show only what goes wrong.
     """
 
-    file: Annotated[tuple[str, ...], _Flag, Parameter(alias="-f", allow_leading_hyphen=True)] = ()
+    file: Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True)] = ()
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 64
-    deadline: _Seconds = 60.0
+    deadline: Seconds = 60.0
     log: Path | None = None
-    resume: Annotated[bool, _Flag] = False
-    as_json: Annotated[bool, _Flag, Parameter("--json")] = False
-    quiet: Annotated[bool, _Flag, Parameter(alias="-q")] = False
+    resume: Annotated[bool, Flag] = False
+    as_json: Annotated[bool, Flag, Parameter("--json")] = False
+    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False
 
 
 DEFAULTS = Many()
 
 
 def stop(
-    ids: _Ids = (),
+    ids: Ids = (),
     /,
     *,
-    confirm: _Seconds | None = None,
-    dry_run: Annotated[bool, _Flag] = False,
+    confirm: Seconds | None = None,
+    dry_run: Annotated[bool, Flag] = False,
     many: Many = DEFAULTS,
     connection: Connection = HERE,
 ) -> int:
@@ -100,7 +100,7 @@ def stop(
     return _run_many(ids, many, connection, confirm=confirm, dry_run=dry_run)
 
 
-def status(ids: _Ids = (), /, *, many: Many = DEFAULTS, connection: Connection = HERE) -> int:
+def status(ids: Ids = (), /, *, many: Many = DEFAULTS, connection: Connection = HERE) -> int:
     """Look how responses are; the exit status is 0 if all are over.
 
     Parameters
@@ -170,7 +170,8 @@ class _Run:
         self, session: AsyncSession, stop_many: Callable[[AsyncIterable[str]], AsyncGenerator[Outcome, None]]
     ) -> None:
         """Go through them all."""
-        with self._heeding_signals(), self.report.bar(total=self._total, under_way=self._under_way):
+        heed = partial(self._interrupt, asyncio.current_task())
+        with heeding_signals(heed), self.report.bar(total=self._total, under_way=self._under_way):
             try:
                 async with session, aclosing(stop_many(self.source.read())) as outcomes:
                     async for outcome in outcomes:
@@ -197,22 +198,7 @@ class _Run:
     def _under_way(self) -> int:
         return self.source.given - self.report.tally.done
 
-    @contextmanager
-    def _heeding_signals(self) -> Generator[None]:
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-        heeded: list[int] = []
-        with suppress(NotImplementedError, RuntimeError):  # on Windows, and outside the main thread, there are none
-            for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-                loop.add_signal_handler(number, self._interrupt, number, task)
-                heeded.append(number)
-        try:
-            yield
-        finally:
-            for number in heeded:
-                loop.remove_signal_handler(number)
-
-    def _interrupt(self, number: int, task: "asyncio.Task[Any] | None") -> None:
+    def _interrupt(self, task: "asyncio.Task[Any] | None", number: int) -> None:
         if self._signal and task:
             task.cancel()
             return
@@ -221,13 +207,29 @@ class _Run:
         complain(f"finishing the {self._under_way()} that are under way; Ctrl-C again leaves at once")
 
 
+@contextmanager
+def heeding_signals(heed: Callable[[int], None]) -> Generator[None]:
+    """Call a function when Ctrl-C is pressed, or SIGTERM comes."""
+    loop = asyncio.get_running_loop()
+    heeded: list[int] = []
+    with suppress(NotImplementedError, RuntimeError):  # on Windows, and outside the main thread, there are none
+        for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+            loop.add_signal_handler(number, heed, number)
+            heeded.append(number)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            loop.remove_signal_handler(number)
+
+
 def wait(
-    ids: _Ids,
+    ids: Ids,
     /,
     *,
-    timeout: _Seconds | None = None,
+    timeout: Seconds | None = None,
     on_abandon: Literal["stop", "leave"] = "stop",
-    as_json: Annotated[bool, _Flag, Parameter("--json")] = False,
+    as_json: Annotated[bool, Flag, Parameter("--json")] = False,
     connection: Connection = HERE,
 ) -> int:
     """Wait until responses are over, and show how they ended.
@@ -270,10 +272,10 @@ async def _wait(
 
 
 def cancel(
-    ids: _Ids,
+    ids: Ids,
     /,
     *,
-    as_json: Annotated[bool, _Flag, Parameter("--json")] = False,
+    as_json: Annotated[bool, Flag, Parameter("--json")] = False,
     connection: Connection = HERE,
 ) -> int:
     """Cancel responses once, and show what the server says; `stop` makes sure.

@@ -39,8 +39,11 @@ class Connection:
     ask_key: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     api_key: Annotated[str | None, Parameter(show=False)] = None
 
-    def session(self) -> AsyncSession:
+    def session(self, *, account: str | None = None) -> AsyncSession:
         """A session with these settings, not open yet.
+
+        Args:
+            account: what a ledger calls the account.
 
         Raises:
             ConfigurationError: one of them cannot work.
@@ -50,11 +53,15 @@ class Connection:
             if self.api_version is not None:
                 raise ConfigurationError("--api-version is for --azure.")
             return AsyncSession(
-                api_key=key, base_url=self.base_url, organization=self.organization, project=self.project
+                api_key=key,
+                base_url=self.base_url,
+                organization=self.organization,
+                project=self.project,
+                account=account,
             )
         if self.base_url or self.organization or self.project:
             raise ConfigurationError("--azure goes without --base-url, --organization and --project.")
-        return AsyncSession.azure(self.azure, api_key=key, api_version=self.api_version)
+        return AsyncSession.azure(self.azure, api_key=key, api_version=self.api_version, account=account)
 
     def _key(self) -> str | None:
         if self.api_key is not None:
