@@ -4,11 +4,12 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from postgres import Postgres, empty, running
 
 from openai_cancel import AsyncSession, cli
 from openai_cancel.emulator import Emulator, Script
@@ -101,3 +102,19 @@ def run(server: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    found: str = request.getfixturevalue("postgres").url
+    await empty(found)
+    return found

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from openai_cancel.ledger.schema import METADATA
+
 NAMED = "OPENAI_CANCEL_TEST_POSTGRES"
 """The variable with the URL of a database that the tests may empty."""
 
@@ -53,3 +57,11 @@ def running() -> Iterator[Postgres]:
         yield Postgres(f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}", server)
     finally:
         server.cleanup()
+
+
+async def empty(url: str) -> None:
+    """Leave nothing of earlier tests in a database."""
+    engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:"))
+    async with engine.begin() as connection:
+        await connection.run_sync(METADATA.drop_all)
+    await engine.dispose()

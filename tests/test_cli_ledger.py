@@ -97,6 +97,12 @@ class TestSweep:
         assert (status, err.count("\n")) == (3, 1)
         assert "Connect call failed" in err
 
+    async def test_a_table_that_is_gone(self, run, url: str) -> None:
+        async with Ledger(url) as ledger:
+            await ledger.book.do(lambda connection: connection.execute(text(f"DROP TABLE {RESPONSES.name}")))
+        status, _, err = await run("ledger", "sweep", "--lease", "0.1")
+        assert (status, "no such table" in err) == (3, True)
+
     async def test_options_that_do_not_go_together(self, run) -> None:
         for wrong in (["--once", "--every", "5s"], ["--every=0s"], ["--every", "x"], ["--max-attempts", "0"]):
             status, out, err = await run("ledger", "sweep", *wrong)

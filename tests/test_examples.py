@@ -16,8 +16,10 @@ import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
+from test_ledger import lapse
 
 from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.ledger import Ledger
 
 ROOT = Path(__file__).parents[1]
 STRICT = ("-X", "dev", "-W", "error")
@@ -128,6 +130,21 @@ async def test_a_client_of_fastapi_that_leaves(server: Emulator, create: Callabl
     await leave(f"{url}/{running}", server)
     uvicorn_server.should_exit = True
     await serving
+
+
+async def test_ledger(python: str, server: Emulator, create: Callable[..., str], tmp_path: Path) -> None:
+    url, running, over = f"sqlite:///{tmp_path}/ledger.db", create(), create(runs_for=0)
+    assert await execute(python, *STRICT, example("ledger_guard"), url, over) == "guarding\ncompleted Forty-two.\n"
+    process = await asyncio.create_subprocess_exec(python, example("ledger_guard"), url, running, stdout=PIPE)
+    assert await process.stdout.readline() == b"guarding\n"
+    process.kill()
+    await process.communicate()
+    assert not server.works[running].cancelled
+    async with Ledger(url) as ledger:
+        await lapse(ledger)
+    ended = await execute(python, "-m", "openai_cancel", "ledger", "sweep", "--ledger", url, "--quiet")
+    assert ended == ""
+    assert server.works[running].cancelled
 
 
 async def test_service(server: Emulator, create: Callable[..., str]) -> None:

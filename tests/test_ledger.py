@@ -6,46 +6,20 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import KEY, until
-from postgres import Postgres, running
 from sqlalchemy import event, select, text, update
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from openai_cancel import AsyncSession, ConfigurationError, LedgerError, Session, SessionStateError, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Entry, Ledger, schema, sweep, writer
 from openai_cancel.ledger.schema import RESPONSES, VERSIONS
 from openai_cancel.ledger.statements import Change
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with running() as server:
-        yield server
-
-
-async def empty(url: str) -> None:
-    """Leave nothing of earlier tests in a database."""
-    engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:"))
-    async with engine.begin() as connection:
-        await connection.run_sync(schema.METADATA.drop_all)
-    await engine.dispose()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A database without tables."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/ledger.db"
-    found: str = request.getfixturevalue("postgres").url
-    await empty(found)
-    return found
 
 
 @pytest.fixture

@@ -1,0 +1,35 @@
+"""A process that guards one response after another, several at once: something to kill.
+
+    python tests/guarding.py LEDGER BASE_URL KEY < IDS
+
+It prints each id once it is guarded.
+"""
+
+import asyncio
+import sys
+
+from openai_cancel import AsyncSession
+from openai_cancel.ledger import Ledger
+
+AT_ONCE = 5
+
+
+async def main(url: str, base_url: str, key: str) -> None:
+    ids = iter(sys.stdin.read().split())
+    async with (
+        Ledger(url, timeout=30) as ledger,
+        AsyncSession(base_url=base_url, api_key=key, ledger=ledger) as session,
+    ):
+
+        async def work() -> None:
+            for name in ids:
+                async with session.guard(name):
+                    sys.stdout.write(f"{name}\n")
+                    sys.stdout.flush()
+                    await asyncio.sleep(0.001)
+
+        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
