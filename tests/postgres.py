@@ -11,6 +11,7 @@ from pathlib import Path
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from openai_cancel.ledger.schema import METADATA
+from openai_cancel.ledger.writer import read_url
 
 NAMED = "OPENAI_CANCEL_TEST_POSTGRES"
 """The variable with the URL of a database that the tests may empty."""
@@ -61,7 +62,7 @@ def running() -> Iterator[Postgres]:
 
 async def empty(url: str) -> None:
     """Leave nothing of earlier tests in a database."""
-    engine = create_async_engine(url.replace("postgresql:", "postgresql+asyncpg:"))
+    engine = create_async_engine(read_url(url))
     async with engine.begin() as connection:
         await connection.run_sync(METADATA.drop_all)
     await engine.dispose()

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
-from test_ledger import lapse
+from test_ledger import lapse, states
 
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
@@ -27,7 +27,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), 
 
 
 @pytest.fixture(autouse=True)
-def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
 
@@ -167,7 +168,11 @@ async def post(client: TestClient, identifier: str) -> tuple[int, dict[str, str]
 async def test_readme(block: str, python: str, create: Callable[..., str], server: Emulator) -> None:
     identifier = create()
     await execute(python, *STRICT, "-c", block.replace("resp_123", identifier))
-    assert server.works[identifier].cancelled or "resp_123" not in block
+    if "Ledger(" in block:  # where nothing goes wrong, and it is let go
+        async with Ledger("sqlite:///ledger.db") as ledger:
+            assert await states(ledger) == {identifier: "released"}
+    else:
+        assert server.works[identifier].cancelled or "resp_123" not in block
 
 
 async def test_the_readme_has_an_async_and_a_blocking_example() -> None:

@@ -17,6 +17,7 @@ from openai_cancel import (
     Verdict,
     WaitTimeoutError,
 )
+from openai_cancel.ledger import Entry, Ledger
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -63,6 +64,21 @@ async def many(session: AsyncSession, blocking: Session, theirs: list[TheirRespo
     for other in blocking.stop_many({"resp_123": 1}):
         assert_type(other, Outcome)
     session.stop_many(["x"], concurency=8)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - a typo is seen
+
+
+async def ledgers(theirs: TheirResponse) -> None:
+    async with Ledger("sqlite:///x", lease=5, labels={"a": "b"}) as ledger, AsyncSession(ledger=ledger) as session:
+        assert_type(ledger, Ledger)
+        await ledger.track(theirs, session=session, ttl=900)
+        assert_type(await ledger.release("x", session=session), bool)
+        async for outcome in ledger.sweep(session, confirm=5):
+            assert_type(outcome, Outcome)
+        async for entry in ledger.entries(ended=True):
+            assert_type(entry, Entry)
+            assert_type(entry.lease, float | None)
+        await ledger.track("x", session=session)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - for how long?
+    Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a")
+    Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - a ledger, not its URL
 
 
 def blocking(theirs: openai.OpenAI) -> None:
