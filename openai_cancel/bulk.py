@@ -11,7 +11,7 @@ import attrs
 
 from openai_cancel.errors import APIStatusError, APITimeoutError, InvalidResponseIdError, OpenAICancelError
 from openai_cancel.outcome import Outcome, Verdict
-from openai_cancel.retry import poll_delay
+from openai_cancel.retry import is_transient, poll_delay
 from openai_cancel.shield import outlast
 
 CUT = 0.9
@@ -26,7 +26,8 @@ LEAST_GROWTH = 0.1
 LEAST_RATE = 0.5
 """Requests a second that are sent at least."""
 
-OVERLOAD = frozenset({429, 503, 529})
+OVERLOAD = frozenset({429, 529})
+UNAVAILABLE = 503
 
 
 @attrs.define
@@ -79,7 +80,7 @@ class Pace:
     def note(self, sent: float, error: OpenAICancelError | None) -> None:
         """Take account of an answer to what was sent at a time."""
         now = self.monotonic()
-        if not isinstance(error, APIStatusError) or error.status not in OVERLOAD:
+        if not isinstance(error, APIStatusError) or not _is_overload(error):
             self._count(now, sent)
             return
         asked = error.retry_after
@@ -136,6 +137,7 @@ class Bulk:
         self._taken = 0  # ids whose outcome was not handed out yet
         self._room = asyncio.Event()
         self._failure: BaseException | None = None
+        self._reader: asyncio.Task[None]
         self._left = False  # by whom the outcomes are for
 
     async def run(self, ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Outcome, None]:
@@ -156,28 +158,31 @@ class Bulk:
 
     async def _feed(self, ids: Iterable[Any] | AsyncIterable[Any]) -> None:
         async with asyncio.TaskGroup() as group:
-            try:
-                async with aclosing(_each(ids)) as source:
-                    await self._read(source, group)
-            except BaseException as error:
-                if self._left:
-                    raise
-                self._failure = error  # the source's own; what is under way has nothing to do with it
+            self._reader = group.create_task(self._read(ids, group))
         self._results.put_nowait(None)
 
-    async def _read(self, source: AsyncIterable[Any], group: asyncio.TaskGroup) -> None:
-        async for response_id in source:
+    async def _read(self, ids: Iterable[Any] | AsyncIterable[Any], group: asyncio.TaskGroup) -> None:
+        try:
+            async with aclosing(_each(ids)) as source:
+                async for response_id in source:
+                    if self._left:
+                        raise asyncio.CancelledError  # noqa: TRY301 - again, for the source has swallowed it
+                    if self._failure:
+                        return
+                    self._begin(response_id, group)
+                    while self._taken >= self._pace.limit:
+                        self._room.clear()
+                        await self._room.wait()
+        except BaseException as error:
             if self._left:
-                raise asyncio.CancelledError  # again, for the source has swallowed it
-            self._begin(response_id, group)
-            while self._taken >= self._pace.limit:
-                self._room.clear()
-                await self._room.wait()
-            if self._failure:
-                return
+                raise
+            # The source's own, with which what is under way has nothing to do; or what has ended the reading.
+            self._failure = self._failure or error
 
     def _begin(self, response_id: Any, group: asyncio.TaskGroup) -> None:
         self._taken += 1
+        if isinstance(response_id, str):
+            response_id = response_id.rstrip("\r\n")  # the lines of a file have theirs
         try:
             name = self._identify(response_id)
         except InvalidResponseIdError as error:
@@ -195,6 +200,7 @@ class Bulk:
             if self._left:
                 raise
             self._failure = self._failure or error  # a key function's, say: no other id would fare better
+            self._reader.cancel()  # it may wait for the source
             self._hand_out(self._asked.pop(name))
             return
         for _ in range(self._asked.pop(name)):
@@ -203,6 +209,12 @@ class Bulk:
     def _hand_out(self, count: int) -> None:
         self._taken -= count
         self._room.set()
+
+
+def _is_overload(error: APIStatusError) -> bool:
+    """Whether all should slow down: a 503 that asks for no pause may be about one response, and a quota never heals."""
+    said = error.status in OVERLOAD or (error.status == UNAVAILABLE and error.retry_after is not None)
+    return said and is_transient(error)
 
 
 async def _each(ids: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:

@@ -299,7 +299,11 @@ class Endpoint:
         began = self._monotonic()
         attempts = 0
         while True:
-            sent = await pace.turn(began + policy.deadline) if pace else 0.0
+            try:
+                sent = await pace.turn(began + policy.deadline) if pace else 0.0
+            except APITimeoutError as error:
+                error.attempts = attempts
+                raise
             bound = min(limit, policy.deadline - (self._monotonic() - began))
             bounded = Timeout(transport.alarm, bound)
             attempts += 1

@@ -75,6 +75,7 @@ class Guard:
         self._entered = False
         self._ids: dict[str, None] = {}  # a set that keeps the order
         self._failures: dict[str, BaseException] = {}
+        self._cancels = 0  # of the task, when the block began
         self.outcomes: dict[str, Outcome] = {}
 
     def __repr__(self) -> str:
@@ -115,6 +116,7 @@ class Guard:
 
     async def __aenter__(self) -> Self:
         self._entered = True
+        self._cancels = cast("asyncio.Task[Any]", asyncio.current_task()).cancelling()
         if self._tracking and self._ids:
             try:
                 await self._tracking.begin([*self._ids])
@@ -132,19 +134,22 @@ class Guard:
             if self._tracking:
                 await self._tracking.release([*self._ids])
             return
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancels = task.cancelling()
+        try:
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+        except RuntimeError:  # its loop is closed, and the coroutine thrown away
+            _log.warning("%r could stop nothing: its event loop is closed", self)
+            return
         held_back = await self._stop_all()
         for name in self._ids:
             if note := self._note(name):
                 with suppress(Exception):  # an exception can be strange enough to take none
                     error.add_note(f"openai-cancel: {note}")
-                _log.warning("%s", note)
+                _log.warning("%s", self._line(name))
         for failure in self._failures.values():
             if not isinstance(failure, Exception | asyncio.CancelledError) and isinstance(error, Exception):
                 raise failure  # the end of the program goes before what went wrong in it
         if held_back is not None and not isinstance(error, asyncio.CancelledError):
-            asyncio.get_running_loop().call_soon(_cancel_again, task, cancels, held_back)
+            asyncio.get_running_loop().call_soon(_cancel_again, task, self._cancels, held_back)
 
     async def _stop_all(self) -> tuple[Any, ...] | None:
         """Stop all responses, through any cancel of this task; gives the arguments of the last that came meanwhile."""
@@ -173,6 +178,14 @@ class Guard:
             if isinstance(error, asyncio.CancelledError) and task.cancelling():
                 raise
             self._failures[name] = detached(error)
+
+    def _line(self, name: str) -> str:
+        """What a log says of it, in which there is no word of a body."""
+        outcome, failure = self.outcomes.get(name), self._failures.get(name)
+        error = failure if outcome is None else outcome.error
+        said = [] if outcome is None else [str(outcome.verdict)]
+        said += [] if error is None else [type(error).__name__]
+        return f"{name} was not stopped ({', '.join(said) or 'no answer in time'})"
 
     def _note(self, name: str) -> str:
         """What is to be said of a response that was not stopped; of a stranger's exception only its kind."""

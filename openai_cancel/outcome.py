@@ -282,4 +282,6 @@ def _may_have_acted(refusal: OpenAICancelError | None) -> bool:
     """Whether a cancel that ended so may have had an effect, be it by an attempt whose answer was lost."""
     if refusal is None or refusal.attempts > 1:
         return True
-    return not isinstance(refusal, APIStatusError) or isinstance(refusal, InternalServerError)
+    # One that got no turn was not sent at all.
+    answered = isinstance(refusal, APIStatusError) and not isinstance(refusal, InternalServerError)
+    return refusal.attempts > 0 and not answered

@@ -420,7 +420,8 @@ class _Guarding:
         except SessionStateError as failure:
             if error is None:
                 raise
-            error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
+            with suppress(Exception):  # an exception can be strange enough to take none
+                error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
 
 
 async def _next_of(source: AsyncGenerator[_T, None]) -> _T | None:

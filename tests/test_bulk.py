@@ -22,9 +22,9 @@ from openai_cancel import (
     SessionStateError,
     Verdict,
 )
-from openai_cancel.bulk import Pace
+from openai_cancel.bulk import LEAST_GROWTH, LEAST_RATE, Pace
 from openai_cancel.emulator import Emulator, Fault, Script
-from openai_cancel.errors import APIConnectionError, APITimeoutError, RateLimitError
+from openai_cancel.errors import APIConnectionError, APITimeoutError, InternalServerError, RateLimitError
 
 
 @pytest.fixture(autouse=True)
@@ -125,10 +125,10 @@ async def test_one_failure_touches_no_other(session: QuickSession, server: Emula
 
 
 async def test_ids_that_cannot_be_sent(session: QuickSession, create) -> None:
-    bad: list[Any] = ["", "a\n", 5, None]
+    bad: list[Any] = ["", "a\x00", 5, None]
     outcomes = await collect(session.stop_many([*bad, create()]))
     refused = {outcome.response_id: outcome for outcome in outcomes if outcome.verdict is Verdict.UNKNOWN}
-    assert list(refused) == ["", "a\n", "5", "None"]
+    assert list(refused) == ["", "a\x00", "5", "None"]
     for outcome in refused.values():
         assert isinstance(outcome.error, InvalidResponseIdError)
         assert (outcome.attempts, outcome.stopped) == (0, False)
@@ -413,3 +413,194 @@ class TestBlocking:
 
         with pytest.raises(SessionStateError, match="The session is closed"):
             await asyncio.to_thread(work)
+
+
+async def test_one_that_always_fails_holds_up_no_other(server: Emulator, create) -> None:
+    """A 503 may be about one response alone: only one that asks for a pause pauses all."""
+    ids = [create() for _ in range(60)]
+    failing = set(ids[::10])
+
+    class Failing(QuickSession):
+        async def retrieve(self, *_: object, **__: object) -> Response:
+            raise InternalServerError("no", status=503, headers={}, body=b"")
+
+        async def cancel(self, response_id, **options):
+            if response_id in failing:
+                server.faults.append(Fault(status=503))
+            return await super().cancel(response_id, **options)
+
+    async with Failing(api_key=KEY, base_url=server.base_url, max_retries=0) as session:
+        outcomes = await collect(session.stop_many(ids, concurrency=1, deadline=5))
+    assert Counter(outcome.verdict for outcome in outcomes) == {Verdict.CANCELLED: 54, Verdict.UNKNOWN: 6}
+
+
+async def test_a_used_up_quota_is_not_waited_for(server: Emulator, create) -> None:
+    server.faults += [Fault(status=429, body={"error": {"code": "insufficient_quota", "message": "no"}})] * 2
+    async with QuickSession(api_key=KEY, base_url=server.base_url) as session:
+        outcomes = await collect(session.stop_many([create() for _ in range(20)], concurrency=1))
+        assert Counter(outcome.verdict for outcome in outcomes) == {Verdict.CANCELLED: 19, Verdict.UNKNOWN: 1}
+        assert session.slept == []
+
+
+async def test_all_requests_keep_one_pace(server: Emulator, create) -> None:
+    """After a refusal, none is sent until the pause is over."""
+    server.faults.append(Fault(status=429, headers={"retry-after": "5"}))
+    async with QuickSession(api_key=KEY, base_url=server.base_url) as session:
+        outcomes = await collect(session.stop_many([create() for _ in range(20)], concurrency=2))
+        assert session.slept[0] == 5
+        assert len(session.slept) > 2
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
+
+
+async def test_a_request_that_got_no_turn_is_no_attempt(server: Emulator, create) -> None:
+    """What somebody else has cancelled was over before, if nothing was sent."""
+    server.faults += [Fault(status=429, headers={"retry-after": "50"})]
+    first, second = create(), create()
+    server.works[second].cancel(0.0)
+    async with QuickSession(api_key=KEY, base_url=server.base_url) as session:
+        outcomes = await collect(session.stop_many([first, second], concurrency=1, deadline=60))
+    assert sum(outcome.attempts for outcome in outcomes) == len(server.received)
+
+
+async def test_a_file_that_is_open(session: QuickSession, create, tmp_path) -> None:
+    ids = [create() for _ in range(3)]
+    (tmp_path / "ids").write_text("\n".join(ids))
+    with (tmp_path / "ids").open() as lines:
+        outcomes = await collect(session.stop_many(lines))
+    assert sorted(outcome.response_id for outcome in outcomes) == sorted(ids)
+    assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
+
+
+class TestPaceAtTheEdge:
+    """Each holds a rule that a change could break unseen."""
+
+    NO = RateLimitError("no", status=429, headers={}, body=b"", retry_after=0.25)
+
+    def pace(self, server: Server) -> Pace:
+        return Pace(concurrency=64, monotonic=server.clock, sleep=server.sleep, random=lambda: 0.5)
+
+    @pytest.mark.parametrize(("status", "asked"), [(503, 1.0), (529, None)])
+    async def test_other_words_for_too_much(self, status: int, asked: float | None) -> None:
+        pace = self.pace(Server(1))
+        pace.note(await pace.turn(), InternalServerError("no", status=status, headers={}, body=b"", retry_after=asked))
+        assert pace.rate < math.inf
+
+    async def test_a_shorter_wish_does_not_shorten_the_pause(self) -> None:
+        server = Server(1, burst=0, latency=0)
+        pace = self.pace(server)
+        sent = await pace.turn()
+        for wish in (30.0, 1.0):
+            pace.note(sent, RateLimitError("no", status=429, headers={}, body=b"", retry_after=wish))
+        now = server.clock.now
+        assert await pace.turn() - now == pytest.approx(30)
+
+    async def test_a_refusal_never_makes_it_faster(self) -> None:
+        server = Server(1000, latency=0)
+        pace = self.pace(server)
+        pace.note(server.clock.now, self.NO)
+        server.clock.now += 1
+        for _ in range(100):
+            pace.note(server.clock.now, None)
+        server.clock.now += 0.01
+        before = pace.rate
+        pace.note(server.clock.now, self.NO)
+        assert pace.rate <= before
+
+    async def test_a_late_answer_does_not_make_it_slower(self) -> None:
+        server = Server(1000, latency=0)
+        pace = self.pace(server)
+        at = server.clock.now
+        for _ in range(100):
+            pace.note(at, None)
+        pace.note(at, self.NO)
+        rate = pace.rate
+        server.clock.now += 5
+        pace.note(at, None)
+        assert pace.rate >= rate
+
+    async def test_what_was_long_ago_is_not_measured(self) -> None:
+        server = Server(1000, latency=0)
+        pace = self.pace(server)
+        for _ in range(100):
+            pace.note(server.clock.now, None)
+        server.clock.now += 10
+        pace.note(server.clock.now, self.NO)
+        assert pace.rate == LEAST_RATE
+
+    @pytest.mark.parametrize("idle", [1, 10])
+    async def test_it_grows_for_a_second_at_most_and_by_so_much_at_least(self, idle: float) -> None:
+        server = Server(1000, latency=0)
+        pace = self.pace(server)
+        pace.note(server.clock.now, self.NO)
+        server.clock.now += idle
+        pace.note(server.clock.now, None)
+        assert pace.rate == pytest.approx(LEAST_RATE + LEAST_GROWTH)
+
+
+class TestEndAtTheEdge:
+    async def test_leaving_while_more_wait_for_an_answer(self, session: QuickSession, server: Emulator, create) -> None:
+        server.faults += [Fault(), *[Fault(delay=math.inf)] * 9]
+        source = (create() for _ in itertools.count())
+        async with asyncio.timeout(5), aclosing(session.stop_many(source, concurrency=4)) as outcomes:
+            await anext(outcomes)
+            await until(lambda: len(server.received) == 4)
+
+    async def test_what_a_source_gives_after_its_end_is_not_sent(self, session: QuickSession, server, create) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield create()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            yield create()
+
+        async with aclosing(session.stop_many(source())) as outcomes:
+            await anext(outcomes)
+        assert len(server.received) == 1
+
+    async def test_a_cancel_while_it_is_left(self, session: QuickSession, create) -> None:
+        closing = asyncio.Event()
+
+        async def source() -> AsyncIterator[str]:
+            try:
+                yield create()
+                yield create()
+                await asyncio.Event().wait()
+            finally:
+                closing.set()
+                await asyncio.sleep(0.02)
+
+        async def work() -> None:
+            async with aclosing(session.stop_many(source())) as outcomes:
+                await anext(outcomes)
+            pytest.fail("the cancel was swallowed")
+
+        task = asyncio.create_task(work())
+        await closing.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_a_failure_is_told_while_the_source_waits(self, server: Emulator) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "resp_1"
+            await asyncio.Event().wait()
+
+        def key() -> str:
+            raise OSError("shut")
+
+        async with AsyncSession(api_key=key, base_url=server.base_url) as session, asyncio.timeout(5):
+            with pytest.raises(OSError, match="shut"):
+                await collect(session.stop_many(source()))
+
+    async def test_the_first_failure_is_told(self, server: Emulator) -> None:
+        failures = itertools.count(1)
+
+        def key() -> str:
+            raise OSError(next(failures))
+
+        async with AsyncSession(api_key=key, base_url=server.base_url) as session:
+            with pytest.raises(OSError, match="^1$"):
+                await collect(session.stop_many([f"resp_{number}" for number in range(9)]))
+
+    async def test_a_refused_id_keeps_no_frames(self, session: QuickSession) -> None:
+        (outcome,) = await collect(session.stop_many([""]))
+        assert outcome.error.__traceback__ is None

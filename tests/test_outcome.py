@@ -781,3 +781,39 @@ class TestDryRun:
         assert (await session.stop(create(), dry_run=True)).verdict is Verdict.STILL_RUNNING
         server.faults += [Fault(status=500)] * 9
         assert (await session.stop(create(), dry_run=True)).verdict is Verdict.UNKNOWN
+
+
+class TestRulesAtTheEdge:
+    """Each holds a rule that a change could break unseen."""
+
+    @pytest.mark.parametrize("words", ["Set background=true to be able to cancel.", "It is not a background response."])
+    def test_words_for_what_is_not_in_the_background(self, words: str) -> None:
+        refusal = failure(BadRequestError, 400, words)
+        running = Response(id="x", status="in_progress")
+        assert judge(running, refusal=refusal, error=None, reached=False) is Verdict.NOT_BACKGROUND
+
+    def test_a_422_is_a_refusal(self) -> None:
+        refusal = failure(UnprocessableEntityError, 422)
+        over = Response(id="x", status="completed", background=False)
+        assert judge(over, refusal=refusal, error=None, reached=False) is Verdict.NOT_BACKGROUND
+
+    @pytest.mark.parametrize(("kind", "status"), [(InternalServerError, 500), (RateLimitError, 429)])
+    def test_a_failing_server_does_not_know_what_it_finds(self, kind: type[APIStatusError], status: int) -> None:
+        fails = failure(kind, status, "Response not found")
+        unknown = failure(BadRequestError, 400, "Response not found")
+        for refusal, error in ((fails, unknown), (unknown, fails)):
+            assert judge(None, refusal=refusal, error=error, reached=True) is None
+
+    async def test_what_ran_to_its_end_is_not_cancelled_again(self) -> None:
+        async with playing("azure") as (server, session):
+            outcome = await session.stop(server.add(Script(runs_for=12, resumes_after=5)), confirm=20)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.ALREADY_FINISHED, 2)
+
+    async def test_the_last_words_are_told(self, session: QuickSession, server: Emulator) -> None:
+        server.faults += [Fault(on="cancel", status=400, body="first"), Fault(on="retrieve", status=409, body="last")]
+        assert (await session.stop("x")).error.message == "last"
+
+    async def test_the_last_words_are_told_at_the_deadline(self, session: QuickSession, server: Emulator) -> None:
+        fails = [Fault(on="cancel", status=503, body="first"), Fault(on="retrieve", status=503, body="last")]
+        server.faults += fails * 99
+        assert (await session.stop("x", deadline=5, max_retries=0)).error.message == "last"
