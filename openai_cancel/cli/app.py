@@ -1,6 +1,7 @@
 """The command: its arguments in, its exit status out."""
 
 import io
+import logging
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -45,6 +46,8 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit status. What goes wrong is one line, never a traceback."""
+    # Without a handler, Python would show warnings of the log on the terminal, beside ours.
+    logging.getLogger("openai_cancel").addHandler(logging.NullHandler())
     problem: object
     try:
         return app(_with_standard_input(arguments), exit_on_error=False, print_error=False) or OK
@@ -62,8 +65,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _with_standard_input(arguments: Sequence[str]) -> list[str]:
     """The arguments, with a lone `-` among the ids as the option that it is short for."""
+    if not arguments or arguments[0] not in {"stop", "status"}:
+        return [*arguments]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [
-        "--file=-" if argument == "-" and before not in {"-f", "--file"} and place < end else argument
+        "--file=-" if argument == "-" and before not in {"-f", "--file", "--log"} and place < end else argument
         for place, (before, argument) in enumerate(pairwise(["", *arguments]))
     ]

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -129,6 +129,8 @@ def _run_many(ids: Sequence[str], many: Many, connection: Connection, *, confirm
             raise UsageError(str(error)) from error
         except OSError as error:
             raise UsageError(f"{error.filename}: {error.strerror}") from error
+        if log and run.source.reads(log.file):
+            raise UsageError(f"{many.log} is read from already: give --log another file.")
         outcomes = partial(
             session.stop_many,
             concurrency=many.concurrency,
@@ -223,6 +225,20 @@ def heeding_signals(heed: Callable[[int], None]) -> Generator[None]:
             loop.remove_signal_handler(number)
 
 
+async def until_signalled(work: Coroutine[Any, Any, int]) -> int:
+    """Do some work, and cancel it when Ctrl-C is pressed or SIGTERM comes; gives the exit status."""
+    task = asyncio.create_task(work)
+    received: list[int] = []
+
+    def interrupt(number: int) -> None:
+        received.append(number)
+        task.cancel()
+
+    with heeding_signals(interrupt):
+        await asyncio.wait([task])
+    return 128 + received[0] if task.cancelled() else task.result()
+
+
 def wait(
     ids: Ids,
     /,
@@ -245,7 +261,8 @@ def wait(
     as_json
         One JSON object a line.
     """
-    return asyncio.run(_wait(ids, timeout, on_abandon, as_json=as_json, session=connection.session()))
+    work = _wait(ids, timeout, on_abandon, as_json=as_json, session=connection.session())
+    return asyncio.run(until_signalled(work))
 
 
 async def _wait(

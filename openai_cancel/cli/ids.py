@@ -90,7 +90,10 @@ class IdReader:
         if len(text) > csv.field_size_limit():
             return False
         for delimiter in DELIMITERS:
-            names = [name.strip().lower() for name in next(csv.reader([text], delimiter=delimiter))]
+            try:
+                names = [name.strip().lower() for name in next(csv.reader([text], delimiter=delimiter))]
+            except csv.Error:  # a carriage return in the middle, say
+                return False
             for field in ID_FIELDS:
                 if field in names:
                     self._delimiter, self._column = delimiter, names.index(field)
@@ -198,6 +201,11 @@ class Source:
             counts = [_count_lines(file) for _, file in self._files]
             self._opened = opened.pop_all()
         self.total = None if None in counts else len(ids) + sum(filter(None, counts))
+
+    def reads(self, file: int) -> bool:
+        """Whether a file that is written to is one of those that are read: that would never end."""
+        written = os.fstat(file)
+        return any(os.path.samestat(written, os.fstat(read.fileno())) for _, read in self._files)
 
     def __enter__(self) -> Self:
         return self

@@ -3,18 +3,17 @@
 import asyncio
 import os
 import sys
-from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import attrs
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
-from openai_cancel.cli.commands import HERE, NOT_STOPPED, OK, Flag, Ids, Seconds, UsageError, heeding_signals
+from openai_cancel.cli.commands import HERE, NOT_STOPPED, OK, Flag, Ids, Seconds, UsageError, until_signalled
 from openai_cancel.cli.connection import Connection
 from openai_cancel.cli.report import Report, complain, print_line, printable, to_json
 from openai_cancel.errors import ConfigurationError, LedgerError
@@ -143,23 +142,9 @@ def sweep(
                     return OK if report.tally.all_stopped else NOT_STOPPED
                 await asyncio.sleep(every.total_seconds())
 
-    status = asyncio.run(_until_signalled(run()))
+    status = asyncio.run(until_signalled(run()))
     report.sum_up()
     return status
-
-
-async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
-    """Do some work, and cancel it when Ctrl-C is pressed or SIGTERM comes; gives the exit status."""
-    task = asyncio.create_task(work)
-    received: list[int] = []
-
-    def interrupt(number: int) -> None:
-        received.append(number)
-        task.cancel()
-
-    with heeding_signals(interrupt):
-        await asyncio.wait([task])
-    return 128 + received[0] if task.cancelled() else task.result()
 
 
 @ledger.command(name="list")

@@ -131,16 +131,16 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.failed = False
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._path = path
         try:
-            state = os.fstat(self._file)
+            state = os.fstat(self.file)
             if not stat.S_ISREG(state.st_mode):
                 raise OSError(errno.EINVAL, "a log must be a regular file", str(path))  # noqa: TRY301 - closed below
             # A line that was cut off, by a full disk or a loss of power, should not spoil the next one.
-            self._torn = state.st_size > 0 and os.pread(self._file, 1, state.st_size - 1) != b"\n"
+            self._torn = state.st_size > 0 and os.pread(self.file, 1, state.st_size - 1) != b"\n"
         except OSError:
-            os.close(self._file)
+            os.close(self.file)
             raise
         self._synced = monotonic()
 
@@ -151,19 +151,19 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._noting_failure():
-            os.fsync(self._file)
-        os.close(self._file)
+            os.fsync(self.file)
+        os.close(self.file)
 
     def write(self, outcome: Outcome) -> None:
         """Add a line. Where that fails it is said once, and the run goes on."""
         line = b"\n" * self._torn + to_json(outcome_as_document(outcome)).encode() + b"\n"
         self._torn = True
         with self._noting_failure():
-            if os.write(self._file, line) < len(line):
+            if os.write(self.file, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._torn = False
             if monotonic() - self._synced >= SYNC_EVERY:
-                os.fsync(self._file)
+                os.fsync(self.file)
                 self._synced = monotonic()
 
     @contextmanager
@@ -291,12 +291,13 @@ class Report:
 
     def __init__(self, *, as_json: bool, quiet: bool, each: bool) -> None:
         self.tally = Tally()
-        self._json = as_json or not (quiet or sys.stdout.isatty())
+        terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._json = as_json or not (quiet or terminal)
         self._quiet = quiet
         self._each = each
         self._problems = 0
         self._errors = Console(stderr=True)
-        self._draws = self._errors.is_terminal and not quiet and not (self._json and sys.stdout.isatty())
+        self._draws = self._errors.is_terminal and not quiet and not (self._json and terminal)
         self._console = self._errors if self._draws else Console()
 
     def bar(self, *, total: Callable[[], int | None], under_way: Callable[[], int]) -> AbstractContextManager[object]:
@@ -331,7 +332,10 @@ class Report:
         if self._problems > SHOWN:
             complain(f"{self._problems - SHOWN:,} more did not stop: --log or --json shows all")
         if not self._quiet:
-            self._errors.print(self.tally.table())
+            try:
+                self._errors.print(self.tally.table())
+            except OSError:  # nobody can read it: what was done is done
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def title(verdict: Verdict) -> str:
