@@ -31,6 +31,8 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 
+_CLOSED = "The ledger is closed."
+
 _T = TypeVar("_T")
 
 
@@ -108,7 +110,7 @@ class Writer:
             LedgerError: too much waits already, or this has ended.
         """
         if self._closing or self._task.done():
-            raise LedgerError("The ledger is closed.")
+            raise LedgerError(_CLOSED)
         if len(self._waiting) >= MOST_WAITING:
             raise self._too_late()
         work = _Work(run, self.loop.create_future())
@@ -118,13 +120,14 @@ class Writer:
 
     async def _run(self) -> None:
         try:
-            while self._waiting or not self._closing:
+            # Some drivers swallow a cancel, or make an error of it.
+            while (self._waiting or not self._closing) and not self._task.cancelling():
                 await self._awake.wait()
                 self._awake.clear()
-                while self._waiting:
+                while self._waiting and not self._task.cancelling():
                     await self._do_together([self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))])
         finally:
-            _fail(self._waiting, LedgerError("The ledger is closed."))  # its loop is ending, and cancels all tasks
+            _fail(self._waiting, LedgerError(_CLOSED))  # its loop is ending, and cancels all tasks
             await self._engine.dispose()
 
     async def _do_together(self, works: Sequence[_Work]) -> None:
@@ -134,17 +137,16 @@ class Writer:
                 if not self._migrated:
                     await migrate(connection)
                 results = [await work.run(connection) for work in works]
-        except asyncio.CancelledError:
-            _fail(works, LedgerError("The ledger is closed."))
-            raise
         except TimeoutError:
             _fail(works, self._too_late())
-        except Exception as error:  # noqa: BLE001 - drivers let their own through, and none may end this task
-            if len(works) > 1:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - drivers let their own through
+            if self._task.cancelling():
+                _fail(works, LedgerError(_CLOSED))
+            elif len(works) > 1:
                 for work in works:
                     await self._do_together([work])
-                return
-            _fail(works, _translate(error))
+            else:
+                _fail(works, _translate(error))
         else:
             self._migrated = True
             for work, result in zip(works, results, strict=True):
@@ -161,7 +163,7 @@ def _fail(works: Sequence[_Work] | deque[_Work], error: LedgerError) -> None:
             work.result.set_exception(error)
 
 
-def _translate(error: Exception) -> LedgerError:
+def _translate(error: BaseException) -> LedgerError:
     if isinstance(error, LedgerError):
         return error
     words = str(getattr(error, "orig", None) or error)  # SQLAlchemy's own go on about the statement
