@@ -3,10 +3,14 @@
 import asyncio
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 import aiohttp
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
+from aiohttp.tracing import Trace
 from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
@@ -17,6 +21,23 @@ CLOSED = "The session, or the aiohttp.ClientSession that it was given, is closed
 _UNWANTED = ("Content-Type",)  # some servers refuse a body that is announced and not there
 
 _PROXY_AUTHENTICATION_REQUIRED = 407
+
+# Where aiohttp's words end and those of the server begin, which may hold anything: `Bad status line: b'…'`.
+_QUOTATION = re.compile(r":|\s*<|\s+b?['\"]")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Does not use a connection again on which something came unasked: it would be taken for the next answer.
+
+    A gateway may time a request out after it was answered, or be made to send one answer too many.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) and connection.protocol is not None:
+            if not connection.protocol.should_close:
+                break
+            connection.close()
+        return connection
 
 
 class Transport:
@@ -33,14 +54,19 @@ class Transport:
     ) -> None:
         """Use the caller's `client`, which is never closed here, or make one.
 
-        What most requests have in common, such as `headers`, costs less as a default of our own client.
+        What most requests have in common, such as `headers`, costs less as a default of our own client. Every request
+        is given them all the same.
         """
         self.loop = asyncio.get_running_loop()
         self.alarm = Alarm()
         self._owned = client is None
-        self._headers = headers if client is None else None
+        # aiohttp sends the defaults of a client to proxies, too, and the key with them.
+        self._headers = headers if client is None and proxy is None else None
         self._client = client or aiohttp.ClientSession(
-            headers=headers, skip_auto_headers=_UNWANTED, cookie_jar=aiohttp.DummyCookieJar()
+            connector=_Connector(),
+            headers=self._headers,
+            skip_auto_headers=_UNWANTED,
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._connect_timeout = connect_timeout
         # No total: the session bounds a whole attempt, of which the exchange is a part.
@@ -83,6 +109,8 @@ class Transport:
         middlewares = None
         if not self._owned:
             more, middlewares = self._over_other_credentials(headers)
+        response: aiohttp.ClientResponse | None = None
+        chunks: list[bytes] = []
         try:
             async with self._client.request(
                 method,
@@ -96,23 +124,29 @@ class Transport:
                 headers=more,
                 middlewares=middlewares,
             ) as response:
-                chunks: list[bytes] = []
                 room = self._max_body_bytes
                 complete = (response.content_length or 0) <= room
                 content = response.content
                 while complete and not content.at_eof():
-                    chunk = await content.readany()
-                    chunks.append(chunk)
-                    room -= len(chunk)
+                    chunks.append(await content.readany())
+                    room -= len(chunks[-1])
                     complete = room >= 0
                 if not complete:
                     chunks.clear()
                     response.close()  # more is on its way: the connection cannot be used again
                 return response.status, response.headers, b"".join(chunks), complete
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            # aiohttp's text of an answer has the URL in it, and a query or a proxy's URL may hold a secret.
-            cause = None if isinstance(error, aiohttp.ClientResponseError) else error
+            # aiohttp's text of an answer has the URL in it, or a part of the answer, and either may hold a secret.
+            cause = error if isinstance(error, OSError) else None
+            link: BaseException | None = cause
+            while link is not None:
+                link.__traceback__ = None  # its frames hold the request as it was written
+                link = link.__cause__ or link.__context__
             raise self._translate(error, url) from cause
+        finally:
+            # A traceback with locals would show what had come of an answer before an error.
+            response = None
+            chunks.clear()
 
     def _over_other_credentials(
         self, headers: Mapping[str, str]
@@ -156,5 +190,11 @@ class Transport:
             )
             failure.permanent = True
             return failure
-        text = error.message if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError) else str(error)
+        if isinstance(error, OSError):
+            text = str(error)
+        elif isinstance(error, aiohttp.ServerDisconnectedError):
+            text = "Server disconnected"
+        else:
+            text = re.sub(r"^\d+, message:\s*", "", getattr(error, "message", "") or str(error))
+            text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")

@@ -186,6 +186,7 @@ def decode(answer: Answer, request: Request) -> Response:
                 values["retry_after"] = _retry_after(headers)
             return response
     answer = _redact(answer, request)
+    del document  # which a traceback with locals would show as it came
     raise _error(answer, _parse(answer.body) if answer.complete else None)
 
 
