@@ -1,0 +1,244 @@
+"""The examples that need somebody else's package or server, run as they stand."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
+from conftest import KEY, until
+from jupyter_client.manager import start_new_async_kernel
+
+from openai_cancel.emulator import Emulator, Script
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+STRICT = ("-X", "dev", "-W", "error")
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+
+
+async def execute(*command: object, status: int = 0, complaints: str = "") -> list[str]:
+    """What an example prints, once it has ended with a status and with complaints, a regular expression."""
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, *map(str, command)],
+        env=os.environ, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    # On a busy machine, asyncio's debug mode says that something took a tenth of a second.
+    complained = "\n".join(line for line in done.stderr.splitlines() if not re.match("Executing .* took", line))
+    assert done.returncode == status, complained
+    assert re.fullmatch(complaints, complained)
+    return done.stdout.splitlines()
+
+
+def test_they_are_short() -> None:
+    for path in EXAMPLES.rglob("test_*.py"):
+        assert len(path.read_text().splitlines()) <= 40
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
+    assert sum(len(cell["source"]) for cell in cells) <= 40
+
+
+async def test_bulk_incident(tmp_path: Path, server: Emulator, create: Callable[..., str]) -> None:
+    running = [create() for _ in range(20)]
+    ids, left = tmp_path / "ids", tmp_path / "left"
+    ids.write_text("\n".join([*running, "", create(runs_for=0), "resp_none", "a\x01b"]))
+    lines = await execute(
+        *STRICT, EXAMPLES / "bulk_incident.py", ids, left, status=1, complaints="a\x01b unknown .* cannot be .*"
+    )
+    assert lines[0].split() == ["20", "cancelled"]
+    assert sorted(line.split()[1] for line in lines[1:]) == ["already_finished", "not_found", "unknown"]
+    assert left.read_text() == "a\x01b\n"
+    assert all(server.works[response_id].cancelled for response_id in running)
+    left.write_text(running[0])
+    assert await execute(*STRICT, EXAMPLES / "bulk_incident.py", left, ids) == ["       1 cancelled"]
+    assert ids.read_text() == ""
+
+
+async def test_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Emulator(dialect="vllm") as server:
+        over, *running = [server.add(Script(runs_for=seconds)) for seconds in (0, 600, 600)]
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        lines = await execute(*STRICT, EXAMPLES / "vllm.py", running[0], over, running[1])
+        assert lines[0] == "Forty-two."
+        assert sorted(lines[1:]) == sorted(f"{name} already_finished" for name in server.works)
+        assert all(server.works[name].cancelled for name in running)
+
+
+async def test_litellm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Emulator(dialect="litellm") as server:
+        inner = [server.add(Script(resumes_after=0.1)), server.add(Script(runs_for=0))]
+        shown = [server._dialect.show_id(name) for name in inner]  # as its replies have them
+        ids = tmp_path / "ids"
+        ids.write_text(f"{shown[0]} a question\n{shown[1]} another one\n")
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        lines = await execute(*STRICT, EXAMPLES / "litellm.py", "0.2", ids)
+    assert set(lines) == {"a question: cancelled, by another id", "another one: already_finished, by another id"}
+    assert server.works[inner[0]].cancels == 2
+
+
+@pytest.fixture
+async def azure() -> AsyncIterator[tuple[Emulator, str]]:
+    """An emulated Azure, and the address of a gateway that has it where Azure has its API."""
+    async with Emulator(dialect="azure", script=Script(resumes_after=0.1)) as server, aiohttp.ClientSession() as client:
+
+        async def forward(request: web.Request) -> web.Response:
+            url = f"{server.base_url}{request.path.removeprefix('/openai/v1')}"
+            authorization = {"Authorization": request.headers["Authorization"]}
+            async with client.request(request.method, url, headers=authorization) as answer:
+                return web.json_response(await answer.json(), status=answer.status)
+
+        app = web.Application()
+        app.add_routes([web.route("*", "/openai/v1/{rest:.*}", forward)])
+        async with TestServer(app) as gateway:
+            yield server, str(gateway.make_url("/"))
+
+
+TOKENS = """
+import itertools
+numbers = itertools.count(1)
+def token():
+    return f"token-{next(numbers)}"
+"""
+
+
+async def test_azure_entra(azure: tuple[Emulator, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, endpoint = azure
+    running = server.add()
+    (tmp_path / "tokens.py").write_text(TOKENS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("TOKEN_FUNCTION", "tokens:token")
+    monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", endpoint)
+    assert await execute(*STRICT, EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
+    assert server.works[running].cancels == 2
+    sent = [request.headers["authorization"] for request in server.received]
+    assert sent == [f"Bearer token-{number}" for number in range(1, len(sent) + 1)]
+
+
+async def test_azure_entra_with_a_managed_identity(
+    azure: tuple[Emulator, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Microsoft's own package, and what an App Service has beside it to get tokens from."""
+    server, endpoint = azure
+
+    async def identity(request: web.Request) -> web.Response:
+        assert request.headers["X-IDENTITY-HEADER"] == "secret"
+        resource = request.query["resource"]
+        token = {"access_token": f"token-for-{resource}", "expires_on": "4102444800", "token_type": "Bearer"}
+        return web.json_response({**token, "resource": resource})
+
+    app = web.Application()
+    app.add_routes([web.get("/token", identity)])
+    async with TestServer(app) as identities:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", str(identities.make_url("/token")))
+        monkeypatch.setenv("IDENTITY_HEADER", "secret")
+        monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", endpoint)
+        running = server.add()
+        # Without `-W error`: what another package does is not ours.
+        assert await execute(EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
+    sent = {request.headers["authorization"] for request in server.received}
+    assert sent == {"Bearer token-for-https://cognitiveservices.azure.com"}
+
+
+async def test_opentelemetry_tracing(create: Callable[..., str]) -> None:
+    running = create()
+    lines = await execute(EXAMPLES / "opentelemetry_tracing.py", running, "resp_none")
+    request, stop, *others, lost = map(json.loads, lines)
+    assert (request["name"], stop["name"], lost["name"]) == ("POST", "stop", "stop")
+    assert request["parent_id"] == stop["context"]["span_id"]
+    assert stop["attributes"] == {"gen_ai.response.id": running, "openai_cancel.verdict": "cancelled"}
+    assert lost["attributes"]["openai_cancel.verdict"] == "not_found"
+    assert (stop["status"]["status_code"], lost["status"]["status_code"]) == ("UNSET", "ERROR")
+    assert {other["parent_id"] for other in others} == {lost["context"]["span_id"]}
+
+
+@pytest.fixture
+def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """A worker of its own process, and a client of it; between them a folder in place of a broker."""
+    folder = tmp_path / "broker"
+    folder.mkdir()
+    settings = {
+        "broker_url": "filesystem://",
+        "broker_transport_options": {
+            "data_folder_in": str(folder),
+            "data_folder_out": str(folder),
+            "control_folder": str(tmp_path / "control"),
+        },
+        "result_backend": f"file://{tmp_path}",
+        "worker_hijack_root_logger": False,
+    }
+    (tmp_path / "celeryconfig.py").write_text("\n".join(f"{name} = {value!r}" for name, value in settings.items()))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{EXAMPLES}")
+    command = [sys.executable, "-m", "celery", "-A", "task_queue", "worker", "--concurrency=2", "--without-mingle"]
+    with (tmp_path / "log").open("wb") as log:
+        worker = subprocess.Popen(
+            [*command, "--without-gossip"], cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+        )
+    with Celery("task_queue", broker=settings["broker_url"], backend=settings["result_backend"]) as app:
+        app.conf.update(settings)
+        yield app
+    os.killpg(worker.pid, signal.SIGKILL)  # its orderly end takes seconds, and shows nothing here
+    worker.wait()
+
+
+async def test_task_queue(celery: Celery, server: Emulator, create: Callable[..., str]) -> None:
+    over, late, revoked = create(runs_for=0), create(), create()
+    done = celery.send_task("task_queue.answer", [over])
+    ends = celery.send_task("task_queue.answer", [late], soft_time_limit=1)
+    assert await asyncio.to_thread(done.get, timeout=20) == "Forty-two."
+    ended = celery.send_task("task_queue.answer", [revoked])
+    await until(lambda: any(revoked in request.path for request in server.received))
+    celery.control.revoke(ended.id, terminate=True, signal="SIGUSR1")
+    for result in (ends, ended):
+        with pytest.raises(SoftTimeLimitExceeded):
+            await asyncio.to_thread(result.get, timeout=20)
+    assert server.works[late].cancelled
+    assert server.works[revoked].cancelled
+
+
+def test_pytest_fixture(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(
+        "-W", "error", "-p", "no:cacheprovider", EXAMPLES / "pytest_fixture", timeout=30
+    )
+    result.assert_outcomes(passed=3)
+
+
+async def test_notebook(server: Emulator, create: Callable[..., str]) -> None:
+    running = create()
+    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
+    manager, client = await start_new_async_kernel()
+    try:
+        shown = []
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                source = "".join(cell["source"]).replace("resp_123", running)
+                messages: deque[dict] = deque()
+                reply = await client.execute_interactive(source, output_hook=messages.append, timeout=20)
+                assert reply["content"]["status"] == "ok", reply["content"]
+                shown += [text for message in messages if (text := text_of(message["content"]))]
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel()
+    assert shown[0].startswith(f"Response(id='{running}'")
+    assert shown[1:] == ["cancelled", f"{{'{running}': 'cancelled',\n 'resp_none': 'not_found'}}", "'cancelled'"]
+    assert server.works[running].cancelled
+
+
+def text_of(content: dict) -> str:
+    """What a message of the kernel shows, if anything."""
+    return content.get("text", content.get("data", {}).get("text/plain", "")).strip()
