@@ -20,7 +20,7 @@ from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICanc
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL
 from openai_cancel.retry import RetryPolicy
-from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds
+from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds, hidden
 from openai_cancel.timeouts import Timeout
 from openai_cancel.transport import CLOSED, Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
@@ -77,6 +77,7 @@ class Endpoint:
         client_session: aiohttp.ClientSession | None = None,
         **options: Unpack[Options],
     ) -> None:
+        api_key = hidden(api_key)
         settings = Settings.openai(
             api_key=api_key, base_url=base_url, organization=organization, project=project, **options
         )
@@ -108,6 +109,7 @@ class Endpoint:
 
         See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
         """
+        api_key = hidden(api_key)
         settings = Settings.azure(
             endpoint, api_key=api_key, token_provider=token_provider, api_version=api_version, **options
         )
@@ -248,7 +250,10 @@ class Endpoint:
 
         See https://platform.openai.com/docs/api-reference/responses/cancel.
         """
-        return await self._call("POST", response_id, "/cancel", **options)
+        try:
+            return await self._call("POST", response_id, "/cancel", **options)
+        finally:
+            del options  # a traceback with locals would show what headers hold
 
     async def retrieve(self, response_id: ResponseId, **options: Unpack[CallOptions]) -> Response:
         """Ask how a response is: `GET /responses/{response_id}`.
@@ -269,7 +274,10 @@ class Endpoint:
 
         See https://platform.openai.com/docs/api-reference/responses/get.
         """
-        return await self._call("GET", response_id, "", **options)
+        try:
+            return await self._call("GET", response_id, "", **options)
+        finally:
+            del options
 
     async def _call(  # noqa: C901, PLR0912, PLR0915 - one loop, best read in one piece
         self,
@@ -288,6 +296,7 @@ class Endpoint:
             raise self._misused()
         settings = self._settings
         request = self._wire.request(method, response_id, action, headers=headers, query=query)
+        headers = None
         limit = settings.timeout if timeout is None else check_seconds("timeout", timeout)
         policy = self._policy
         if max_retries is not None or deadline is not None:

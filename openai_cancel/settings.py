@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast
 from urllib.parse import parse_qsl
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,6 +26,8 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 ApiKey: TypeAlias = str | Callable[[], str | Awaitable[str]]
 """A key, or a function (plain or async) that is asked for one before each attempt."""
 
+_T = TypeVar("_T")
+
 # RFC 9110, section 5.6.2: what a header's name may be made of.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
@@ -40,6 +42,11 @@ class Secret(str):
     def __repr__(self) -> str:
         """Three stars, whatever the string."""
         return "'***'"
+
+
+def hidden(value: _T) -> _T:
+    """A string so that a traceback's locals do not show it; anything else as it is."""
+    return cast("_T", Secret(value)) if isinstance(value, str) else value
 
 
 class Limits(TypedDict, total=False):
@@ -320,7 +327,7 @@ class Settings:
             return getattr(client, f"_{name}", None)
 
         token = private("azure_ad_token_provider") or private("azure_ad_token")
-        key: Any = token or private("api_key_provider") or client.api_key
+        key: Any = hidden(token or private("api_key_provider") or client.api_key)
         theirs = {"openai-organization": client.organization, "openai-project": client.project}
         theirs |= private("custom_headers") or {}
         merged = check_headers(_texts(theirs), "the client's default_headers")
@@ -388,6 +395,7 @@ class Settings:
         key = cast("Callable[[], str | Awaitable[str]]", self.api_key)()
         if inspect.isawaitable(key):
             key = await key
+        key = hidden(key)
         return check_key(key, "what the api_key function returned")
 
 
@@ -434,6 +442,7 @@ def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> S
     if callable(api_key):
         return api_key
     key, source = _given(api_key, "api_key", variable)
+    key = hidden(key)
     if key is not None:
         return check_key(key, source)
     if headers.keys() & _CREDENTIALS:

@@ -17,7 +17,7 @@ from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
-from openai_cancel.settings import ApiKey, Options
+from openai_cancel.settings import ApiKey, Options, hidden
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import Call, Worker
 
@@ -61,6 +61,7 @@ class Session:
         project: str | None = None,
         **options: Unpack[Options],
     ) -> None:
+        api_key = hidden(api_key)
         self._wrap(
             AsyncSession(api_key=api_key, base_url=base_url, organization=organization, project=project, **options)
         )
@@ -87,6 +88,7 @@ class Session:
         Raises:
             ConfigurationError: a setting is missing or cannot work.
         """
+        api_key = hidden(api_key)
         return cls.__new__(cls)._wrap(
             AsyncSession.azure(
                 endpoint, api_key=api_key, token_provider=token_provider, api_version=api_version, **options
