@@ -7,11 +7,13 @@ import math
 from collections.abc import AsyncIterator
 
 import aiohttp
+import attrs
 import openai
 import pytest
 from conftest import KEY, Clock
 
-from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel import AsyncSession, InternalServerError
+from openai_cancel.emulator import DIALECTS, Emulator, Fault, Script
 
 
 @pytest.fixture
@@ -105,6 +107,69 @@ class TestOfficialClient:
             async with openai.AsyncOpenAI(api_key="right", base_url=server.base_url) as client:
                 with pytest.raises(openai.NotFoundError):
                     await client.responses.cancel("x")
+
+
+class TestAzure:
+    """The API is where Azure has it, too, so that what is made for Azure need not be told otherwise."""
+
+    @pytest.fixture
+    async def azure(self) -> AsyncIterator[Emulator]:
+        quick = attrs.evolve(DIALECTS["azure"], takes=0)
+        async with Emulator(dialect=quick, script=Script(runs_for=math.inf)) as server:
+            yield server
+
+    async def test_a_session_as_it_is_made_for_azure(self) -> None:
+        async with (
+            Emulator(dialect="azure") as server,
+            AsyncSession.azure(server.base_url.removesuffix("/v1"), api_key="k") as session,
+        ):
+            response = await session.cancel(server.add())
+        assert (response.id, response.status) == (next(iter(server.works)), "cancelled")
+        [received] = server.received
+        assert (received.path, received.headers["api-key"]) == (f"/openai/v1/responses/{response.id}/cancel", "k")
+
+    @pytest.mark.parametrize(
+        ("version", "path"),
+        [
+            (None, "/openai/v1/responses/{}"),
+            ("preview", "/openai/v1/responses/{}?api-version=preview"),
+            ("2025-04-01-preview", "/openai/responses/{}?api-version=2025-04-01-preview"),
+        ],
+    )
+    async def test_versions_of_the_api(self, azure: Emulator, version: str | None, path: str) -> None:
+        identifier = azure.add()
+        endpoint = azure.base_url.removesuffix("/v1")
+        async with AsyncSession.azure(endpoint, api_key="k", api_version=version) as session:
+            assert (await session.retrieve(identifier)).status == "in_progress"
+        assert [received.path for received in azure.received] == [path.format(identifier)]
+
+    async def test_the_official_client_for_it(self, azure: Emulator) -> None:
+        endpoint = azure.base_url.removesuffix("/v1")
+        async with openai.AsyncAzureOpenAI(
+            azure_endpoint=endpoint, api_key="k", api_version="2025-04-01-preview", max_retries=0
+        ) as client:
+            created = await client.responses.create(model="m", input="hi", background=True)
+            assert (await client.responses.cancel(created.id)).status == "cancelled"
+            assert (await client.responses.retrieve(created.id)).status == "cancelled"
+            await client.responses.delete(created.id)
+        assert azure.works == {}
+        assert {received.path.partition("/responses")[0] for received in azure.received} == {"/openai"}
+
+    async def test_faults_strike_there_as_well(self, azure: Emulator) -> None:
+        azure.faults.append(Fault(on="cancel", status=503))
+        identifier = azure.add()
+        endpoint = azure.base_url.removesuffix("/v1")
+        async with AsyncSession.azure(endpoint, api_key="k", max_retries=0) as session:
+            await session.retrieve(identifier)
+            with pytest.raises(InternalServerError):
+                await session.cancel(identifier)
+        assert (azure.faults, azure.works[identifier].cancelled) == ([], None)
+
+    @pytest.mark.parametrize("path", ["/responses/x", "/v2/responses/x", "/openai/v2/responses/x"])
+    async def test_nothing_is_anywhere_else(self, azure: Emulator, path: str) -> None:
+        url = azure.base_url.removesuffix("/v1") + path
+        async with aiohttp.ClientSession(headers={"api-key": "k"}) as http, http.get(url) as answer:
+            assert (answer.status, await answer.text()) == (404, "404: Not Found")
 
 
 class TestChecks:

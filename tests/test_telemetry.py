@@ -1,22 +1,33 @@
-"""OpenTelemetry's instrumentation of aiohttp sees the requests of this package, over real sockets, and no secret."""
+"""In OpenTelemetry's traces there is a span for each request and for each stop, over real sockets, and no secret."""
 
 import asyncio
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
 import pytest
-from conftest import KEY, QuickSession
+from conftest import KEY, QuickSession, until
+from opentelemetry import trace
 from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor, create_trace_config
 from opentelemetry.sdk.trace import ReadableSpan, Tracer, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from openai_cancel import APIConnectionError, AsyncSession, NotFoundError, Session
+from openai_cancel import (
+    APIConnectionError,
+    AsyncSession,
+    InvalidResponseIdError,
+    NotFoundError,
+    Session,
+    SessionStateError,
+    __version__,
+)
 from openai_cancel.emulator import Emulator, Fault
 
 Create = Callable[..., str]
+Spans = Callable[[], list[ReadableSpan]]
 
 
 @pytest.fixture
@@ -25,9 +36,11 @@ def exporter() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def provider(exporter: InMemorySpanExporter) -> Iterator[TracerProvider]:
-    provider = TracerProvider()
+def provider(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
+    """That of the process, until the test is over: there is no public way to take one back."""
+    provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
     yield provider
     provider.shutdown()
 
@@ -41,16 +54,28 @@ def tracer(provider: TracerProvider) -> Iterator[Tracer]:
 
 
 @pytest.fixture
-def spans(exporter: InMemorySpanExporter) -> Callable[[], list[ReadableSpan]]:
-    """The spans of the requests so far. That none of them holds a secret is looked at in each test."""
+def finished(exporter: InMemorySpanExporter) -> Spans:
+    """The spans that are over, in the order in which they began. That none holds a secret is looked at in each test."""
 
-    def spans() -> list[ReadableSpan]:
-        finished = [span for span in exporter.get_finished_spans() if span.kind is SpanKind.CLIENT]
-        assert finished
-        assert not any("secret" in span.to_json() for span in finished)
-        return finished
+    def finished() -> list[ReadableSpan]:
+        spans = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time)
+        assert spans
+        assert not any("secret" in span.to_json() for span in spans)
+        return [span for span in spans if span.kind is SpanKind.CLIENT]
 
-    return spans
+    return finished
+
+
+@pytest.fixture
+def spans(finished: Spans) -> Spans:
+    """Those of the requests."""
+    return lambda: [span for span in finished() if span.instrumentation_scope.name != "openai_cancel"]
+
+
+@pytest.fixture
+def stops(finished: Spans) -> Spans:
+    """Those of the stops."""
+    return lambda: [span for span in finished() if span.instrumentation_scope.name == "openai_cancel"]
 
 
 def code(span: ReadableSpan) -> Any:
@@ -113,7 +138,7 @@ async def test_tokens_of_azure(server: Emulator, spans) -> None:
     assert len(spans()) == 2
 
 
-async def test_a_blocking_session(tracer: Tracer, server: Emulator, create: Create, spans) -> None:
+async def test_a_blocking_session(tracer: Tracer, server: Emulator, create: Create, spans, stops) -> None:
     """Its requests are made in a thread of its own, and belong to the trace of the thread that calls."""
 
     def stop() -> int:
@@ -123,13 +148,17 @@ async def test_a_blocking_session(tracer: Tracer, server: Emulator, create: Crea
         return run.get_span_context().span_id
 
     parent = await asyncio.to_thread(stop)
-    assert [span.parent.span_id for span in spans()] == [parent] * 3
+    assert [span.parent.span_id for span in stops()] == [parent] * 3
+    assert {span.parent.span_id for span in spans()} == {span.context.span_id for span in stops()}
 
 
-async def test_many(tracer: Tracer, session: QuickSession, create: Create, spans) -> None:
+async def test_many(tracer: Tracer, session: QuickSession, create: Create, spans, stops) -> None:
     with tracer.start_as_current_span("incident") as incident:
-        [_ async for _ in session.stop_many(create() for _ in range(5))]
-    assert [span.parent.span_id for span in spans()] == [incident.get_span_context().span_id] * 5
+        outcomes = [outcome async for outcome in session.stop_many(create() for _ in range(5))]
+    assert [span.parent.span_id for span in stops()] == [incident.get_span_context().span_id] * 5
+    assert {span.attributes["gen_ai.response.id"] for span in stops()} == {it.response_id for it in outcomes}
+    assert {span.parent.span_id for span in spans()} == {span.context.span_id for span in stops()}
+    assert len(spans()) == 5
 
 
 async def test_trace_configs_of_a_clients_own(
@@ -142,3 +171,179 @@ async def test_trace_configs_of_a_clients_own(
     ):
         await session.cancel(create())
     assert [code(span) for span in spans()] == [200]
+
+
+class TestStops:
+    async def test_one_is_a_span(self, tracer: Tracer, server: Emulator, create: Create, spans, stops) -> None:
+        """It is a child of what called it, and the parent of each of its requests."""
+        identifier = create()
+        server.faults.append(Fault(status=503))
+        with tracer.start_as_current_span("run") as run:
+            async with QuickSession(base_url=server.base_url, api_key=KEY, headers={"x-other": "a secret"}) as session:
+                await session.stop(identifier)
+        [stop] = stops()
+        assert (stop.name, stop.kind, stop.status.status_code) == ("stop_response", SpanKind.CLIENT, StatusCode.UNSET)
+        assert dict(stop.attributes) == {
+            "gen_ai.operation.name": "stop_response",
+            "gen_ai.provider.name": "openai",
+            "gen_ai.response.id": identifier,
+            "server.address": "127.0.0.1",
+            "server.port": int(server.base_url.rpartition(":")[2].removesuffix("/v1")),
+            "openai_cancel.verdict": "cancelled",
+            "openai_cancel.attempts": 2,
+        }
+        assert (stop.instrumentation_scope.version, stop.events) == (__version__, ())
+        assert stop.parent.span_id == run.get_span_context().span_id
+        assert [(span.parent.span_id, code(span)) for span in spans()] == [
+            (stop.context.span_id, 503), (stop.context.span_id, 200),
+        ]  # fmt: skip
+
+    @pytest.mark.usefixtures("provider")
+    async def test_of_a_guard(self, session: QuickSession, create: Create, stops) -> None:
+        first, second = create(), create()
+        with pytest.raises(ZeroDivisionError):
+            async with session.guard(first) as guard:
+                guard.add(second)
+                _ = 1 / 0
+        assert sorted(span.attributes["gen_ai.response.id"] for span in stops()) == sorted([first, second])
+
+    @pytest.mark.usefixtures("provider")
+    async def test_of_a_wait_that_is_given_up(self, server: Emulator, create: Create, stops) -> None:
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            with pytest.raises(TimeoutError):
+                await session.wait(create(), timeout=0.01)
+        assert [span.attributes["openai_cancel.verdict"] for span in stops()] == ["cancelled"]
+
+    @pytest.mark.usefixtures("provider")
+    async def test_what_is_over_is_no_error(self, session: QuickSession, create: Create, stops) -> None:
+        await session.stop(create(runs_for=0))
+        await session.stop(create(runs_for=0), dry_run=True)
+        assert [span.attributes["openai_cancel.verdict"] for span in stops()] == ["already_finished"] * 2
+        assert [span.status.status_code for span in stops()] == [StatusCode.UNSET] * 2
+
+    @pytest.mark.usefixtures("provider")
+    async def test_one_that_only_looks_has_done_what_it_should(self, session: QuickSession, create, stops) -> None:
+        await session.stop(create(), dry_run=True)
+        [stop] = stops()
+        assert (stop.attributes["openai_cancel.verdict"], stop.status.status_code) == (
+            "still_running",
+            StatusCode.UNSET,
+        )
+        assert "error.type" not in stop.attributes
+
+    @pytest.mark.usefixtures("provider")
+    async def test_nor_is_what_could_not_be_confirmed(
+        self, server: Emulator, session: QuickSession, create, stops
+    ) -> None:
+        server.faults += [Fault(on="retrieve", status=503) for _ in range(5)]
+        outcome = await session.stop(create(), confirm=1)
+        [stop] = stops()
+        assert (type(outcome.error).__name__, stop.status.status_code) == ("InternalServerError", StatusCode.UNSET)
+        assert stop.attributes["openai_cancel.verdict"] == "cancelled"
+        assert "error.type" not in stop.attributes
+
+    @pytest.mark.usefixtures("provider")
+    async def test_what_is_not_known(self, session: QuickSession, stops) -> None:
+        await session.stop("resp_none")
+        [stop] = stops()
+        assert stop.status.status_code is StatusCode.ERROR
+        assert stop.attributes["openai_cancel.verdict"] == "not_found"
+        assert stop.attributes["error.type"] == "NotFoundError"
+
+    @pytest.mark.usefixtures("provider")
+    async def test_what_runs_on(self, server: Emulator, session: QuickSession, create: Create, stops) -> None:
+        """No call has failed, and yet the response is not stopped."""
+        identifier = create()
+        server.faults += [Fault(status=200, body={"id": identifier, "status": "in_progress"}) for _ in range(50)]
+        outcome = await session.stop(identifier, deadline=5)
+        [stop] = stops()
+        assert (outcome.error, stop.status.status_code) == (None, StatusCode.ERROR)
+        assert stop.attributes["openai_cancel.verdict"] == stop.attributes["error.type"] == "still_running"
+        assert stop.attributes["openai_cancel.attempts"] == outcome.attempts
+
+    @pytest.mark.usefixtures("provider")
+    @pytest.mark.parametrize("status", [200, 400, 403, 500])
+    async def test_the_words_of_a_server_stay_out(self, server: Emulator, session: QuickSession, stops, status) -> None:
+        """A failing server may repeat the key, or the prompt."""
+        words = {"error": {"message": f"a secret of yours: {KEY}", "type": "secret", "code": "secret"}}
+        server.faults += [Fault(status=status, body=words) for _ in range(50)]
+        outcome = await session.stop("resp_1", deadline=5)
+        [stop] = stops()
+        assert "secret" in str(outcome.error)
+        assert stop.status.description is None
+        assert stop.attributes["error.type"] == type(outcome.error).__name__
+
+    @pytest.mark.usefixtures("provider")
+    async def test_one_that_is_cancelled(self, server: Emulator, session: QuickSession, create, stops) -> None:
+        """Its span ends, and says that nobody knows whether the response was stopped."""
+        server.faults.append(Fault(delay=float("inf")))
+        task = asyncio.create_task(session.stop(create()))
+        await until(lambda: server.received)
+        task.cancel("a secret")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        [stop] = stops()
+        assert (stop.status.status_code, stop.status.description, stop.events) == (StatusCode.ERROR, None, ())
+        assert stop.attributes["error.type"] == "CancelledError"
+        assert "openai_cancel.verdict" not in stop.attributes
+
+    @pytest.mark.usefixtures("provider")
+    async def test_an_exception_without_its_words(self, server: Emulator, stops) -> None:
+        def key() -> str:
+            raise LookupError("a secret")
+
+        async with AsyncSession(base_url=server.base_url, api_key=key) as session:
+            with pytest.raises(LookupError, match="a secret"):
+                await session.stop("resp_1")
+        with pytest.raises(SessionStateError):
+            await session.stop("resp_1")
+        for stop, kind in zip(stops(), ("LookupError", "SessionStateError"), strict=True):
+            assert (stop.status.status_code, stop.status.description, stop.events) == (StatusCode.ERROR, None, ())
+            assert stop.attributes["error.type"] == kind
+
+    async def test_an_id_that_cannot_be_sent_begins_none(
+        self, exporter: InMemorySpanExporter, provider: TracerProvider, session: QuickSession
+    ) -> None:
+        with pytest.raises(InvalidResponseIdError):
+            await session.stop("a\nb")
+        assert provider.force_flush()
+        assert exporter.get_finished_spans() == ()
+
+    @pytest.mark.usefixtures("provider")
+    async def test_an_address_alone(self, server: Emulator, create: Create, stops) -> None:
+        """A signature in its query is as good as a key."""
+        async with AsyncSession(base_url=f"{server.base_url}?signature=secret", api_key=KEY) as session:
+            await session.stop(create())
+        assert stops()[0].attributes["server.address"] == "127.0.0.1"
+        assert server.received[0].path.endswith("?signature=secret")
+
+    async def test_a_provider_that_comes_later(self, provider: TracerProvider, session, create, stops) -> None:
+        """A process may import OpenTelemetry, and set it up once it has its configuration."""
+        with pytest.MonkeyPatch.context() as before:
+            before.setattr(trace, "_TRACER_PROVIDER", None)
+            await session.stop(create())
+        identifier = create()
+        await session.stop(identifier)
+        assert [span.attributes["gen_ai.response.id"] for span in stops()] == [identifier]
+        assert provider is trace.get_tracer_provider()
+
+
+WITHOUT = """
+import asyncio, sys
+import openai_cancel
+
+async def main(base_url, response_id):
+    async with openai_cancel.AsyncSession(base_url=base_url, api_key="k") as session:
+        print((await session.stop(response_id)).verdict)
+
+asyncio.run(main(*sys.argv[1:]))
+assert not [name for name in sys.modules if name.startswith("opentelemetry")]
+"""
+
+
+async def test_where_nobody_traces_nothing_is_imported(python: str, server: Emulator, create: Create) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, [python, "-c", WITHOUT, server.base_url, create()], capture_output=True, text=True, check=True
+    )
+    assert (done.stdout, done.stderr) == ("cancelled\n", "")
+    assert "traceparent" not in server.received[0].headers

@@ -17,6 +17,9 @@ from openai_cancel.emulator.work import Script, ScriptError, Work
 
 _REQUEST_ID: ContextVar[str] = ContextVar("request_id")
 
+_API = "/{api:v1|openai/v1|openai}/responses"
+"""Where OpenAI has it; where Azure has its v1 API, and those of a date."""
+
 
 @attrs.frozen
 class Received:
@@ -35,6 +38,8 @@ class Emulator:
     async with Emulator() as server:
         async with AsyncSession(base_url=server.base_url, api_key="any") as session: ...
     ```
+
+    Without its `/v1`, the `base_url` is an endpoint for `AsyncSession.azure`.
 
     It needs its event loop: call a blocking `Session` from another thread, or use `openai-cancel emulate`.
 
@@ -78,7 +83,7 @@ class Emulator:
         self._allowance = allows or 0.0  # a bucket that holds a second's worth
         self._filled = clock()
         self._clock = clock
-        self.base_url = ""
+        self.base_url: str = ""
         self.works: dict[str, Work] = {}
         self.faults: list[Fault] = []
         self.received: list[Received] = []
@@ -89,10 +94,10 @@ class Emulator:
         app = web.Application(middlewares=middlewares, client_max_size=64 * 2**20)
         app.add_routes(
             [
-                web.post("/v1/responses", self._create, name="create"),
-                web.get("/v1/responses/{id}", self._retrieve, allow_head=False, name="retrieve"),
-                web.post("/v1/responses/{id}/cancel", self._cancel, name="cancel"),
-                web.delete("/v1/responses/{id}", self._delete, name="delete"),
+                web.post(_API, self._create, name="create"),
+                web.get(f"{_API}/{{id}}", self._retrieve, allow_head=False, name="retrieve"),
+                web.post(f"{_API}/{{id}}/cancel", self._cancel, name="cancel"),
+                web.delete(f"{_API}/{{id}}", self._delete, name="delete"),
             ]
         )
         # Handlers are cancelled when their client leaves, and when the server closes: a fault may hang for ever.
