@@ -165,10 +165,8 @@ class Bulk:
         try:
             async with aclosing(_each(ids)) as source:
                 async for response_id in source:
-                    if self._left:
+                    if self._left or self._failure:
                         raise asyncio.CancelledError  # noqa: TRY301 - again, for the source has swallowed it
-                    if self._failure:
-                        return
                     self._begin(response_id, group)
                     while self._taken >= self._pace.limit:
                         self._room.clear()

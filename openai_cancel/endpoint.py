@@ -16,11 +16,12 @@ from typing import Any, NoReturn, Self, TypedDict, Unpack
 import aiohttp
 
 from openai_cancel.bulk import PACE
+from openai_cancel.checks import check_count, check_seconds, hidden
 from openai_cancel.errors import APITimeoutError, ConfigurationError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL
 from openai_cancel.retry import RetryPolicy
-from openai_cancel.settings import ApiKey, Options, Settings, check_count, check_seconds, hidden
+from openai_cancel.settings import ApiKey, Options, Settings
 from openai_cancel.timeouts import Timeout
 from openai_cancel.transport import CLOSED, Transport
 from openai_cancel.wire import Answer, ResponseId, Wire, decode
@@ -143,6 +144,8 @@ class Endpoint:
             raise ConfigurationError(
                 f"client_session must be an aiohttp.ClientSession, not {type(client_session).__name__}."
             )
+        if client_session is not None and settings.trace_configs:
+            raise ConfigurationError("trace_configs are for a client_session of the session's own: give them to yours.")
         self._settings = settings
         self._client_session = client_session
         self._wire = Wire.from_settings(settings)
@@ -193,6 +196,8 @@ class Endpoint:
             max_body_bytes=self._settings.max_body_bytes,
             proxy=proxy,
             headers=self._wire.headers,
+            max_connections=self._settings.max_connections,
+            trace_configs=self._settings.trace_configs,
         )
         return self
 

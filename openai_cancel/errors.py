@@ -20,19 +20,22 @@ OpenAICancelError
  └─ LedgerError                 the ledger's database failed, or does not answer
 
 The names are those of the official SDK. The base is not called `CancelError`: nothing here may be mistaken for
-`asyncio.CancelledError`. All of them pickle, and none holds a key.
+`asyncio.CancelledError`. All of them pickle, and none holds a key. `InsecureTransportWarning` is a warning.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from openai_cancel.models import Response
     from openai_cancel.outcome import Outcome
+
+
+_E = TypeVar("_E", bound=BaseException)
 
 
 class OpenAICancelError(Exception):
@@ -44,6 +47,19 @@ class OpenAICancelError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception pickles by calling the class with `args`, which keyword-only constructors do not take.
         return _restore, (type(self), self.args, self.__dict__)
+
+
+class InsecureTransportWarning(UserWarning):
+    """The key goes over the network in plain text: the base URL is http://, and its host is another machine."""
+
+
+def detached(error: _E) -> _E:
+    """The error as a result, which need not keep the frames that it and its causes passed through."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _restore(cls: type[OpenAICancelError], args: tuple[Any, ...], state: dict[str, Any]) -> OpenAICancelError:

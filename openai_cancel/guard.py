@@ -13,9 +13,10 @@ from openai_cancel.errors import (
     OpenAICancelError,
     ResponseDecodeError,
     WaitTimeoutError,
+    detached,
 )
 from openai_cancel.models import Response
-from openai_cancel.outcome import Outcome, detached
+from openai_cancel.outcome import Outcome
 from openai_cancel.retry import is_transient, poll_delay
 from openai_cancel.shield import outlast, shielded_from_anyio
 

@@ -8,7 +8,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from typing import TypeGuard, TypeVar
+from typing import TypeGuard
 
 import attrs
 
@@ -26,6 +26,7 @@ from openai_cancel.errors import (
     RateLimitError,
     ResponseDecodeError,
     UnprocessableEntityError,
+    detached,
 )
 from openai_cancel.models import Response
 from openai_cancel.models.response import CANCELLED_STATUSES
@@ -46,8 +47,6 @@ _NO_SUCH_ID = re.compile(
     r"\b(response|id)\b.*(not found|not exist)|malformed identifier|no such response|expected an id", re.IGNORECASE
 )
 _NOT_BACKGROUND = re.compile(r"\bsynchronous\b|only background|not .*background|background=true", re.IGNORECASE)
-
-_E = TypeVar("_E", bound=BaseException)
 
 _log = logging.getLogger("openai_cancel")
 
@@ -267,15 +266,6 @@ def _refuses(error: OpenAICancelError | None) -> TypeGuard[APIStatusError]:
     """Whether the server means this request, and not the key, the load or its own failure."""
     others = AuthenticationError | PermissionDeniedError | RateLimitError | InternalServerError
     return isinstance(error, APIStatusError) and not isinstance(error, others) and error.status != REQUEST_TIMEOUT
-
-
-def detached(error: _E) -> _E:
-    """The error as a result, which need not keep the frames that it and its causes passed through."""
-    link: BaseException | None = error
-    while link is not None:
-        link.__traceback__ = None
-        link = link.__cause__ or link.__context__
-    return error
 
 
 def _may_have_acted(refusal: OpenAICancelError | None) -> bool:

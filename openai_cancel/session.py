@@ -6,12 +6,13 @@ from functools import partial
 from typing import Literal, Self, Unpack
 
 from openai_cancel.bulk import Bulk, Pace
+from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.endpoint import Endpoint, RequestOptions
 from openai_cancel.errors import ConfigurationError, WaitTimeoutError
 from openai_cancel.guard import Guard, wait_until_over
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Stop
-from openai_cancel.settings import check_count, check_seconds
+from openai_cancel.tracing import traced
 from openai_cancel.wire import ResponseId
 
 
@@ -120,7 +121,7 @@ class AsyncSession(Endpoint):
             confirm=confirm,
             dry_run=dry_run,
         )
-        return await stop.run()
+        return await traced(stop, self.base_url)
 
     def guard(self, *response_ids: ResponseId, grace: float = 10.0, **options: Unpack[RequestOptions]) -> Guard:
         """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
@@ -233,7 +234,7 @@ class AsyncSession(Endpoint):
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
-            concurrency: how many may be under way at most.
+            concurrency: how many may be under way at most. More than the session's `max_connections` wait for one.
             deadline: seconds that each may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.

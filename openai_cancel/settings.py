@@ -2,21 +2,35 @@
 
 import hashlib
 import inspect
-import math
+import ipaddress
 import os
 import re
-import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
 from urllib.request import getproxies, proxy_bypass
 
 import attrs
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
-from openai_cancel.errors import ConfigurationError
+from openai_cancel.checks import (
+    CONTROL,
+    SECRET_LENGTH,
+    Secret,
+    check_count,
+    check_headers,
+    check_key,
+    check_seconds,
+    check_url,
+    hidden,
+    merge_query,
+)
+from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
 
 if TYPE_CHECKING:
+    from aiohttp import TraceConfig
+
     from openai_cancel.ledger import Ledger
 
 __version__ = "0.1.0"
@@ -26,27 +40,7 @@ DEFAULT_BASE_URL = "https://api.openai.com/v1"
 ApiKey: TypeAlias = str | Callable[[], str | Awaitable[str]]
 """A key, or a function (plain or async) that is asked for one before each attempt."""
 
-_T = TypeVar("_T")
-
-# RFC 9110, section 5.6.2: what a header's name may be made of.
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _CREDENTIALS = frozenset({"authorization", "api-key"})
-
-
-class Secret(str):
-    """A string that does not show itself in a repr, and so not in a traceback's locals either."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Three stars, whatever the string."""
-        return "'***'"
-
-
-def hidden(value: _T) -> _T:
-    """A string so that a traceback's locals do not show it; anything else as it is."""
-    return cast("_T", Secret(value)) if isinstance(value, str) else value
 
 
 class Limits(TypedDict, total=False):
@@ -57,7 +51,9 @@ class Limits(TypedDict, total=False):
     deadline: float
     max_retries: int
     max_body_bytes: int
+    max_connections: int
     proxy: str | None
+    trace_configs: "Sequence[TraceConfig]"
     ledger: "Ledger | None"
     ledger_required: bool
     account: str | None
@@ -75,7 +71,11 @@ class Options(Limits, total=False):
             no limit.
         max_retries: how often a failed attempt is repeated. Default 4.
         max_body_bytes: the largest body that is read, in bytes. Default 64 MiB.
+        max_connections: how many there may be at once; more calls than these wait for one, within their `timeout`.
+            Default 100.
         proxy: URL of an HTTP proxy. Default: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
+        trace_configs: what is told of requests and connections, see
+            https://docs.aiohttp.org/en/stable/tracing_reference.html.
         ledger: where `guard` and `wait` write down what runs. One that is not open yet is opened and closed with the
             session.
         ledger_required: whether `guard` and `wait` raise a `LedgerError` if that cannot be done. Default: it is logged,
@@ -88,94 +88,7 @@ class Options(Limits, total=False):
     query: Mapping[str, str] | None
 
 
-def check_seconds(name: str, value: float) -> float:
-    """Refuse what no time-out can be: zero, negative, NaN, not a number."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not (0 < value <= sys.float_info.max or value == math.inf)
-    ):
-        raise ConfigurationError(
-            f"{name} must be a number of seconds greater than 0 (math.inf for no limit), not {value!r}."
-        )
-    return value
-
-
-def check_count(name: str, value: int, *, least: int = 0) -> int:
-    """Refuse what no count can be: a float, a bool, less than `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}.")
-    return value
-
-
-def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[str, str]:
-    """Headers with their names in lower case, so that merging them is merging dictionaries.
-
-    A value is not quoted in the error: it may be a secret.
-    """
-    if not isinstance(headers, Mapping):
-        raise ConfigurationError(f"{source} must be a mapping of names to values, not {type(headers).__name__}.")
-    checked: dict[str, str] = {}
-    for name, value in headers.items():
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise ConfigurationError(f"{source}: {name!r} is no header name; use letters, digits and hyphens.")
-        if not isinstance(value, str) or _CONTROL.search(value):
-            raise ConfigurationError(
-                f"{source}: the value of {name!r} must be a string without line breaks or control characters."
-            )
-        if name.lower() in {"content-length", "transfer-encoding"}:
-            raise ConfigurationError(f"{source}: {name!r} frames the request and cannot be set; leave it out.")
-        checked[name.lower()] = Secret(value)
-    return checked
-
-
-def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Query parameters in which `more` takes the place of others of the same name."""
-    if not isinstance(more, Mapping):
-        raise ConfigurationError(f"query must be a mapping of names to values, not {type(more).__name__}.")
-    for name, value in more.items():
-        if not isinstance(name, str) or not isinstance(value, str) or _CONTROL.search(name + value):
-            raise ConfigurationError(f"query: {name!r} and its value must be strings without control characters.")
-    return (*((name, value) for name, value in query if name not in more), *more.items())
-
-
-def check_key(key: object, source: str) -> Secret:
-    """Refuse what no key can be. The key is not quoted in the error."""
-    if not isinstance(key, str):
-        raise ConfigurationError(f"{source} must be a string, not {type(key).__name__}.")
-    key = Secret(key)
-    if not key:
-        raise ConfigurationError(f"{source} is empty.")
-    if key != key.strip():
-        raise ConfigurationError(
-            f"{source} begins or ends with white space, such as the newline of a file that was read without "
-            "strip(): strip it."
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError(
-            f"{source} holds a space or a character that no key has: give the key alone, without 'Bearer'."
-        )
-    return key
-
-
 _LIKE_PROXY = "http://proxy.example:3128 (one of another kind takes a client_session that knows it)"
-
-
-def check_url(url: str, source: str, like: str = DEFAULT_BASE_URL) -> URL:
-    """Read an http(s) URL. It is not quoted in the error: it may hold a password."""
-    if not isinstance(url, str):
-        raise ConfigurationError(f"{source} must be a string, not {type(url).__name__}.")
-    try:
-        parsed = URL(url)
-        parsed.port  # noqa: B018 - reading it is what checks it
-        (parsed.raw_host or "").encode("idna")  # as the look-up of the name will
-    except ValueError:  # of which UnicodeError is one
-        raise ConfigurationError(f"{source} is not a URL: write it like {like}.") from None
-    if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"[\s\x00-\x1f]", url):
-        raise ConfigurationError(
-            f"{source} must be an http:// or https:// URL with a host and without white space, like {like}."
-        )
-    return parsed
 
 
 def _is_seconds(_: Any, attribute: "attrs.Attribute[float]", value: float) -> None:
@@ -202,7 +115,7 @@ def _is_ledger(_: Any, __: Any, value: object) -> None:
 
 
 def _is_name(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
-    if value is not None and (not isinstance(value, str) or not value or _CONTROL.search(value)):
+    if value is not None and (not isinstance(value, str) or not value or CONTROL.search(value)):
         raise ConfigurationError(f"{attribute.name} must be a name without control characters, not {value!r}.")
 
 
@@ -223,10 +136,23 @@ class Settings:
     deadline: float = attrs.field(default=60.0, validator=_is_seconds)
     max_retries: int = attrs.field(default=4, validator=_is_count)
     max_body_bytes: int = attrs.field(default=64 * 2**20, validator=_is_size)
+    max_connections: int = attrs.field(default=100, validator=_is_size)
     proxy: str | None = attrs.field(default=None, repr=False, validator=_is_proxy)
+    trace_configs: "Sequence[TraceConfig]" = attrs.field(default=(), repr=False)
     ledger: "Ledger | None" = attrs.field(default=None, validator=_is_ledger)
     ledger_required: bool = False
     account: str | None = attrs.field(default=None, validator=_is_name)
+
+    def __attrs_post_init__(self) -> None:
+        """Warn of a key that anybody on the way can read; one that is short is a placeholder."""
+        url = URL(self.base_url)
+        placeholder = isinstance(self.api_key, str) and len(self.api_key) < SECRET_LENGTH
+        if url.scheme == "http" and not placeholder and not _is_loopback(url.host or ""):
+            warnings.warn(
+                f"The key goes to {url.host} in plain text, since base_url is http://: use https://.",
+                InsecureTransportWarning,
+                stacklevel=5,
+            )
 
     @classmethod
     def openai(
@@ -399,6 +325,13 @@ class Settings:
         return check_key(key, "what the api_key function returned")
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")  # RFC 6761, section 6.3
+
+
 # What the official client holds in place of a key when it authenticates in another way.
 _NO_KEYS = frozenset({"", "workload-identity-auth", "<missing API key>"})
 
@@ -427,7 +360,7 @@ def _custom_headers(*, with_credentials: bool) -> dict[str, str]:
 
 def _split(base_url: str, source: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """The base URL without its query and last slash, and the query."""
-    url = check_url(base_url, source)
+    url = check_url(base_url, source, DEFAULT_BASE_URL)
     if url.user is not None or url.password is not None:
         raise ConfigurationError(f"{source} must hold no user and password: pass api_key, or headers.")
     if url.fragment:

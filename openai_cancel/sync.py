@@ -11,13 +11,14 @@ from threading import RLock, current_thread
 from types import TracebackType
 from typing import Any, Literal, NoReturn, ParamSpec, Self, TypeVar, Unpack
 
+from openai_cancel.checks import hidden
 from openai_cancel.endpoint import CallOptions, RequestOptions
 from openai_cancel.errors import SessionStateError
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
-from openai_cancel.settings import ApiKey, Options, hidden
+from openai_cancel.settings import ApiKey, Options
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import Call, Worker
 
@@ -322,7 +323,7 @@ class Session:
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
-            concurrency: how many may be under way at most.
+            concurrency: how many may be under way at most. More than the session's `max_connections` wait for one.
             deadline: seconds that each may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.

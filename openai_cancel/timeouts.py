@@ -16,8 +16,8 @@ class Alarm:
     """One timer for all time-outs of an event loop: it rings for the first of them, and then looks for the next."""
 
     def __init__(self) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.at = math.inf
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.at: float = math.inf
         self.running: dict[Timeout, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 

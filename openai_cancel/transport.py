@@ -13,7 +13,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL  # aiohttp's own URL type
 
-from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
+from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
 from openai_cancel.timeouts import Alarm
 
 CLOSED = "The session, or the aiohttp.ClientSession that it was given, is closed."
@@ -51,19 +51,22 @@ class Transport:
         max_body_bytes: int,
         proxy: str | None,
         headers: Mapping[str, str] | None = None,
+        max_connections: int = 100,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
     ) -> None:
         """Use the caller's `client`, which is never closed here, or make one.
 
         What most requests have in common, such as `headers`, costs less as a default of our own client. Every request
         is given them all the same.
         """
-        self.loop = asyncio.get_running_loop()
-        self.alarm = Alarm()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
+        self.alarm: Alarm = Alarm()
         self._owned = client is None
         # aiohttp sends the defaults of a client to proxies, too, and the key with them.
         self._headers = headers if client is None and proxy is None else None
         self._client = client or aiohttp.ClientSession(
-            connector=_Connector(),
+            connector=_Connector(limit=max_connections),
+            trace_configs=list(trace_configs),
             headers=self._headers,
             skip_auto_headers=_UNWANTED,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -137,12 +140,8 @@ class Transport:
                 return response.status, response.headers, b"".join(chunks), complete
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             # aiohttp's text of an answer has the URL in it, or a part of the answer, and either may hold a secret.
-            cause = error if isinstance(error, OSError) else None
-            link: BaseException | None = cause
-            while link is not None:
-                link.__traceback__ = None  # its frames hold the request as it was written
-                link = link.__cause__ or link.__context__
-            raise self._translate(error, url) from cause
+            # The frames of any error hold the request as it was written.
+            raise self._translate(error, url) from (detached(error) if isinstance(error, OSError) else None)
         finally:
             # A traceback with locals would show what had come of an answer before an error.
             response = None

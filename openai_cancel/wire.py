@@ -16,6 +16,7 @@ import attrs
 import orjson
 from multidict import CIMultiDict  # aiohttp's own type of headers
 
+from openai_cancel.checks import SECRET_LENGTH, Secret, check_headers, merge_query
 from openai_cancel.converter import response_hook
 from openai_cancel.errors import (
     APIStatusError,
@@ -31,13 +32,10 @@ from openai_cancel.errors import (
     UnprocessableEntityError,
 )
 from openai_cancel.models import Response
-from openai_cancel.settings import Secret, Settings, __version__, check_headers, merge_query
+from openai_cancel.settings import Settings, __version__
 
 MESSAGE_LIMIT = 1000
 """How many characters an error's message has at most; its `body` has all of it."""
-
-SECRET_LENGTH = 8
-"""A shorter key is a placeholder such as `none`, and may well stand in an error by chance."""
 
 _BOM = b"\xef\xbb\xbf"  # some frameworks write one, and RFC 8259 lets a reader ignore it
 

@@ -454,12 +454,12 @@ async def test_all_requests_keep_one_pace(server: Emulator, create) -> None:
 
 async def test_a_request_that_got_no_turn_is_no_attempt(server: Emulator, create) -> None:
     """What somebody else has cancelled was over before, if nothing was sent."""
-    server.faults += [Fault(status=429, headers={"retry-after": "50"})]
-    first, second = create(), create()
-    server.works[second].cancel(0.0)
+    server.faults += [Fault(status=429, headers={"retry-after": "50"})] * 2
+    ids = [create() for _ in range(6)]
     async with QuickSession(api_key=KEY, base_url=server.base_url) as session:
-        outcomes = await collect(session.stop_many([first, second], concurrency=1, deadline=60))
+        outcomes = await collect(session.stop_many(ids, concurrency=2, deadline=40))
     assert sum(outcome.attempts for outcome in outcomes) == len(server.received)
+    assert any(isinstance(outcome.error, APITimeoutError) for outcome in outcomes)
 
 
 async def test_a_file_that_is_open(session: QuickSession, create, tmp_path) -> None:
@@ -590,6 +590,27 @@ class TestEndAtTheEdge:
         async with AsyncSession(api_key=key, base_url=server.base_url) as session, asyncio.timeout(5):
             with pytest.raises(OSError, match="shut"):
                 await collect(session.stop_many(source()))
+
+    async def test_a_source_that_goes_on_after_a_failure(self, server: Emulator) -> None:
+        """Nothing more is sent."""
+
+        async def source() -> AsyncIterator[str]:
+            yield "resp_1"
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            yield "resp_2"
+
+        asked = 0
+
+        def key() -> str:
+            nonlocal asked
+            asked += 1
+            raise OSError("shut")
+
+        async with AsyncSession(api_key=key, base_url=server.base_url) as session, asyncio.timeout(5):
+            with pytest.raises(OSError, match="shut"):
+                await collect(session.stop_many(source()))
+        assert asked == 1
 
     async def test_the_first_failure_is_told(self, server: Emulator) -> None:
         failures = itertools.count(1)

@@ -22,7 +22,10 @@ from openai_cancel.errors import (
 PUBLIC = [
     value
     for name, value in vars(errors).items()
-    if isinstance(value, type) and issubclass(value, Exception) and not name.startswith("_")
+    if isinstance(value, type)
+    and issubclass(value, Exception)
+    and not issubclass(value, Warning)
+    and not name.startswith("_")
 ]
 
 

@@ -38,7 +38,8 @@ from openai_cancel import (
     Verdict,
 )
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Reply, Script
-from openai_cancel.outcome import Stop, detached, judge
+from openai_cancel.errors import detached
+from openai_cancel.outcome import Stop, judge
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

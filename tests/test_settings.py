@@ -2,14 +2,17 @@
 
 import asyncio
 import math
+import warnings
 
 import httpx2
 import openai
 import pytest
 from conftest import KEY
 
-from openai_cancel.errors import ConfigurationError
-from openai_cancel.settings import Secret, Settings
+from openai_cancel import AsyncSession, Session
+from openai_cancel.checks import Secret
+from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
+from openai_cancel.settings import Settings
 
 
 class TestOpenAI:
@@ -393,3 +396,31 @@ class TestEnvironmentProxy:
     def test_an_explicit_one_is_checked(self) -> None:
         with pytest.raises(ConfigurationError, match="^proxy must be an http"):
             Settings.openai(api_key=KEY, proxy="socks5://proxy")
+
+
+class TestPlainText:
+    """A key that anybody on the way can read."""
+
+    @pytest.mark.parametrize("make", [AsyncSession, Session, AsyncSession.azure])
+    def test_it_is_warned_of_where_the_session_is_made(self, make) -> None:
+        url = "endpoint" if make == AsyncSession.azure else "base_url"
+        with pytest.warns(InsecureTransportWarning, match="The key goes to host.invalid in plain text") as caught:
+            make(api_key=KEY, **{url: "http://host.invalid/v1"})
+        assert KEY not in str(caught[0].message)
+        assert caught[0].filename.endswith(("test_settings.py", "sync.py"))
+
+    @pytest.mark.parametrize(
+        ("url", "key"),
+        [
+            ("https://host.invalid", KEY),
+            ("http://localhost:8000", KEY),
+            ("http://api.localhost", KEY),
+            ("http://127.8.9.1", KEY),
+            ("http://[::1]:80", KEY),
+            ("http://host.invalid", "any"),
+        ],
+    )
+    def test_or_not(self, url: str, key: str) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            AsyncSession(api_key=key, base_url=url)

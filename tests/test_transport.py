@@ -14,12 +14,13 @@ import aiohttp
 import pytest
 import trustme
 from aiohttp import web
-from conftest import KEY, QuickSession
+from conftest import KEY, QuickSession, until
 
 from openai_cancel import (
     APIConnectionError,
     APITimeoutError,
     AsyncSession,
+    ConfigurationError,
     InternalServerError,
     ResponseDecodeError,
     SessionStateError,
@@ -374,3 +375,28 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced() -> No
     assert connections == 2
     listener.close()
     await asyncio.sleep(0)
+
+
+class TestPool:
+    async def test_no_more_connections_than_it_may_have(self, server: Emulator, create) -> None:
+        server.faults += [Fault(delay=0.05)] * 10
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, max_connections=2) as session:
+            cancels = asyncio.gather(*(session.cancel(create()) for _ in range(10)))
+            await until(lambda: server.received)
+            assert len(session._transport._client.connector._acquired) == 2
+            await cancels
+
+    async def test_what_is_traced(self, server: Emulator, create) -> None:
+        seen: list[str] = []
+        trace = aiohttp.TraceConfig()
+
+        async def note(_: object, __: object, ended: aiohttp.TraceRequestEndParams) -> None:
+            seen.append(ended.method)
+
+        trace.on_request_end.append(note)
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, trace_configs=[trace]) as session:
+            await session.cancel(create())
+        assert seen == ["POST"]
+        async with aiohttp.ClientSession() as client:
+            with pytest.raises(ConfigurationError, match="give them to yours"):
+                AsyncSession(api_key=KEY, client_session=client, trace_configs=[trace])

@@ -7,8 +7,8 @@ import sys
 
 try:
     from openai_cancel.cli.app import main, run
-except ModuleNotFoundError as missing:
-    sys.stderr.write(f"openai-cancel: {missing.name} is not installed: pip install 'openai-cancel[cli]'\n")
+except ModuleNotFoundError as _missing:
+    sys.stderr.write(f"openai-cancel: {_missing.name} is not installed: pip install 'openai-cancel[cli]'\n")
     raise SystemExit(3) from None
 
 __all__ = ["main", "run"]

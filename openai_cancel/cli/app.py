@@ -15,7 +15,7 @@ from openai_cancel.cli.report import complain
 from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.settings import __version__
 
-app = App(
+app: App = App(
     name="openai-cancel",
     version=__version__,
     help="End background responses of the OpenAI Responses API.",
@@ -28,8 +28,8 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for command in (commands.stop, commands.status, commands.wait, commands.cancel, demo.demo, demo.emulate):
-    app.command(command)
+for _command in (commands.stop, commands.status, commands.wait, commands.cancel, demo.demo, demo.emulate):
+    app.command(_command)
 app.command(ledger)
 app.register_install_completion_command(  # pyright: ignore[reportUnknownMemberType] - its options are not annotated
     help="Make the shell complete this command."

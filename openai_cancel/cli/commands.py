@@ -33,7 +33,7 @@ OK, NOT_STOPPED, USAGE, CONFIGURATION, INTERRUPTED = 0, 1, 2, 3, 130
 HERE = Connection()
 """Where the environment says that the API is."""
 
-Flag = Parameter(negative=(), show_default=False)
+Flag: Parameter = Parameter(negative=(), show_default=False)
 Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
 Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
 
@@ -103,6 +103,11 @@ def stop(
 def status(ids: Ids = (), /, *, many: Many = DEFAULTS, connection: Connection = HERE) -> int:
     """Look how responses are; the exit status is 0 if all are over.
 
+    ```
+    openai-cancel status resp_123
+    openai-cancel status --file ids.txt --quiet
+    ```
+
     Parameters
     ----------
     ids
@@ -117,7 +122,7 @@ def _run_many(ids: Sequence[str], many: Many, connection: Connection, *, confirm
     if many.resume and many.log is None:
         raise UsageError("--resume needs the --log of the run before.")
     report = Report(as_json=many.as_json, quiet=many.quiet, each=not many.file)
-    session = connection.session()
+    session = connection.session(at_once=many.concurrency)
     with ExitStack() as opened:
         try:
             log = opened.enter_context(Log(many.log)) if many.log else None
@@ -250,6 +255,10 @@ def wait(
 ) -> int:
     """Wait until responses are over, and show how they ended.
 
+    ```
+    openai-cancel wait resp_123 --timeout 600 --on-abandon leave
+    ```
+
     Parameters
     ----------
     ids
@@ -261,7 +270,7 @@ def wait(
     as_json
         One JSON object a line.
     """
-    work = _wait(ids, timeout, on_abandon, as_json=as_json, session=connection.session())
+    work = _wait(ids, timeout, on_abandon, as_json=as_json, session=connection.session(at_once=max(len(ids), 1)))
     return asyncio.run(until_signalled(work))
 
 
@@ -296,6 +305,10 @@ def cancel(
     connection: Connection = HERE,
 ) -> int:
     """Cancel responses once, and show what the server says; `stop` makes sure.
+
+    ```
+    openai-cancel cancel resp_123 --json
+    ```
 
     Parameters
     ----------

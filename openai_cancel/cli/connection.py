@@ -39,11 +39,12 @@ class Connection:
     ask_key: Annotated[bool, Parameter(negative=(), show_default=False)] = False
     api_key: Annotated[str | None, Parameter(show=False)] = None
 
-    def session(self, *, account: str | None = None) -> AsyncSession:
+    def session(self, *, account: str | None = None, at_once: int = 1) -> AsyncSession:
         """A session with these settings, not open yet.
 
         Args:
             account: what a ledger calls the account.
+            at_once: how many requests may be under way.
 
         Raises:
             ConfigurationError: one of them cannot work.
@@ -58,10 +59,13 @@ class Connection:
                 organization=self.organization,
                 project=self.project,
                 account=account,
+                max_connections=at_once,
             )
         if self.base_url or self.organization or self.project:
             raise ConfigurationError("--azure goes without --base-url, --organization and --project.")
-        return AsyncSession.azure(self.azure, api_key=key, api_version=self.api_version, account=account)
+        return AsyncSession.azure(
+            self.azure, api_key=key, api_version=self.api_version, account=account, max_connections=at_once
+        )
 
     def _key(self) -> str | None:
         if self.api_key is not None:

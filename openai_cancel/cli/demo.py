@@ -70,6 +70,10 @@ def emulate(
 ) -> None:
     """Run the emulated server until Ctrl-C. It takes any key.
 
+    ```
+    openai-cancel emulate --port 8080 --dialect vllm
+    ```
+
     Parameters
     ----------
     host

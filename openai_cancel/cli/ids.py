@@ -191,8 +191,9 @@ class Source:
         self._complain = complain
         self._passes = passes
         self._ready = asyncio.Event()
-        self.ended = False
-        self.given = self.passed = 0
+        self.ended: bool = False
+        self.given: int = 0
+        self.passed: int = 0
         with ExitStack() as opened:
             self._files = [
                 (name, opened.enter_context(_open(name)))
@@ -200,7 +201,7 @@ class Source:
             ]
             counts = [_count_lines(file) for _, file in self._files]
             self._opened = opened.pop_all()
-        self.total = None if None in counts else len(ids) + sum(filter(None, counts))
+        self.total: int | None = None if None in counts else len(ids) + sum(filter(None, counts))
 
     def reads(self, file: int) -> bool:
         """Whether a file that is written to is one of those that are read: that would never end."""

@@ -21,7 +21,7 @@ from openai_cancel.errors import ConfigurationError, LedgerError
 if TYPE_CHECKING:
     from openai_cancel.ledger import Entry, Ledger
 
-ledger = App(name="ledger", help="Write down what runs, and stop what nobody looks after any more.")
+ledger: App = App(name="ledger", help="Write down what runs, and stop what nobody looks after any more.")
 
 
 @Parameter(name="*", group=Group("Ledger", sort_key=5))
@@ -117,7 +117,7 @@ def sweep(
     if every is not None and every.total_seconds() <= 0:
         raise UsageError("--every must be longer than nothing.")
     report = Report(as_json=as_json, quiet=quiet, each=True)
-    opened, session = whose.make(lease), connection.session(account=whose.account)
+    opened, session = whose.make(lease), connection.session(account=whose.account, at_once=concurrency)
     sweep_once = partial(
         opened.sweep,
         session,

@@ -130,8 +130,8 @@ class Log:
     """
 
     def __init__(self, path: Path) -> None:
-        self.failed = False
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        self.failed: bool = False
+        self.file: int = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self._path = path
         try:
             state = os.fstat(self.file)
@@ -272,7 +272,7 @@ class Bar(Progress):
         for task in self.tasks:
             task.total = self._total()  # not by update(), which would begin to measure the speed anew
             self.update(task.id, completed=self._tally.done, rate=task.speed or 0, under_way=self._under_way())
-        self.columns = COLUMNS if self._terminal.width >= WIDE else COLUMNS[1:-1]
+        self.columns: tuple[str | ProgressColumn, ...] = COLUMNS if self._terminal.width >= WIDE else COLUMNS[1:-1]
         yield self.make_tasks_table(self.tasks)
         yield self._tally.line()
 
@@ -290,7 +290,7 @@ class Report:
     """
 
     def __init__(self, *, as_json: bool, quiet: bool, each: bool) -> None:
-        self.tally = Tally()
+        self.tally: Tally = Tally()
         terminal = sys.stdout is not None and sys.stdout.isatty()
         self._json = as_json or not (quiet or terminal)
         self._quiet = quiet

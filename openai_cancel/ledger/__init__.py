@@ -2,9 +2,9 @@
 
 try:
     from openai_cancel.ledger.ledger import Entry, Ledger
-except ModuleNotFoundError as missing:
+except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
-        f"{missing.name} is not installed: pip install 'openai-cancel[ledger]'", name=missing.name
+        f"{_missing.name} is not installed: pip install 'openai-cancel[ledger]'", name=_missing.name
     ) from None
 
 __all__ = ["Entry", "Ledger"]

@@ -42,9 +42,9 @@ class Book:
     """
 
     def __init__(self, url: URL, *, lease: float, timeout: float) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.lease = lease
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self.owner: str = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self.sweeps: set[str] = set()
         self._writer = Writer(url, timeout)
         self._held: Counter[str] = Counter()  # by digest: a response can be guarded more than once

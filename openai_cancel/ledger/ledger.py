@@ -17,6 +17,7 @@ from sqlalchemy import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Executable
 
+from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.ledger.book import Book
 from openai_cancel.ledger.statements import Account, page, purge, release
@@ -24,7 +25,6 @@ from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.tracking import Tracking
 from openai_cancel.ledger.writer import read_url
 from openai_cancel.outcome import Outcome
-from openai_cancel.settings import check_count, check_seconds
 
 if TYPE_CHECKING:
     from openai_cancel.endpoint import RequestOptions

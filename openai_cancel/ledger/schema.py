@@ -41,7 +41,7 @@ class database_time(GenericFunction[float]):  # noqa: N801 - functions of SQL ha
     """Seconds since 1970 by the clock of the database, so that hosts with wrong clocks agree."""
 
     type: TypeEngine[float] = Double(asdecimal=False)
-    inherit_cache = True
+    inherit_cache: bool = True
 
 
 @compiles(database_time, "sqlite")

@@ -70,7 +70,7 @@ class Writer:
     """
 
     def __init__(self, url: URL, timeout: float) -> None:
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._timeout = timeout
         self._engine = _make_engine(url, timeout)
         self._migrated = False

@@ -5,7 +5,7 @@ See https://platform.openai.com/docs/api-reference/responses/object.
 
 from __future__ import annotations  # evaluated when a class is first used, and not for all at import
 
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import MessageContent
@@ -16,7 +16,7 @@ from openai_cancel.models.shared import Model, Unknown
 class InputMessage(Model):
     """A message to the model, or one that it wrote before."""
 
-    implied_by = "role"
+    implied_by: ClassVar[str | None] = "role"
 
     type: Literal["message"] = "message"
     id: str | None = None
@@ -45,7 +45,7 @@ class CompactionTrigger(Model):
 class ItemReference(Model):
     """An earlier item, by its id."""
 
-    implied_by = "id"
+    implied_by: ClassVar[str | None] = "id"
 
     type: Literal["item_reference"] = "item_reference"
     id: str | None = None

@@ -167,7 +167,7 @@ class Model:
             return NotImplemented
         return bool(self._to_document() == other._to_document())
 
-    __hash__ = None  # type: ignore[assignment] # the documents that == compares are dictionaries
+    __hash__: ClassVar[None] = None  # type: ignore[assignment] # the documents that == compares are dictionaries
 
     def __repr__(self) -> str:
         """The class and its fields that are not None, long values cut short."""
