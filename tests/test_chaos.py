@@ -165,10 +165,16 @@ class TestOneFault:
     async def test_at_each_byte_of_an_answer(self, server: Emulator, ends) -> None:
         faults = [NetFault(sends=instead(SHORT), cut=place, ends=ends) for place in range(len(SHORT))]
         names = [server.add() for _ in faults]
-        async with through(server, *faults, timeout=0.6 if ends == "stall" else 10) as session:
-            outcomes = await asyncio.gather(*[session.stop(name, deadline=20) for name in names])
+        few = asyncio.Semaphore(16)  # so that only the fault takes time
+
+        async def stop(name: str) -> Outcome:
+            async with few:
+                return await session.stop(name, deadline=20)
+
+        async with through(server, *faults, timeout=0.2 if ends == "stall" else 10) as session:
+            outcomes = await asyncio.gather(*map(stop, names))
         assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
-        assert all(outcome.attempts > 1 for outcome in outcomes)
+        assert sum(outcome.attempts for outcome in outcomes) >= len(names) + len(faults)
         assert {server.works[name].status(time.time()) for name in names} == {"cancelled"}
 
     async def test_a_drip_that_is_fast_enough(self, server: Emulator) -> None:
@@ -274,8 +280,12 @@ class TestConnections:
         listener.close()
 
     async def test_many_at_once_through_every_fault(self, server: Emulator) -> None:
-        """They share a pool of connections, and disturb each other in nothing."""
-        faults = [FAULTS[name] for name, kind in EXPECTED.items() if kind is not APITimeoutError and name not in LARGE]
+        """They share a pool of connections, and disturb each other in nothing.
+
+        Which exchange meets which fault is left to chance; two refusals in a row would be an answer.
+        """
+        others = {APITimeoutError, APIStatusError}
+        faults = [FAULTS[name] for name, kind in EXPECTED.items() if kind not in others and name not in LARGE]
         async with through(server, *faults, timeout=10) as session:
             names = [server.add() for _ in range(100)]
             verdicts = {outcome.response_id: outcome.verdict async for outcome in session.stop_many(names)}

@@ -619,3 +619,64 @@ def test_without_its_extra_it_says_what_to_install(python: str) -> None:
     done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 3
     assert done.stderr == "openai-cancel: cyclopts is not installed: pip install 'openai-cancel[cli]'\n"
+
+
+class TestRough:
+    """What a shell, a system or a file may do to a run."""
+
+    async def shell(self, script: str, *arguments: str) -> tuple[int, str, str]:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            ["sh", "-c", script, COMMAND, *arguments],
+            env={**os.environ, "COLUMNS": "200"}, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    @pytest.mark.usefixtures("run")
+    async def test_nowhere_to_write(self, create) -> None:
+        """What was done is done, and the status says so, whoever reads of it."""
+        for script in ('"$0" stop "$1" >&-', '"$0" stop "$1" 2>/dev/full', '"$0" stop "$1" --quiet >/dev/full 2>&1'):
+            assert (await self.shell(script, create()))[0] == 0
+
+    @pytest.mark.usefixtures("run")
+    async def test_the_log_of_a_run_is_not_its_input(self, create, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        log.write_text(json.dumps({"id": create(), "stopped": False}) + "\n")
+        status, _, err = await self.shell('"$0" stop --file "$1" --log "$1" --resume', str(log))
+        assert (status, err) == (2, f"openai-cancel: {log} is read from already: give --log another file.\n")
+        other = tmp_path / "other"
+        other.touch()
+        assert (await self.shell('"$0" stop --file "$1" --log "$2"', str(log), str(other)))[0] == 0
+
+    async def test_a_carriage_return_in_the_first_line(self, run, create, tmp_path: Path) -> None:
+        file = tmp_path / "ids"
+        file.write_bytes(b"resp_a\rb\n" + create().encode())
+        status, out, err = await run("stop", "--file", str(file), "--json")
+        assert (status, len(out.splitlines()), "line 1" in err) == (1, 1, True)
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.usefixtures("run")
+    async def test_a_signal_stops_what_is_waited_for(self, server: Emulator, create, number: int) -> None:
+        identifier = create()
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "wait", identifier, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        await until(lambda: server.received)
+        process.send_signal(number)
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (128 + number, b"")
+        assert server.works[identifier].cancelled
+
+    async def test_a_minus_is_the_standard_input_only_where_ids_are_read(self, run) -> None:
+        assert await run("cancel", "-") == (2, "", "openai-cancel: Unknown option: -.\n")
+        assert (await run("stop", "--log", "-"))[0] == 2
+        assert (await run())[0] == 0
+
+    @pytest.mark.usefixtures("run")
+    async def test_a_server_does_not_write_on_the_terminal(self, server: Emulator, create) -> None:
+        words = "\x1b]0;owned\x07\n\x1b[2J"
+        server.faults += [Fault(on="retrieve", status=403, body={"error": {"message": words}})]
+        server.faults += [Fault(on="cancel", status=403, body={"error": {"message": words}})]
+        status, _, err = await self.shell('"$0" wait "$1"', create())
+        assert (status, err.count("\n"), "\x1b" in err) == (3, 1, False)

@@ -6,6 +6,7 @@ import logging
 import math
 import subprocess
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -757,6 +758,28 @@ def test_without_its_extra(python: str) -> None:
     assert done.stderr.splitlines()[-1] == (
         "ModuleNotFoundError: sqlalchemy is not installed: pip install 'openai-cancel[ledger]'"
     )
+
+
+class TestSecrets:
+    async def test_no_row_has_the_key(self, server: Emulator, ledger: Ledger, create) -> None:
+        """Whatever a server says."""
+        echo = Fault(status=403, headers={"x-request-id": KEY}, body={"error": {"message": f"Bad key {KEY}"}})
+        server.faults += [echo] * 2
+        async with client(server, ledger, headers={"X-More": KEY}) as session:
+            with pytest.raises(ZeroDivisionError):
+                async with session.guard(create()):
+                    raise ZeroDivisionError
+        everything = text(f"SELECT * FROM {RESPONSES.name}")
+        (row,) = (await ledger.book.do(lambda connection: connection.execute(everything))).all()
+        assert "Bad key ***" in repr(row)
+        assert KEY not in repr(row)
+
+    async def test_no_error_has_the_password(self, caplog: pytest.LogCaptureFixture) -> None:
+        password = "pass-of-u"
+        with pytest.raises(LedgerError) as caught:
+            await Ledger(f"postgresql://u:{password}@127.0.0.1:1/d").open()
+        shown = traceback.TracebackException.from_exception(caught.value)
+        assert password not in "".join(shown.format()) + caplog.text
 
 
 class TestAccount:
