@@ -356,7 +356,7 @@ class Session:
     def _run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         worker = self._usable_worker()
         future: Future[_T] = Future()
-        call = Call(partial(function, *args, **kwargs), future)
+        call = Call(partial(function, *args, **kwargs), future, worker.calls)
         try:
             with self._lock:  # so that nothing is handed to the loop once it has been told to stop
                 if self._closed:

@@ -14,11 +14,12 @@ _T = TypeVar("_T")
 
 
 class Worker(NamedTuple):
-    """The thread with the event loop; `loop` is set when it is open, and `stop` ends it."""
+    """The thread with the event loop; `loop` is set when it is open, and `stop` ends it, and the calls under way."""
 
     thread: Thread
     loop: Future[asyncio.AbstractEventLoop]
     stop: Future[None]
+    calls: set[asyncio.Task[None]]
     pid: int
 
     @classmethod
@@ -26,9 +27,10 @@ class Worker(NamedTuple):
         """A thread that will open the session, and close it again; not yet started."""
         loop: Future[asyncio.AbstractEventLoop] = Future()
         stop: Future[None] = Future()
+        calls: set[asyncio.Task[None]] = set()
         # A daemon, and without a reference to the `Session`: one that is forgotten keeps no process alive.
-        thread = Thread(target=_serve, args=(session, loop, stop), name="openai-cancel", daemon=True)
-        return cls(thread, loop, stop, os.getpid())
+        thread = Thread(target=_serve, args=(session, loop, stop, calls), name="openai-cancel", daemon=True)
+        return cls(thread, loop, stop, calls, os.getpid())
 
     def end(self) -> None:
         """Tell the thread to end."""
@@ -39,15 +41,20 @@ class Worker(NamedTuple):
 class Call(Generic[_T]):
     """A call that runs in the loop, and that the thread which waits for it can give up."""
 
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T]) -> None:
+    def __init__(
+        self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T], calls: set[asyncio.Task[None]]
+    ) -> None:
         self._function = function
         self._future = future
+        self._calls = calls
         self._task: asyncio.Task[None] | None = None
         self._notes: list[str] = []
 
     def start(self) -> None:
         """Begin; in the loop."""
         self._task = asyncio.ensure_future(self._run())
+        self._calls.add(self._task)
+        self._task.add_done_callback(self._calls.discard)
 
     async def _run(self) -> None:
         # Nothing is raised here: it would end the loop, and every other call with it, if it were SystemExit.
@@ -77,13 +84,17 @@ class Call(Generic[_T]):
             error.add_note(note)
 
 
-def _serve(session: AsyncSession, opened: Future[asyncio.AbstractEventLoop], stop: Future[None]) -> None:
+def _serve(
+    session: AsyncSession,
+    opened: Future[asyncio.AbstractEventLoop],
+    stop: Future[None],
+    calls: set[asyncio.Task[None]],
+) -> None:
     async def main() -> None:
         async with session:
-            lasting = asyncio.all_tasks()  # this one, and those of a ledger, which has still to write what comes of it
             opened.set_result(asyncio.get_running_loop())
             await asyncio.wrap_future(stop)
-            under_way = asyncio.all_tasks() - lasting
+            under_way = [*calls]  # and no other task: a ledger has still to write what comes of it
             for task in under_way:
                 task.cancel()
             await asyncio.gather(*under_way, return_exceptions=True)

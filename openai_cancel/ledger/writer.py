@@ -10,9 +10,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import attrs
-from sqlalchemy import URL, event, make_url
+from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.ledger.schema import migrate
@@ -30,6 +30,12 @@ _DRIVERS = {
     "postgresql": "postgresql+asyncpg",
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
+
+_SQLITE = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
+"""What a transaction opens with there: readers wait for nobody, the disk has what is committed, and writers take turns.
+
+See https://www.sqlite.org/wal.html and https://www.sqlite.org/lang_transaction.html.
+"""
 
 _CLOSED = "The ledger is closed."
 
@@ -72,7 +78,14 @@ class Writer:
     def __init__(self, url: URL, timeout: float) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._timeout = timeout
-        self._engine = _make_engine(url, timeout)
+        is_sqlite = url.drivername.startswith("sqlite")
+        # SQLite's is how long it waits for other writers, and ends before ours, since its words say more; without an
+        # isolation level, its driver begins no transactions of its own, too late and without a lock.
+        arguments = {"timeout": timeout * 0.8, "isolation_level": None} if is_sqlite else {"timeout": timeout}
+        self._opening = _SQLITE if is_sqlite else ()
+        self._engine = create_async_engine(
+            url, hide_parameters=True, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments
+        )
         self._migrated = False
         self._waiting: deque[_Work] = deque()
         self._awake = asyncio.Event()
@@ -133,25 +146,29 @@ class Writer:
     async def _do_together(self, works: Sequence[_Work]) -> None:
         """Do some works in one transaction, or each in its own where one of them fails."""
         try:
-            async with asyncio.timeout(self._timeout), self._engine.begin() as connection:
-                if not self._migrated:
-                    await migrate(connection)
-                results = [await work.run(connection) for work in works]
+            results = await self._transact(works)
         except TimeoutError:
             _fail(works, self._too_late())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - drivers let their own through
-            if self._task.cancelling():
-                _fail(works, LedgerError(_CLOSED))
-            elif len(works) > 1:
+            if len(works) == 1 or self._task.cancelling():
+                _fail(works, _translate(error))
+            else:
                 for work in works:
                     await self._do_together([work])
-            else:
-                _fail(works, _translate(error))
         else:
-            self._migrated = True
             for work, result in zip(works, results, strict=True):
                 if not work.result.done():
                     work.result.set_result(result)
+
+    async def _transact(self, works: Sequence[_Work]) -> list[Any]:
+        async with asyncio.timeout(self._timeout), self._engine.begin() as connection:
+            for statement in self._opening:
+                await connection.exec_driver_sql(statement)
+            if not self._migrated:
+                await migrate(connection)
+            results = [await work.run(connection) for work in works]
+        self._migrated = True
+        return results
 
     def _too_late(self) -> LedgerError:
         return LedgerError(f"The ledger's database does not answer within {self._timeout:g} s.")
@@ -170,33 +187,3 @@ def _translate(error: BaseException) -> LedgerError:
     failure = LedgerError(f"The ledger's database failed: {' '.join(words.split()) or type(error).__name__}.")
     failure.__cause__ = error
     return failure
-
-
-def _make_engine(url: URL, timeout: float) -> AsyncEngine:
-    is_sqlite = url.drivername.startswith("sqlite")
-    engine = create_async_engine(
-        url,
-        hide_parameters=True,
-        pool_size=1,
-        max_overflow=0,
-        pool_pre_ping=True,
-        # SQLite's is how long it waits for other writers, and ends before ours, since its words say more.
-        connect_args={"timeout": timeout * 0.8} if is_sqlite else {"timeout": timeout},
-    )
-    if is_sqlite:
-        # See https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#serializable-isolation-savepoints-transactional-ddl.
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        event.listen(engine.sync_engine, "begin", _begin_in_sqlite)
-    return engine
-
-
-def _prepare_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # the driver would begin transactions as it likes
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.close()
-
-
-def _begin_in_sqlite(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
