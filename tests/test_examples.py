@@ -175,6 +175,16 @@ async def test_readme(block: str, python: str, create: Callable[..., str], serve
         assert server.works[identifier].cancelled or "resp_123" not in block
 
 
+def test_links_in_the_readme_lead_somewhere() -> None:
+    readme = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^#+ (.*)$", readme, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("https://")]
+    assert len(links) > 20
+    for link in links:
+        assert link[1:] in anchors if link.startswith("#") else (ROOT / link).exists(), link
+
+
 async def test_the_readme_has_an_async_and_a_blocking_example() -> None:
     assert any("AsyncSession" in block for block in BLOCKS)
     assert any("with Session" in block for block in BLOCKS)

@@ -186,6 +186,18 @@ class TestGuard:
             guard.add(third)
         assert await states(ledger) == dict.fromkeys((first, second, third), "released")
 
+    async def test_a_guard_that_is_used_again(self, session, ledger: Ledger, create) -> None:
+        first, second = create(), create()
+        guard = session.guard(first)
+        async with guard:
+            pass
+        guard.add(second)  # for the next block
+        assert await states(ledger) == {first: "released"}
+        async with guard:
+            assert await states(ledger) == {first: "tracked", second: "tracked"}
+        assert await states(ledger) == {first: "released", second: "released"}
+        assert not ledger.book._held
+
     async def test_nothing_to_guard(self, session, ledger: Ledger) -> None:
         async with session.guard():
             pass

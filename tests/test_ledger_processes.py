@@ -27,7 +27,7 @@ async def guarding(python: str, url: str, server: Emulator, names: Sequence[str]
     return process
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 async def test_a_guard_is_killed(python: str, url: str, server: Emulator, create, seed: int) -> None:
     """Whenever that is: all that was recorded and not released is stopped, and nothing else."""
     names = [create() for _ in range(200)]
@@ -46,28 +46,28 @@ async def test_a_guard_is_killed(python: str, url: str, server: Emulator, create
     assert stopped == {name for name, state in before.items() if state == "tracked"}
 
 
-async def test_sweepers_are_killed(url: str, server: Emulator, create, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sweeper_is_killed(url: str, server: Emulator, create, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     names = [create() for _ in range(300)]
     async with Ledger(url) as ledger, client(server, ledger) as session:
         await asyncio.gather(*(ledger.track(name, session=session, ttl=60) for name in names))
-        for number in (1, 60):
-            await lapse(ledger)
-            process = await asyncio.create_subprocess_exec(
-                COMMAND, "ledger", "sweep", "--json", "--ledger", url, "--concurrency", "8", stdout=PIPE, stderr=PIPE
-            )
-            for _ in range(number):
-                assert await process.stdout.readline()
-            process.kill()
-            await process.communicate()
+        await lapse(ledger)
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "ledger", "sweep", "--json", "--ledger", url, "--concurrency", "8", stdout=PIPE, stderr=PIPE
+        )
+        for _ in range(60):
+            assert await process.stdout.readline()
+        process.kill()
+        await process.communicate()
         await lapse(ledger)
         await swept(ledger, session)
         assert await states(ledger) == dict.fromkeys(names, "cancelled")
     assert set(cancels(server)) == set(names)
 
 
-async def test_many_processes_write_at_once(python: str, url: str, server: Emulator, create) -> None:
+async def test_many_processes_write_to_one_file(python: str, tmp_path: Path, server: Emulator, create) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
     names = [create() for _ in range(8 * 25)]
     processes = [await guarding(python, url, server, names[start::8]) for start in range(8)]
     for process in processes:

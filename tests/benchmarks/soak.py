@@ -79,7 +79,8 @@ async def stop(count: int, base_url: str, folder: Path) -> None:
     longest = 0.0
     began = time.perf_counter()
     with (folder / "ids").open() as ids, (folder / "outcomes").open("w") as outcomes:
-        async with AsyncSession(base_url=base_url, api_key="any", timeout=1) as session:
+        session = AsyncSession(base_url=base_url, api_key="any", timeout=1, max_connections=CONCURRENCY)
+        async with session:
             async for outcome in session.stop_many((line.split()[0] for line in ids), concurrency=CONCURRENCY):
                 outcomes.write(f"{outcome.response_id} {outcome.verdict}\n")
                 attempts += outcome.attempts
