@@ -31,7 +31,8 @@ async def ledger(url: str) -> AsyncIterator[Ledger]:
 
 @asynccontextmanager
 async def client(server: Emulator, ledger: Ledger, **options) -> AsyncIterator[AsyncSession]:
-    options = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0, **options}
+    # With a name for the account: a fingerprint takes its time on purpose.
+    options = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0, "account": "tests", **options}
     async with AsyncSession(ledger=ledger, **options) as opened:
         yield opened
 
