@@ -81,18 +81,19 @@ async def one_guard(url: str | None, base_url: str, name: str) -> None:
         print(f"  one after another: {(time.perf_counter() - began) / count * 1e6:6,.0f} µs a guard")
 
 
+async def fill(url: str, base_url: str, ids: list[str]) -> None:
+    """Put so many lapsed rows there."""
+    async with Ledger(url, timeout=60) as ledger:
+        session = AsyncSession(base_url=base_url, api_key="any")
+        for start in range(0, len(ids), 5000):
+            tracking = (ledger.track(name, session=session, ttl=60) for name in ids[start : start + 5000])
+            await asyncio.gather(*tracking)
+        await lapse(ledger)
+
+
 def sweepers(url: str, base_url: str, ids: list[str], count: int) -> None:
     """So many processes sweep what has lapsed."""
-
-    async def fill() -> None:
-        async with Ledger(url, timeout=60) as ledger:
-            session = AsyncSession(base_url=base_url, api_key="any")
-            for start in range(0, len(ids), 5000):
-                tracking = (ledger.track(name, session=session, ttl=60) for name in ids[start : start + 5000])
-                await asyncio.gather(*tracking)
-            await lapse(ledger)
-
-    asyncio.run(fill())
+    asyncio.run(fill(url, base_url, ids))
     command = [sys.executable, __file__, "sweep", url, base_url]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
     printed = [process.communicate()[0].split() for process in processes]
@@ -144,6 +145,34 @@ def kills(url: str, base_url: str, ids: list[str]) -> None:
     print(f"  {KILLS} kills: {dict(outcome)}", flush=True)
 
 
+def kill_sweepers(url: str, base_url: str, ids: list[str]) -> None:
+    """Kill a sweeper, at moments left to chance, until there is nothing more to sweep."""
+    chance = random.Random(2)
+    killed = in_the_middle = 0
+
+    async def left() -> Counter[str]:
+        async with Ledger(url, timeout=30) as ledger:
+            await lapse(ledger)
+            return Counter([entry.state async for entry in ledger.entries()])
+
+    asyncio.run(fill(url, base_url, ids))
+    while states := asyncio.run(left()):
+        in_the_middle += "stopping" in states
+        process = subprocess.Popen([sys.executable, __file__, "sweep", url, base_url], stdout=subprocess.PIPE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.3 + chance.random() * 0.2)
+        killed += process.poll() is None
+        process.kill()
+        process.communicate()
+
+    async def check() -> None:
+        async with AsyncSession(base_url=base_url, api_key="any") as session:
+            ends = Counter([(await session.retrieve(name)).status for name in ids])
+            print(f"  {killed} sweepers killed, {in_the_middle} of them with claims: {dict(ends)}", flush=True)
+
+    asyncio.run(check())
+
+
 @contextlib.contextmanager
 def databases() -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, running() as postgres:  # a real disk
@@ -173,6 +202,9 @@ def main() -> None:
             asyncio.run(empty(url))
             with emulator(KILLS * 200) as (base_url, source):
                 kills(url, base_url, Path(source).read_text().split())
+            asyncio.run(empty(url))
+            with emulator(KILLS * 18) as (base_url, source):
+                kill_sweepers(url, base_url, Path(source).read_text().split())
 
 
 if __name__ == "__main__":
