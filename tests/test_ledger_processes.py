@@ -36,7 +36,7 @@ async def test_a_guard_is_killed(python: str, url: str, server: Emulator, create
         assert await process.stdout.readline()
     process.kill()
     await process.communicate()
-    async with Ledger(url) as ledger, client(server, ledger) as session:
+    async with Ledger(url) as ledger, client(server, ledger, account=None) as session:
         before = await states(ledger)
         assert "tracked" in before.values()
         assert await swept(ledger, session) == {}  # there is a lease yet
@@ -50,7 +50,7 @@ async def test_a_sweeper_is_killed(url: str, server: Emulator, create, monkeypat
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     names = [create() for _ in range(300)]
-    async with Ledger(url) as ledger, client(server, ledger) as session:
+    async with Ledger(url) as ledger, client(server, ledger, account=None) as session:
         await asyncio.gather(*(ledger.track(name, session=session, ttl=60) for name in names))
         await lapse(ledger)
         process = await asyncio.create_subprocess_exec(
@@ -81,7 +81,7 @@ async def test_many_processes_write_to_one_file(python: str, tmp_path: Path, ser
 async def test_postgresql_is_restarted_in_the_middle(postgres: Postgres, server: Emulator, create) -> None:
     await empty(postgres.url)
     names = [create() for _ in range(300)]
-    async with Ledger(postgres.url) as ledger, client(server, ledger) as session:
+    async with Ledger(postgres.url) as ledger, client(server, ledger, account=None) as session:
         await asyncio.gather(*(ledger.track(name, session=session, ttl=60) for name in names))
         await lapse(ledger)
         done = 0
