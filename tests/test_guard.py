@@ -1066,6 +1066,27 @@ class TestRulesAtTheEdge:
                         raise ValueError("mine")
         assert guard.outcome.verdict is Verdict.CANCELLED
 
+    async def test_a_stop_that_is_begun_again_has_what_is_left(
+        self, session: QuickSession, create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As in a loop that shuts down, which cancels every task."""
+        given: list[float] = []
+        stop = session.stop
+
+        async def cancelled_at_first(name: str, *, deadline: float):
+            given.append(deadline)
+            if len(given) == 1:
+                session._monotonic.now += 4
+                asyncio.current_task().cancel()
+                await asyncio.sleep(0)
+            return await stop(name, deadline=deadline)
+
+        monkeypatch.setattr(session, "stop", cancelled_at_first)
+        with pytest.raises(ValueError, match="mine"):
+            async with session.guard(create(), grace=10):
+                raise ValueError("mine")
+        assert given == [10, 6]
+
     async def test_a_server_that_hangs_does_not_outlast_the_wait(self, server, create) -> None:
         server.faults += [Fault(on="retrieve", delay=math.inf)] * 9
         async with AsyncSession(base_url=server.base_url, api_key=KEY) as session, asyncio.timeout(10):
