@@ -43,12 +43,18 @@ _LONG = 16
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
-    """A value that is not what its place may hold; `expected` is filled in by whoever knows the place."""
+    """A value that is not what its place may hold.
 
-    def __init__(self, path: str = "", expected: str = "") -> None:
-        super().__init__(path, expected)
-        self.path = path
-        self.expected = expected
+    Its problems say where, from there, and what is expected, which is filled in by whoever knows the place.
+    """
+
+    def __init__(self, *problems: tuple[str, str]) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def at(self, step: str, kinds: _Kinds) -> tuple[tuple[str, str], ...]:
+        """The problems as they are seen from one step above."""
+        return tuple((f"{step}{path}", expected or _expected(kinds)) for path, expected in self.problems)
 
 
 def make_converter() -> Converter:
@@ -171,7 +177,7 @@ def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str,
             try:
                 values[name] = hook(value)
             except _Mismatch as mismatch:
-                values["_problems"] = (*values.get("_problems", ()), _problem(key, mismatch, kinds))
+                values["_problems"] = (*values.get("_problems", ()), *mismatch.at(f".{key}", kinds))
         instance = _new(model)
         _set_values(instance, values)
         return instance
@@ -190,17 +196,12 @@ def _make_later(model: type[Model], make: _Hook) -> _Hook:
     return put_off
 
 
-def _make_part(key: str, value: Any, hook: _Hook, kinds: _Kinds) -> tuple[Any, tuple[str, str] | None]:
+def _make_part(key: str, value: Any, hook: _Hook, kinds: _Kinds) -> tuple[Any, tuple[tuple[str, str], ...]]:
     """A part of an object, and what is wrong with it."""
     try:
-        return hook(value), None
+        return hook(value), ()
     except _Mismatch as mismatch:
-        return None, _problem(key, mismatch, kinds)
-
-
-def _problem(key: str, mismatch: _Mismatch, kinds: _Kinds) -> tuple[str, str]:
-    """Where the value is that is wrong, and what should stand there."""
-    return f".{key}{mismatch.path}", mismatch.expected or _expected(kinds)
+        return None, mismatch.at(f".{key}", kinds)
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
@@ -227,7 +228,7 @@ def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
 
 
 def _refuse(_: Any) -> Any:
-    raise _Mismatch
+    raise _Mismatch(("", ""))
 
 
 def _tags(cls: type[Model]) -> tuple[str, ...]:
@@ -248,17 +249,20 @@ def _list_hook(item: Any, plans: _Plans) -> _Hook:
 
     def structure(values: list[Any]) -> list[Any]:
         result: list[Any] = []
-        for value in values:
+        wrong: list[tuple[str, str]] = []
+        for index, value in enumerate(values):
             hook: _Hook | None = kinds.get(value.__class__, _refuse)
             try:
                 result.append(value if hook is None else hook(value))
             except _Mismatch as mismatch:
-                expected = mismatch.expected or _expected(kinds)
-                if not may_be_unknown:
-                    raise _Mismatch(f"[{len(result)}]{mismatch.path}", expected) from None
-                stray = Unknown(raw=value)
-                stray.__dict__["_problems"] = (("", expected),)
-                result.append(stray)
+                if may_be_unknown:
+                    stray = Unknown(raw=value)
+                    stray.__dict__["_problems"] = mismatch.at("", kinds)
+                    result.append(stray)
+                else:
+                    wrong += mismatch.at(f"[{index}]", kinds)
+        if wrong:
+            raise _Mismatch(*wrong)
         return result
 
     return structure
@@ -269,12 +273,15 @@ def _dict_hook(item: Any, plans: _Plans) -> _Hook:
 
     def structure(document: dict[str, Any]) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        wrong: list[tuple[str, str]] = []
         for key, value in document.items():
             hook: _Hook | None = kinds.get(value.__class__, _refuse)
             try:
                 result[key] = value if hook is None else hook(value)
             except _Mismatch as mismatch:
-                raise _Mismatch(f"{member_path(key)}{mismatch.path}", mismatch.expected or _expected(kinds)) from None
+                wrong += mismatch.at(member_path(key), kinds)
+        if wrong:
+            raise _Mismatch(*wrong)
         return result
 
     return structure

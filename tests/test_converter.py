@@ -145,21 +145,23 @@ class TestTypes:
     def test_damage_deep_inside_leaves_the_rest_typed(self) -> None:
         document = copy.deepcopy(DOCUMENT)
         document["output"][1]["content"][0]["annotations"][0]["start_index"] = "0"
-        document["output"][1]["content"][0]["logprobs"] = [{"bytes": [1, "2", 3]}, 7]
+        document["output"][1]["content"][0]["logprobs"] = [{"bytes": ["1", 2, "3"]}, 7]
         document["output"][1]["content"][1] = "stray"
         document["output"].append(None)
         document["output"].append({"type": ["list"], "raw": 1})
-        document["metadata"] = {"fine": "yes", "two words": 5}
+        document["metadata"] = {"none": [], "fine": "yes", "two words": 5}
         document["usage"]["total_tokens"] = None
         document["usage"]["input_tokens_details"] = 5
         response = structure(document)
         assert {(problem.path, problem.expected) for problem in response.problems} == {
             ("$.output[1].content[0].annotations[0].start_index", "integer"),
-            ("$.output[1].content[0].logprobs[0].bytes[1]", "integer"),
+            ("$.output[1].content[0].logprobs[0].bytes[0]", "integer"),
+            ("$.output[1].content[0].logprobs[0].bytes[2]", "integer"),
             ("$.output[1].content[0].logprobs[1]", "object"),
             ("$.output[1].content[1]", "object"),
             ("$.output[4]", "object"),
             ("$.output[5].type", "string"),
+            ("$.metadata.none", "string"),
             ("$.metadata['two words']", "string"),
             ("$.usage.input_tokens_details", "object"),
         }

@@ -76,10 +76,7 @@ class Model:
         # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
         raise attrs.exceptions.FrozenInstanceError
 
-    if TYPE_CHECKING:
-        # A checker that saw the method below would take any name for an attribute.
-        pass
-    else:
+    if not TYPE_CHECKING:  # a checker that saw this method would take any name for an attribute
 
         def __getattr__(self, name: str) -> Any:
             with _MAKING:  # another thread may read it, too
@@ -92,9 +89,9 @@ class Model:
                     values = made
                 parts = values.get("_parts", {})
                 if name in parts:
-                    value, problem = parts[name]()
-                    if problem:
-                        values["_problems"] = (*self._problems, problem)
+                    value, problems = parts[name]()
+                    if problems:
+                        values["_problems"] = (*self._problems, *problems)
                     values[name] = value
                     del parts[name]
                 if name in values:
