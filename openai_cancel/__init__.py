@@ -3,6 +3,7 @@
 from openai_cancel.endpoint import CallOptions, RequestOptions
 from openai_cancel.errors import (
     APIConnectionError,
+    APIError,
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
@@ -32,6 +33,7 @@ from openai_cancel.wire import HasId, ResponseId
 
 __all__ = [
     "APIConnectionError",
+    "APIError",
     "APIStatusError",
     "APITimeoutError",
     "ApiKey",

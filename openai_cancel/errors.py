@@ -4,23 +4,25 @@ OpenAICancelError
  ├─ ConfigurationError          refused before anything was sent: keys, URLs, headers, time-outs
  │   └─ InvalidResponseIdError  (also ValueError)
  ├─ SessionStateError           (also RuntimeError) not open, closed, another event loop or process
- ├─ APIConnectionError          no answer: refused, reset, cut off, not HTTP
- │   └─ APITimeoutError         (also TimeoutError)
- ├─ APIStatusError              the server answered with an error
- │   ├─ BadRequestError           400
- │   ├─ AuthenticationError       401
- │   ├─ PermissionDeniedError     403
- │   ├─ NotFoundError             404
- │   ├─ ConflictError             409
- │   ├─ UnprocessableEntityError  422
- │   ├─ RateLimitError            429
- │   └─ InternalServerError       5xx
- ├─ ResponseDecodeError         the server said yes, in words that are not a response
+ ├─ APIError                    a request failed
+ │   ├─ APIConnectionError      no answer: refused, reset, cut off, not HTTP
+ │   │   └─ APITimeoutError     (also TimeoutError)
+ │   ├─ APIStatusError          the server answered with an error
+ │   │   ├─ BadRequestError           400
+ │   │   ├─ AuthenticationError       401
+ │   │   ├─ PermissionDeniedError     403
+ │   │   ├─ NotFoundError             404
+ │   │   ├─ ConflictError             409
+ │   │   ├─ UnprocessableEntityError  422
+ │   │   ├─ RateLimitError            429
+ │   │   └─ InternalServerError       5xx
+ │   └─ ResponseDecodeError     the server said yes, in words that are not a response
  ├─ WaitTimeoutError            (also TimeoutError) the response was not over in time
  └─ LedgerError                 the ledger's database failed, or does not answer
 
-The names are those of the official SDK. The base is not called `CancelError`: nothing here may be mistaken for
-`asyncio.CancelledError`. All of them pickle, and none holds a key. `InsecureTransportWarning` is a warning.
+The names are those of the official SDK, where it has one. The base is not called `CancelError`: nothing here may be
+mistaken for `asyncio.CancelledError`. All of them pickle, and none holds a key. `InsecureTransportWarning` is a
+warning.
 """
 
 from __future__ import annotations
@@ -81,7 +83,11 @@ class SessionStateError(OpenAICancelError, RuntimeError):
     """The session is not open, is closed already, or belongs to another event loop or process."""
 
 
-class APIConnectionError(OpenAICancelError):
+class APIError(OpenAICancelError):
+    """A request failed: no answer, an error for an answer, or one that is no response."""
+
+
+class APIConnectionError(APIError):
     """No usable answer arrived. The request may or may not have reached the server."""
 
     permanent: bool = False
@@ -92,7 +98,7 @@ class APITimeoutError(APIConnectionError, TimeoutError):
     """No complete answer arrived in time. The request may or may not have reached the server."""
 
 
-class _AnswerError(OpenAICancelError):
+class _AnswerError(APIError):
     """What every error has that came with an HTTP answer."""
 
     def __init__(

@@ -8,8 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, cast
 
 from openai_cancel.errors import (
-    APIConnectionError,
-    APIStatusError,
+    APIError,
     OpenAICancelError,
     ResponseDecodeError,
     WaitTimeoutError,
@@ -225,12 +224,12 @@ async def wait_until_over(
     response: Response | None = None
     looks = 0
     while (left := timeout - (monotonic() - began)) > 0:
-        answer: Response | APIConnectionError | APIStatusError | ResponseDecodeError
+        answer: Response | APIError
         try:
             answer = response = await retrieve(deadline=left)
             if response.is_terminal:
                 return response
-        except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
+        except APIError as error:
             if not (is_transient(error) or isinstance(error, ResponseDecodeError)):
                 raise
             answer = error

@@ -13,7 +13,7 @@ from typing import TypeGuard
 import attrs
 
 from openai_cancel.errors import (
-    APIConnectionError,
+    APIError,
     APIStatusError,
     APITimeoutError,
     AuthenticationError,
@@ -205,10 +205,10 @@ class Stop:
         left = self._left() * share
         if left <= 0:
             return APITimeoutError(f"The deadline of {self.deadline:g} s is over.")
-        answer: Response | APIConnectionError | APIStatusError | ResponseDecodeError
+        answer: Response | APIError
         try:
             answer = self._response = await call(deadline=left, **options)
-        except (APIConnectionError, APIStatusError, ResponseDecodeError) as error:
+        except APIError as error:
             answer = detached(error)
         self._attempts += answer.attempts
         self._request_id = getattr(answer, "request_id", None)

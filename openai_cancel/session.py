@@ -50,10 +50,9 @@ class AsyncSession(Endpoint):
         ledger = self._settings.ledger
         if ledger is not None:
             try:
-                _ = self.account, ledger.book if ledger.is_open else None
-                if not ledger.is_open:
-                    self._opened_ledger = True
-                    await ledger.open(check=self._settings.ledger_required)
+                _ = self.account
+                required = self._settings.ledger_required
+                self._opened_ledger = await ledger._join(check=required)  # pyright: ignore[reportPrivateUsage] - for us
             except BaseException:
                 await self.close()
                 raise
@@ -143,13 +142,16 @@ class AsyncSession(Endpoint):
             ConfigurationError: an option cannot work.
         """
         self._check(**options)
-        ledger = self._settings.ledger
+        tracking, ledger = None, self._settings.ledger
+        if ledger is not None:
+            required = self._settings.ledger_required
+            tracking = ledger._tracking(self, required=required)  # pyright: ignore[reportPrivateUsage] - for us
         guard = Guard(
             stop=partial(self.stop, **options),
             identify=self.identify,
             monotonic=self._monotonic,
             grace=check_seconds("grace", grace),
-            tracking=None if ledger is None else ledger.tracking(self, required=self._settings.ledger_required),
+            tracking=tracking,
         )
         for response_id in response_ids:
             guard.add(response_id)

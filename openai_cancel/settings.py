@@ -110,7 +110,7 @@ def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | Non
 
 def _is_ledger(_: Any, __: Any, value: object) -> None:
     # Not by its class, which only those import who have one.
-    if value is not None and not hasattr(value, "tracking"):
+    if value is not None and not hasattr(value, "_tracking"):
         raise ConfigurationError(f"ledger must be an openai_cancel.ledger.Ledger, not {type(value).__name__}.")
 
 

@@ -69,7 +69,7 @@ class TestSweep:
         assert json.loads(await process.stdout.readline())["id"] == first
         async with Ledger(url) as ledger:
             for old, new in ((RESPONSES.name, "away"), ("away", RESPONSES.name)):
-                await ledger.book.do(partial(AsyncConnection.execute, statement=text(statement(old, new))))
+                await ledger._open_book.do(partial(AsyncConnection.execute, statement=text(statement(old, new))))
                 if new == "away":
                     assert b"no such table" in await process.stderr.readline()
         await track(url, server, second)
@@ -99,7 +99,7 @@ class TestSweep:
 
     async def test_a_table_that_is_gone(self, run, url: str) -> None:
         async with Ledger(url) as ledger:
-            await ledger.book.do(lambda connection: connection.execute(text(f"DROP TABLE {RESPONSES.name}")))
+            await ledger._open_book.do(lambda connection: connection.execute(text(f"DROP TABLE {RESPONSES.name}")))
         status, _, err = await run("ledger", "sweep", "--lease", "0.1")
         assert (status, "no such table" in err) == (3, True)
 

@@ -248,7 +248,7 @@ async def test_readme_ledger(create: Callable[..., str], url: str) -> None:
         for name in (lapsed, later, over):
             await ledger.track(name, session=session, ttl=3600)
         await ledger.release(over, session=session)
-        await ledger.book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
+        await ledger._open_book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
         await lapse(ledger, lapsed)
         async with bash(block) as sweep:
             out, others = await asyncio.gather(sweep.stdout.readline(), printed(block.replace("exec ", "# ")))

@@ -57,7 +57,7 @@ async def lapse(ledger: Ledger, *names: str) -> None:
     statement = update(RESPONSES).where(RESPONSES.c.lease_until.is_not(None)).values(lease_until=0.0)
     if names:
         statement = statement.where(RESPONSES.c.response_id.in_(names))
-    await ledger.book.do(lambda connection: connection.execute(statement))
+    await ledger._open_book.do(lambda connection: connection.execute(statement))
 
 
 def cancels(server: Emulator) -> list[str]:
@@ -72,11 +72,11 @@ async def swept(ledger: Ledger, session: AsyncSession, **options) -> dict[str, V
 async def failing(ledger: Ledger) -> AsyncIterator[None]:
     """A database whose tables are gone, until the block is left."""
     away = [f"ALTER TABLE {RESPONSES.name} RENAME TO away", f"ALTER TABLE away RENAME TO {RESPONSES.name}"]
-    await ledger.book.do(lambda connection: connection.execute(text(away[0])))
+    await ledger._open_book.do(lambda connection: connection.execute(text(away[0])))
     try:
         yield
     finally:
-        await ledger.book.do(lambda connection: connection.execute(text(away[1])))
+        await ledger._open_book.do(lambda connection: connection.execute(text(away[1])))
 
 
 class TestGuard:
@@ -94,7 +94,7 @@ class TestGuard:
 
     async def test_one_write_each(self, session, ledger: Ledger, create) -> None:
         written: list[object] = []
-        event.listen(ledger.book._writer._engine.sync_engine, "commit", written.append)
+        event.listen(ledger._open_book._writer._engine.sync_engine, "commit", written.append)
         async with session.guard(create(), create(), create()):
             assert len(written) == 1
         assert len(written) == 2
@@ -197,7 +197,7 @@ class TestGuard:
         async with guard:
             assert await states(ledger) == {first: "tracked", second: "tracked"}
         assert await states(ledger) == {first: "released", second: "released"}
-        assert not ledger.book._held
+        assert not ledger._open_book._held
 
     async def test_nothing_to_guard(self, session, ledger: Ledger) -> None:
         async with session.guard():
@@ -257,7 +257,7 @@ class TestHeartbeat:
             pass
         async with session.guard(held):
             await lapse(ledger)
-            await ledger.book.renew()
+            await ledger._open_book.renew()
             entries = await rows(ledger)
             assert 50 < entries[held].lease <= 60
             assert entries[by_hand].lease < 0
@@ -266,13 +266,15 @@ class TestHeartbeat:
     async def test_it_beats(self, url: str, server: Emulator, create) -> None:
         running = create()
         async with Ledger(url, lease=0.2) as ledger, client(server, ledger) as session, session.guard(running):
-            before = await ledger.book.do(lambda connection: connection.scalar(select(RESPONSES.c.lease_until)))
-            while before == await ledger.book.do(lambda connection: connection.scalar(select(RESPONSES.c.lease_until))):
+            before = await ledger._open_book.do(lambda connection: connection.scalar(select(RESPONSES.c.lease_until)))
+            while before == await ledger._open_book.do(
+                lambda connection: connection.scalar(select(RESPONSES.c.lease_until))
+            ):
                 await asyncio.sleep(0.01)
 
     async def test_without_anything_to_hold_it_asks_nothing(self, ledger: Ledger, caplog) -> None:
         async with failing(ledger):
-            await ledger.book.renew()
+            await ledger._open_book.renew()
         assert not caplog.records
 
 
@@ -281,7 +283,7 @@ class TestADatabaseThatFails:
         self, session, ledger: Ledger, create, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with failing(ledger), session.guard(create()), session.guard(create()):
-            await ledger.book.renew()
+            await ledger._open_book.renew()
         complaints = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert len(complaints) == 1
         assert "responses run without the ledger" in complaints[0].getMessage()
@@ -299,14 +301,14 @@ class TestADatabaseThatFails:
                 await before.__aenter__()
                 async with session.guard(both):
                     pass
-            await ledger.book.renew()
+            await ledger._open_book.renew()
             assert await states(ledger) == {begun: "tracked", ended: "tracked"}
             failing_end = failing(ledger)
             await failing_end.__aenter__()
-        assert (await asyncio.gather(ledger.book.renew(), return_exceptions=True)) == [None]
+        assert (await asyncio.gather(ledger._open_book.renew(), return_exceptions=True)) == [None]
         await failing_end.__aexit__(None, None, None)
         assert (await states(ledger))[ended] == "tracked"
-        await ledger.book.renew()
+        await ledger._open_book.renew()
         assert await states(ledger) == {begun: "tracked", ended: "released"}
         await before.__aexit__(None, None, None)
 
@@ -315,7 +317,7 @@ class TestADatabaseThatFails:
     ) -> None:
         monkeypatch.setattr("openai_cancel.ledger.book.MOST_MISSED", 2)
         async with failing(ledger), session.guard(*(create() for _ in range(5))):
-            assert len(ledger.book._missed) == 2
+            assert len(ledger._open_book._missed) == 2
 
     async def test_required(self, server: Emulator, ledger: Ledger, create) -> None:
         running, over = create(), create()
@@ -372,7 +374,7 @@ class TestADatabaseThatFails:
 
     async def test_a_disk_that_is_full(self, server: Emulator, create, tmp_path: Path, caplog) -> None:
         async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger, client(server, ledger) as session:
-            await ledger.book.do(lambda connection: connection.execute(text("PRAGMA max_page_count = 1")))
+            await ledger._open_book.do(lambda connection: connection.execute(text("PRAGMA max_page_count = 1")))
             async with session.guard(*(f"{create()}{'x' * 5000}" for _ in range(20))):
                 assert "database or disk is full" in caplog.text
             with pytest.raises(LedgerError, match="database or disk is full"):
@@ -426,7 +428,7 @@ class TestByHand:
             pass
         await ledger.track("resp_open", session=session, ttl=60)
         assert await ledger.purge(older_than=60) == 0
-        await ledger.book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
+        await ledger._open_book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
         assert await ledger.purge(older_than=60) == 7
         assert await states(ledger) == {"resp_open": "tracked"}
 
@@ -509,7 +511,7 @@ class TestSweep:
         entries = await rows(ledger)
         assert entries.pop(outcome.response_id).state == "cancelled"
         assert {(entry.state, entry.owner, entry.attempts) for entry in entries.values()} == {("tracked", None, 0)}
-        assert not ledger.book.sweeps
+        assert not ledger._open_book.sweeps
         assert len(await swept(ledger, session)) == 19
 
     async def test_a_cancel_gives_back(self, session, ledger: Ledger, server: Emulator, create) -> None:
@@ -533,7 +535,7 @@ class TestSweep:
         sweeping = asyncio.create_task(swept(ledger, session))
         await until(lambda: server.received)
         await lapse(ledger)
-        await ledger.book.renew()
+        await ledger._open_book.renew()
         assert await swept(ledger, session) == {}
         await lapse(ledger)  # as if its process had died
         assert await swept(ledger, session) == {name: Verdict.CANCELLED}
@@ -571,7 +573,7 @@ class TestSweep:
         await lapse(ledger)
         async with failing(ledger):
             sweeping = asyncio.create_task(swept(ledger, session))
-            await until(lambda: ledger.book._writer._waiting or ledger.book.sweeps)
+            await until(lambda: ledger._open_book._writer._waiting or ledger._open_book.sweeps)
         assert await sweeping == {name: Verdict.CANCELLED}
 
     async def test_a_database_that_fails_for_longer(self, url: str, server: Emulator) -> None:
@@ -597,14 +599,14 @@ class TestWriter:
 
     async def test_one_transaction_for_all_that_waits(self, session, ledger: Ledger) -> None:
         committed: list[object] = []
-        event.listen(ledger.book._writer._engine.sync_engine, "commit", committed.append)
+        event.listen(ledger._open_book._writer._engine.sync_engine, "commit", committed.append)
         tracking = (ledger.track(f"resp_{number}", session=session, ttl=60) for number in range(250))
         await asyncio.gather(*tracking)
         assert len(await rows(ledger)) == 250
         assert len(committed) == 4  # one was under way, and 100 are the most
 
     async def test_one_that_fails_harms_no_other(self, session, ledger: Ledger) -> None:
-        wrong = ledger.book.do(lambda connection: connection.execute(text("SELECT nothing FROM nowhere")))
+        wrong = ledger._open_book.do(lambda connection: connection.execute(text("SELECT nothing FROM nowhere")))
         results = await asyncio.gather(
             ledger.track("resp_1", session=session, ttl=60),
             wrong,
@@ -656,9 +658,9 @@ class TestWriter:
             guarding = asyncio.create_task(guard(ledger))
             while "tracked" not in (await states(ledger)).values():
                 await asyncio.sleep(0.001)
-            ledger.book.write(Change.settled("none", "nobody", "released"))  # which is under way
+            ledger._open_book.write(Change.settled("none", "nobody", "released"))  # which is under way
             await asyncio.sleep(0)
-            ledger.book.write(Change.settled("none", "nobody", "released"))  # which waits
+            ledger._open_book.write(Change.settled("none", "nobody", "released"))  # which waits
             return guarding
 
         guarding = await asyncio.to_thread(asyncio.run, main())
@@ -673,7 +675,7 @@ class TestSchema:
         async with contextlib.AsyncExitStack() as opened:
             opening = (opened.enter_async_context(Ledger(url)) for _ in range(8))
             ledgers = await asyncio.gather(*opening)
-            versions = await ledgers[0].book.do(lambda connection: connection.scalars(select(VERSIONS.c.version)))
+            versions = await ledgers[0]._open_book.do(lambda connection: connection.scalars(select(VERSIONS.c.version)))
             assert versions.all() == [len(schema.MIGRATIONS)]
 
     async def test_older_tables_are_brought_forward(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -687,7 +689,7 @@ class TestSchema:
         select_new = text(f"SELECT new FROM {RESPONSES.name}")
         for _ in range(2):
             async with Ledger(url) as ledger:
-                assert (await ledger.book.do(lambda connection: connection.execute(select_new))).all() == []
+                assert (await ledger._open_book.do(lambda connection: connection.execute(select_new))).all() == []
         monkeypatch.undo()
         with pytest.raises(LedgerError, match="tables of version 2, and this openai-cancel knows 1: upgrade"):
             await Ledger(url).open()
@@ -783,7 +785,7 @@ class TestSecrets:
                 async with session.guard(create()):
                     raise ZeroDivisionError
         everything = text(f"SELECT * FROM {RESPONSES.name}")
-        (row,) = (await ledger.book.do(lambda connection: connection.execute(everything))).all()
+        (row,) = (await ledger._open_book.do(lambda connection: connection.execute(everything))).all()
         assert "Bad key ***" in repr(row)
         assert KEY not in repr(row)
 

@@ -92,7 +92,7 @@ async def test_postgresql_is_restarted_in_the_middle(postgres: Postgres, server:
                 if done == 50:
                     await asyncio.to_thread(postgres.restart)
         assert done >= 300  # a claim whose answer was lost lapses, and comes again
-        await ledger.book.renew()
+        await ledger._open_book.renew()
         await lapse(ledger)
         await swept(ledger, session)
         assert await states(ledger) == dict.fromkeys(names, "cancelled")

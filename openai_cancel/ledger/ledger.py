@@ -107,11 +107,6 @@ class Ledger:
         """Where the ledger is, without its password."""
         return f"<{type(self).__name__} {self._url.render_as_string(hide_password=True)}>"
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it is open now."""
-        return self._book is not None
-
     async def open(self, *, check: bool = True) -> Self:
         """Bind the ledger to the running event loop. `async with` does this and closes it again.
 
@@ -140,7 +135,7 @@ class Ledger:
         """
         self._closed = True
         if self._book is not None:
-            book, self._book = self.book, None
+            book, self._book = self._open_book, None
             await book.close()
 
     async def __aenter__(self) -> Self:
@@ -179,7 +174,7 @@ class Ledger:
             seconds=check_seconds("ttl", ttl),
             labels={**self._labels, **_check_labels(labels or {})},
         )
-        await self.book.wait(self.book.write(row))
+        await self._open_book.wait(self._open_book.write(row))
 
     async def release(self, response_id: "ResponseId", *, session: "AsyncSession") -> bool:
         """Let a response run on, whoever tracks it.
@@ -196,7 +191,7 @@ class Ledger:
             InvalidResponseIdError: the id cannot be sent.
         """
         digest = Account(session.account, session.base_url).digest(session.identify(response_id))
-        return await self.book.do(partial(_count, release(digest))) > 0
+        return await self._open_book.do(partial(_count, release(digest))) > 0
 
     async def entries(self, *, ended: bool = False) -> AsyncGenerator[Entry, None]:
         """What the ledger holds, the oldest first.
@@ -209,7 +204,7 @@ class Ledger:
         """
         after = (-1.0, "")
         while True:
-            rows = await self.book.do(partial(_fetch, page(after, ended=ended, most=PAGE)))
+            rows = await self._open_book.do(partial(_fetch, page(after, ended=ended, most=PAGE)))
             for row in rows:
                 yield _entry(row)
             if len(rows) < PAGE:
@@ -230,7 +225,7 @@ class Ledger:
         """
         statement = purge(check_seconds("older_than", older_than), PAGE)
         total = 0
-        while count := await self.book.do(partial(_count, statement)):
+        while count := await self._open_book.do(partial(_count, statement)):
             total += count
         return total
 
@@ -270,9 +265,8 @@ class Ledger:
             ConfigurationError: an option cannot work.
         """
         sweep = Sweep(
-            self.book,
-            account=session.account,
-            base_url=session.base_url,
+            self._open_book,
+            account=Account(session.account, session.base_url),
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
             stop_many=partial(
@@ -281,19 +275,22 @@ class Ledger:
         )
         return sweep.run()
 
-    def tracking(self, session: "AsyncSession", *, required: bool) -> "Tracking":
+    def _tracking(self, session: "AsyncSession", *, required: bool) -> "Tracking":
         """What a guard of a session does with this ledger, which must be open."""
         if self._book is None:
             raise SessionStateError(_NOT_OPEN)
         return Tracking(self._book, Account(session.account, session.base_url), self._labels, required=required)
 
-    @property
-    def book(self) -> Book:
-        """What this process holds.
+    async def _join(self, *, check: bool) -> bool:
+        """Open it for a session, unless it is open in its event loop already; gives whether it was not."""
+        if self._book is None:
+            await self.open(check=check)
+            return True
+        _ = self._open_book  # which raises if that is in another
+        return False
 
-        Raises:
-            SessionStateError: the ledger is not open, or belongs to another event loop.
-        """
+    @property
+    def _open_book(self) -> Book:
         if self._book is None:
             raise SessionStateError(_NOT_OPEN)
         if self._book.loop is not asyncio.get_running_loop():

@@ -169,11 +169,12 @@ def renewal(owners: Collection[str], seconds: float) -> Update:
     return update(RESPONSES).where(_table.owner.in_(owners), _open).values(lease_until=database_time() + seconds)
 
 
-def claim(owner: str, seconds: float, *, account: str, base_url: str, most: int) -> Update:
+def claim(owner: str, seconds: float, account: Account, *, most: int) -> Update:
     """Take over what has lapsed, the longest first; gives digests, ids and attempts."""
     lapsed = (
         select(_table.digest)
-        .where(_table.lease_until < database_time(), _table.account == account, _table.base_url == base_url)
+        .where(_table.lease_until < database_time())
+        .where(_table.account == account.name, _table.base_url == account.base_url)
         .order_by(_table.lease_until)
         .limit(most)
         .with_for_update(skip_locked=True)  # which SQLite has no need of: a claim is alone there

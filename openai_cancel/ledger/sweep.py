@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from openai_cancel.errors import AuthenticationError, LedgerError
 from openai_cancel.ledger.book import Book
-from openai_cancel.ledger.statements import TRACKED, Change, claim
+from openai_cancel.ledger.statements import TRACKED, Account, Change, claim
 from openai_cancel.outcome import Outcome
 from openai_cancel.retry import poll_delay
 
@@ -39,7 +39,7 @@ class Sweep:
 
     Args:
         book: of the ledger.
-        account, base_url: of whom responses are claimed.
+        account: of whom responses are claimed.
         batch: how many are claimed at once.
         max_attempts: after how many a response is given up.
         stop_many: stops them.
@@ -49,8 +49,7 @@ class Sweep:
         self,
         book: Book,
         *,
-        account: str,
-        base_url: str,
+        account: Account,
         batch: int,
         max_attempts: int,
         stop_many: Callable[[AsyncIterable[str]], AsyncGenerator[Outcome, None]],
@@ -59,7 +58,6 @@ class Sweep:
         # A name of its own: what it claimed and never heard of lapses when it is over, and not with the process.
         self._name = f"{book.owner}:{secrets.token_hex(4)}"
         self._account = account
-        self._base_url = base_url
         self._batch = batch
         self._max_attempts = max_attempts
         self._stop_many = stop_many
@@ -91,9 +89,7 @@ class Sweep:
 
     async def _claim(self) -> Sequence[Claimed]:
         """Claim some more. A database that fails, since it is being restarted, say, has as long as a lease."""
-        statement = claim(
-            self._name, self._book.lease, account=self._account, base_url=self._base_url, most=self._batch
-        )
+        statement = claim(self._name, self._book.lease, self._account, most=self._batch)
         until = self._book.loop.time() + self._book.lease
         failures = 0
         while True:

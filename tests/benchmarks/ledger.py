@@ -36,7 +36,7 @@ KILLS = 200
 
 async def lapse(ledger: Ledger) -> None:
     statement = text("UPDATE openai_cancel_responses SET lease_until = 0 WHERE lease_until IS NOT NULL")
-    await ledger.book.do(lambda connection: connection.execute(statement))
+    await ledger._open_book.do(lambda connection: connection.execute(statement))
 
 
 async def guards(url: str, base_url: str, ids: list[str]) -> None:
@@ -46,7 +46,7 @@ async def guards(url: str, base_url: str, ids: list[str]) -> None:
         AsyncSession(base_url=base_url, api_key="any", ledger=ledger) as session,
     ):
         committed: list[float] = []
-        engine = ledger.book._writer._engine.sync_engine
+        engine = ledger._open_book._writer._engine.sync_engine
         event.listen(engine, "commit", lambda _: committed.append(time.perf_counter()))
 
         async def one(name: str, holding: float) -> None:
