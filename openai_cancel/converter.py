@@ -39,7 +39,10 @@ _SCALARS: dict[Any, _Kinds] = {
 _new, _set_values = object.__new__, Model.__dict__["__dict__"].__set__
 
 _LONG = 16
-"""A list in a `Response` that has more items is made when it is read. To put it off costs as much as a few items."""
+"""A list in a `Response` that has more items is made when it is read. To put it off costs as much as a few items.
+
+That cannot fail then, for its items may be `Unknown`.
+"""
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
@@ -172,7 +175,7 @@ def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str,
                 continue
             if lazy and kind is list and len(value) > _LONG:
                 del values[name]
-                values.setdefault("_parts", {})[name] = partial(_make_part, key, value, hook, kinds)
+                values.setdefault("_parts", {})[name] = partial(hook, value)
                 continue
             try:
                 values[name] = hook(value)
@@ -194,14 +197,6 @@ def _make_later(model: type[Model], make: _Hook) -> _Hook:
         return instance
 
     return put_off
-
-
-def _make_part(key: str, value: Any, hook: _Hook, kinds: _Kinds) -> tuple[Any, tuple[tuple[str, str], ...]]:
-    """A part of an object, and what is wrong with it."""
-    try:
-        return hook(value), ()
-    except _Mismatch as mismatch:
-        return None, mismatch.at(f".{key}", kinds)
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:

@@ -5,6 +5,7 @@ import http
 import math
 import pickle
 import subprocess
+import typing
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Barrier
@@ -469,6 +470,16 @@ class TestLaziness:
         assert "output" not in vars(response)
         assert response.output[0].content[0].text == "hi"
         assert response.output is response.output
+
+    def test_no_list_in_it_can_fail_as_a_whole(self) -> None:
+        lists = [
+            member
+            for field in attrs.fields(attrs.resolve_types(Response))
+            for member in (field.type, *typing.get_args(field.type))
+            if typing.get_origin(member) is list
+        ]
+        assert len(lists) == 4
+        assert all(Unknown in typing.get_args(*typing.get_args(member)) for member in lists)
 
     def test_problems_are_all_there_and_once(self) -> None:
         for read in ((), ("tools", "usage"), ("temperature", "tools", "error", "output")):

@@ -76,7 +76,10 @@ class Model:
         # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
         raise attrs.exceptions.FrozenInstanceError
 
-    if not TYPE_CHECKING:  # a checker that saw this method would take any name for an attribute
+    if TYPE_CHECKING:
+        # A checker that saw the method below would take any name for an attribute.
+        pass
+    else:
 
         def __getattr__(self, name: str) -> Any:
             with _MAKING:  # another thread may read it, too
@@ -89,10 +92,7 @@ class Model:
                     values = made
                 parts = values.get("_parts", {})
                 if name in parts:
-                    value, problems = parts[name]()
-                    if problems:
-                        values["_problems"] = (*self._problems, *problems)
-                    values[name] = value
+                    values[name] = parts[name]()
                     del parts[name]
                 if name in values:
                     return values[name]
