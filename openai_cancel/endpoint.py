@@ -45,7 +45,7 @@ class RequestOptions(TypedDict, total=False):
 
 
 class CallOptions(RequestOptions, total=False):
-    """What a call takes: `RequestOptions`, and bounds.
+    """What a call takes: `RequestOptions`, and bounds. What is None or not given is as the session has it.
 
     Attributes:
         timeout: seconds that one attempt may take, from connect to the last byte of the body.

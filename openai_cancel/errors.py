@@ -128,7 +128,7 @@ class APIStatusError(_AnswerError):
     See https://platform.openai.com/docs/guides/error-codes.
     """
 
-    hint: ClassVar[str] = ""
+    _hint: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -154,7 +154,7 @@ class APIStatusError(_AnswerError):
     def __str__(self) -> str:
         """Status and words of the server, what to do next, and the request id."""
         words = re.sub(rf"^{self.status}(?!\d)", "", self.message).strip(" :.")
-        hint = f" {self.hint}" if self.hint else ""
+        hint = f" {self._hint}" if self._hint else ""
         request = f" (request id {self.request_id})" if self.request_id else ""
         return f"{self.status}: {words}.{hint}{request}"
 
@@ -162,49 +162,49 @@ class APIStatusError(_AnswerError):
 class BadRequestError(APIStatusError):
     """400: often a response that is over already, or was not created with `background=true`."""
 
-    hint = "Retrieve the response to see whether it still runs."
+    _hint = "Retrieve the response to see whether it still runs."
 
 
 class AuthenticationError(APIStatusError):
     """401: no key, or one that this server does not take."""
 
-    hint = "Check the API key, and that it belongs to this server."
+    _hint = "Check the API key, and that it belongs to this server."
 
 
 class PermissionDeniedError(APIStatusError):
     """403: the key is known but may not do this."""
 
-    hint = "Check the organization, the project and what the key may do."
+    _hint = "Check the organization, the project and what the key may do."
 
 
 class NotFoundError(APIStatusError):
     """404: the server does not know the response, or has forgotten it."""
 
-    hint = "Check the id, that the base URL is whole (most end in /v1), and that the key's project made the response."
+    _hint = "Check the id, that the base URL is whole (most end in /v1), and that the key's project made the response."
 
 
 class ConflictError(APIStatusError):
     """409: the response cannot be cancelled in its state."""
 
-    hint = "Retrieve the response to see whether it still runs."
+    _hint = "Retrieve the response to see whether it still runs."
 
 
 class UnprocessableEntityError(APIStatusError):
     """422: the server understood the request and refuses it."""
 
-    hint = "Check the id and the query parameters."
+    _hint = "Check the id and the query parameters."
 
 
 class RateLimitError(APIStatusError):
     """429: too many requests, or a quota that is used up."""
 
-    hint = "Wait before the next request; a used-up quota needs the plan or billing changed."
+    _hint = "Wait before the next request; a used-up quota needs the plan or billing changed."
 
 
 class InternalServerError(APIStatusError):
     """5xx: the server, or a gateway before it, failed."""
 
-    hint = "The response may still run: try again later."
+    _hint = "The response may still run: try again later."
 
 
 class ResponseDecodeError(_AnswerError):

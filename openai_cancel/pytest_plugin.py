@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Make the marker known, as `--strict-markers` asks."""
     config.addinivalue_line(
         "markers",
-        'openai_emulator(dialect="openai", script=None, api_key=None, allows=None, ...): how the fixture '
+        'openai_emulator(dialect="openai", script=None, api_key=None, rate_limit=None, ...): how the fixture '
         "openai_emulator behaves; takes the options of openai_cancel.emulator.Emulator.",
     )
 
@@ -36,11 +36,11 @@ def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     def test_that_nothing_runs_on(openai_emulator):
         running = openai_emulator.add()
         ...
-        assert openai_emulator.works[running].cancelled
+        assert openai_emulator.responses[running].cancelled
     ```
 
     Its event loop runs in a thread of its own. `OPENAI_BASE_URL` and `OPENAI_API_KEY` lead to it as long as the test
-    runs, so that an `AsyncSession()`, or an `openai.OpenAI()`, needs no argument. `add`, `works`, `faults` and
+    runs, so that an `AsyncSession()`, or an `openai.OpenAI()`, needs no argument. `add`, `responses`, `faults` and
     `received` can be used from the test at any time; copy what is to be gone through while requests are under way.
 
     See `openai_cancel.emulator.Emulator`, whose options the marker `openai_emulator` takes; of several markers the

@@ -45,6 +45,7 @@ class AsyncSession(Endpoint):
         Raises:
             SessionStateError: it is open, or was closed; or its ledger belongs to another event loop.
             LedgerError: the session opens the ledger, which is required and fails.
+            ConfigurationError: the environment names a proxy that cannot be used.
         """
         await super().open()
         ledger = self._settings.ledger
@@ -140,6 +141,8 @@ class AsyncSession(Endpoint):
         Raises:
             InvalidResponseIdError: an id cannot be sent.
             ConfigurationError: an option cannot work.
+            SessionStateError: the session's ledger is not open.
+            LedgerError: it is required, and fails; from the block.
         """
         self._check(**options)
         tracking, ledger = None, self._settings.ledger
@@ -188,6 +191,7 @@ class AsyncSession(Endpoint):
             SessionStateError: the session is not open, or belongs to another event loop.
             APIStatusError: the server refuses; `NotFoundError` if it does not know the id.
             APIConnectionError: no connection can be had, now or later, as with a certificate that is not trusted.
+            LedgerError: the session's ledger is required, and fails.
 
         See https://platform.openai.com/docs/guides/background.
         """

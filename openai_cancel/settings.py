@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from openai_cancel.ledger import Ledger
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
@@ -67,8 +67,8 @@ class Options(Limits, total=False):
         query: extra query parameters.
         timeout: seconds that one attempt may take, from connect to the last byte of the body. Default 30.
         connect_timeout: seconds that a new connection, its TLS included, may take. Default 5.
-        deadline: seconds that all attempts of a call may take together. Default 60. `math.inf`, here and above, is
-            no limit.
+        deadline: seconds that all attempts of a `cancel` or `retrieve` may take together; `stop` has its own. Default
+            60. `math.inf`, here and above, is no limit.
         max_retries: how often a failed attempt is repeated. Default 4.
         max_body_bytes: the largest body that is read, in bytes. Default 64 MiB.
         max_connections: how many there may be at once; more calls than these wait for one, within their `timeout`.

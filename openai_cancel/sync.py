@@ -88,6 +88,8 @@ class Session:
 
         Raises:
             ConfigurationError: a setting is missing or cannot work.
+
+        See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
         """
         api_key = hidden(api_key)
         return cls.__new__(cls)._wrap(
@@ -262,6 +264,8 @@ class Session:
         Raises:
             InvalidResponseIdError: an id cannot be sent.
             ConfigurationError: an option cannot work.
+            SessionStateError: the session's ledger is not open.
+            LedgerError: it is required, and fails; from the block.
         """
         return _Guarding(self._session.guard(*response_ids, grace=grace, **options), self._run)
 
@@ -291,8 +295,8 @@ class Session:
 
         Raises:
             WaitTimeoutError: it was not over in time. Its `outcome` says whether it was stopped.
-            InvalidResponseIdError, ConfigurationError, SessionStateError, APIStatusError, APIConnectionError: as
-                `AsyncSession.wait`.
+            InvalidResponseIdError, ConfigurationError, SessionStateError, APIStatusError, APIConnectionError,
+                LedgerError: as `AsyncSession.wait`.
 
         See https://platform.openai.com/docs/guides/background.
         """

@@ -50,7 +50,7 @@ async def test_every_one_once(session: QuickSession, server: Emulator, create) -
         Verdict.ALREADY_FINISHED: 50,
         Verdict.NOT_FOUND: 1,
     }
-    assert all(server.works[identifier].cancels == 1 for identifier in running)
+    assert all(server.responses[identifier].cancels == 1 for identifier in running)
 
 
 async def test_nothing_to_do(session: QuickSession) -> None:
@@ -377,7 +377,7 @@ class TestPace:
 async def test_a_server_with_a_limit(clock: Clock) -> None:
     """Over real sockets; the clock of the server and that of the session are the same."""
     async with (
-        Emulator(script=Script(runs_for=math.inf), allows=50, clock=clock) as server,
+        Emulator(script=Script(runs_for=math.inf), rate_limit=50, clock=clock) as server,
         QuickSession(api_key=KEY, base_url=server.base_url) as session,
     ):
         session._monotonic = clock

@@ -159,7 +159,7 @@ class TestOneFault:
             assert retried.status == "cancelled"
             assert retried.attempts == (1 if isinstance(alone, Response) else 2)
         assert outcome.verdict is Verdict.CANCELLED
-        assert server.works[third].status(time.time()) == "cancelled"
+        assert server.responses[third].status(time.time()) == "cancelled"
 
     @pytest.mark.parametrize("ends", ["close", "reset", "stall"])
     async def test_at_each_byte_of_an_answer(self, server: Emulator, ends) -> None:
@@ -175,7 +175,7 @@ class TestOneFault:
             outcomes = await asyncio.gather(*map(stop, names))
         assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
         assert sum(outcome.attempts for outcome in outcomes) >= len(names) + len(faults)
-        assert {server.works[name].status(time.time()) for name in names} == {"cancelled"}
+        assert {server.responses[name].status(time.time()) for name in names} == {"cancelled"}
 
     async def test_a_drip_that_is_fast_enough(self, server: Emulator) -> None:
         async with through(server, NetFault(sends=instead(SHORT), pause=0.001)) as session:
@@ -190,7 +190,7 @@ class TestOneFault:
             sessions = [await opened.enter_async_context(through(server, FAULTS[name])) for name in lost]
             outcomes = await asyncio.gather(*[each.stop(name) for each, name in zip(sessions, names, strict=True)])
             assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
-            assert {work.status(100 * time.monotonic()) for work in server.works.values()} == {"cancelled"}
+            assert {work.status(100 * time.monotonic()) for work in server.responses.values()} == {"cancelled"}
 
 
 async def test_faults_that_do_not_end(server: Emulator) -> None:
@@ -290,7 +290,7 @@ class TestConnections:
             names = [server.add() for _ in range(100)]
             verdicts = {outcome.response_id: outcome.verdict async for outcome in session.stop_many(names)}
         assert verdicts == dict.fromkeys(names, Verdict.CANCELLED)
-        assert {server.works[name].status(time.time()) for name in names} == {"cancelled"}
+        assert {server.responses[name].status(time.time()) for name in names} == {"cancelled"}
 
 
 class TestTLS:
@@ -354,7 +354,7 @@ class TestTLS:
             proxy.faults.append(FAULTS[name])
             outcome = await session.stop(identifier := server.add())
             assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2)
-            assert server.works[identifier].status(time.time()) == "cancelled"
+            assert server.responses[identifier].status(time.time()) == "cancelled"
 
     @pytest.mark.parametrize("said", [SHORT, b"\x15\x03\x01\x00\x02\x02\x28", b""], ids=["HTTP", "an alert", "nothing"])
     async def test_there_is_none(self, said: bytes) -> None:

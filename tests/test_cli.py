@@ -37,7 +37,7 @@ class TestCancel:
         assert status == 1
         stopped, missing = map(json.loads, out.splitlines())
         assert (stopped["id"], stopped["status"]) == (identifier, "cancelled")
-        assert stopped["response"] == server.works[identifier].document(0)
+        assert stopped["response"] == server.responses[identifier].document(0)
         assert missing["id"] == "resp_none"
         assert (missing["error"]["type"], missing["error"]["status"], missing["error"]["code"]) == (
             "NotFoundError",
@@ -173,7 +173,7 @@ class TestStop:
         status, out, _ = await run(*arguments)
         assert status == 0
         assert out.count("\n") == 300 - before < 300
-        assert all(server.works[identifier].cancelled for identifier in identifiers)
+        assert all(server.responses[identifier].cancelled for identifier in identifiers)
         assert {json.loads(line)["id"] for line in log.read_text().splitlines()} == set(identifiers)
 
     async def test_a_key_that_is_refused_is_not_tried_for_ever(self, run, server: Emulator, create) -> None:
@@ -369,11 +369,11 @@ class TestWait:
     async def test_too_long(self, run, server: Emulator, create) -> None:
         running = create()
         status, _, err = await run("wait", running, "--timeout", "0.1", "--on-abandon", "leave")
-        assert (status, server.works[running].cancelled) == (1, None)
+        assert (status, server.responses[running].cancelled) == (1, None)
         assert f"openai-cancel: '{running}': " in err
         status, out, _ = await run("wait", running, "--timeout", "0.1", "--json")
         assert (status, json.loads(out)["error"]["type"]) == (1, "WaitTimeoutError")
-        assert server.works[running].cancelled
+        assert server.responses[running].cancelled
 
     async def test_ctrl_c_stops_them(self, server: Emulator, create) -> None:
         identifiers = [create(), create()]
@@ -386,7 +386,7 @@ class TestWait:
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
         assert process.returncode == 130
-        assert [server.works[name].cancelled for name in identifiers].count(None) == 1
+        assert [server.responses[name].cancelled for name in identifiers].count(None) == 1
         assert re.search(rb"openai-cancel: resp_\w+ was not stopped \(unknown: 400", err), err
 
     async def test_usage(self, run) -> None:
@@ -481,7 +481,7 @@ class TestUsage:
         assert "Exit status: 0 all stopped" in out
 
     async def test_version(self, run) -> None:
-        assert await run("--version") == (0, "0.1.0\n", "")
+        assert await run("--version") == (0, "1.0.0\n", "")
 
 
 async def test_demo(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +553,7 @@ async def test_a_reader_that_leaves_early(server: Emulator, create) -> None:
     )  # fmt: skip
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, b"openai-cancel: the output is lost from here on: Broken pipe\n")
-    assert all(work.cancelled for work in server.works.values())
+    assert all(work.cancelled for work in server.responses.values())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -566,7 +566,7 @@ def test_a_full_disk() -> None:
 @pytest.mark.parametrize("module", ["openai_cancel", "openai_cancel.cli"])
 def test_as_a_module(python: str, module: str) -> None:
     done = subprocess.run([python, "-m", module, "--version"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, "1.0.0\n")
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "2>&1 >/dev/full", ">&- 2>&-"])
@@ -577,7 +577,7 @@ async def test_complaints_that_nobody_can_read(server: Emulator, create, closed:
         env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url}, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert all(server.works[identifier].cancelled for identifier in ids)
+    assert all(server.responses[identifier].cancelled for identifier in ids)
 
 
 async def test_words_that_the_terminal_cannot_show(server: Emulator, create) -> None:
@@ -666,7 +666,7 @@ class TestRough:
         process.send_signal(number)
         _, err = await process.communicate()
         assert (process.returncode, err) == (128 + number, b"")
-        assert server.works[identifier].cancelled
+        assert server.responses[identifier].cancelled
 
     async def test_a_minus_is_the_standard_input_only_where_ids_are_read(self, run) -> None:
         status, _, err = await run("cancel", "-")

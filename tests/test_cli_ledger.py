@@ -38,7 +38,7 @@ async def track(url: str, server: Emulator, *names: str, ttl: float = 0.001, acc
 
 async def states(url: str) -> dict[str, str]:
     async with Ledger(url) as ledger:
-        return {entry.response_id: entry.state async for entry in ledger.entries(ended=True)}
+        return {entry.response_id: entry.state async for entry in ledger.entries(include_ended=True)}
 
 
 class TestSweep:
@@ -104,7 +104,13 @@ class TestSweep:
         assert (status, "no such table" in err) == (3, True)
 
     async def test_options_that_do_not_go_together(self, run) -> None:
-        for wrong in (["--once", "--every", "5s"], ["--every=0s"], ["--every", "x"], ["--max-attempts", "0"]):
+        for wrong in (
+            ["--once", "--every", "5s"],
+            ["--every=0s"],
+            ["--every", "x"],
+            ["--every", "nan"],
+            ["--max-attempts", "0"],
+        ):
             status, out, err = await run("ledger", "sweep", *wrong)
             assert (status, out, err.count("\n")) == (2, "", 1)
 
@@ -115,7 +121,7 @@ class TestEntries:
         assert (status, out, err) == (0, "", "")
         (first, second) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
         assert (first["id"], first["state"], first["labels"]) == ("resp_1", "tracked", {"job": "7=8"})
-        assert 890 < second["lease"] <= 900
+        assert 890 < second["lease_left"] <= 900
         assert re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00", second["created"])
         status, out, err = await run("ledger", "release", "resp_1", "resp_3")
         assert (status, out, err) == (1, "", "openai-cancel: 'resp_3' is not in the ledger, or over.\n")
@@ -124,6 +130,17 @@ class TestEntries:
         assert len((await run("ledger", "list", "--all"))[1].splitlines()) == 2
         assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 forgotten\n"
         assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 forgotten\n"
+
+    @pytest.mark.parametrize(("written", "seconds"), [("90", 90), ("1.5m", 90), ("2h", 7200), ("7d", 604800)])
+    async def test_durations(self, run, written: str, seconds: float) -> None:
+        assert (await run("ledger", "add", "resp_1", "--ttl", written))[0] == 0
+        (entry,) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
+        assert seconds - 10 < entry["lease_left"] <= seconds
+
+    async def test_a_bad_duration(self, run) -> None:
+        for wrong in ("fortnight", "", "5 parsecs"):
+            status, _, err = await run("ledger", "add", "resp_1", "--ttl", wrong)
+            assert (status, "or such as 30s, 15m, 2h, 7d" in err) == (2, True)
 
     async def test_on_a_terminal(self, run, url: str, server: Emulator) -> None:
         await track(url, server, "resp_late", ttl=60)

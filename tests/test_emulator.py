@@ -114,7 +114,7 @@ class TestAzure:
 
     @pytest.fixture
     async def azure(self) -> AsyncIterator[Emulator]:
-        quick = attrs.evolve(DIALECTS["azure"], takes=0)
+        quick = attrs.evolve(DIALECTS["azure"], cancel_takes=0)
         async with Emulator(dialect=quick, script=Script(runs_for=math.inf)) as server:
             yield server
 
@@ -124,7 +124,7 @@ class TestAzure:
             AsyncSession.azure(server.base_url.removesuffix("/v1"), api_key="k") as session,
         ):
             response = await session.cancel(server.add())
-        assert (response.id, response.status) == (next(iter(server.works)), "cancelled")
+        assert (response.id, response.status) == (next(iter(server.responses)), "cancelled")
         [received] = server.received
         assert (received.path, received.headers["api-key"]) == (f"/openai/v1/responses/{response.id}/cancel", "k")
 
@@ -152,7 +152,7 @@ class TestAzure:
             assert (await client.responses.cancel(created.id)).status == "cancelled"
             assert (await client.responses.retrieve(created.id)).status == "cancelled"
             await client.responses.delete(created.id)
-        assert azure.works == {}
+        assert azure.responses == {}
         assert {received.path.partition("/responses")[0] for received in azure.received} == {"/openai"}
 
     async def test_faults_strike_there_as_well(self, azure: Emulator) -> None:
@@ -163,7 +163,7 @@ class TestAzure:
             await session.retrieve(identifier)
             with pytest.raises(InternalServerError):
                 await session.cancel(identifier)
-        assert (azure.faults, azure.works[identifier].cancelled) == ([], None)
+        assert (azure.faults, azure.responses[identifier].cancelled) == ([], None)
 
     @pytest.mark.parametrize("path", ["/responses/x", "/v2/responses/x", "/openai/v2/responses/x"])
     async def test_nothing_is_anywhere_else(self, azure: Emulator, path: str) -> None:
@@ -252,7 +252,7 @@ class TestFaults:
             assert answer.status == 200
         async with http.post(f"responses/{identifier}/cancel") as answer:
             assert answer.status == 503
-        assert server.works[identifier].cancelled is None
+        assert server.responses[identifier].cancelled is None
 
     @pytest.mark.parametrize("cut", ["connection", "body"])
     async def test_a_lost_answer_to_a_request_that_took_effect(self, server: Emulator, http, create, cut) -> None:
@@ -261,7 +261,7 @@ class TestFaults:
         with pytest.raises(aiohttp.ClientError):
             async with http.post(f"responses/{identifier}/cancel") as answer:
                 await answer.read()
-        assert server.works[identifier].cancelled is not None
+        assert server.responses[identifier].cancelled is not None
 
     async def test_a_body_that_ends_in_the_middle(self, server: Emulator, http: aiohttp.ClientSession) -> None:
         server.faults.append(Fault(status=200, body=b"12345678", cut="body"))

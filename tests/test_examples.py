@@ -77,7 +77,7 @@ async def test_worker(python: str, server: Emulator, create: Callable[..., str])
     running, over = create(), create(runs_for=0)
     ended = await execute(python, *STRICT, example("worker"), "0.2", running, over)
     assert ended.splitlines() == [f"{running} took too long: cancelled", f"{over} completed: Forty-two."]
-    assert server.works[running].cancelled
+    assert server.responses[running].cancelled
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
@@ -90,7 +90,7 @@ async def test_ctrl_c(python: str, server: Emulator, create: Callable[..., str],
     process.send_signal(number)
     await process.communicate()
     assert process.returncode == status
-    assert server.works[running].cancelled
+    assert server.responses[running].cancelled
 
 
 async def test_ctrl_c_that_nobody_presses(python: str, create: Callable[..., str]) -> None:
@@ -100,7 +100,7 @@ async def test_ctrl_c_that_nobody_presses(python: str, create: Callable[..., str
 async def test_with_openai(python: str, server: Emulator) -> None:
     """Without `-W error`: what another package does at its end is not ours."""
     assert await execute(python, example("with_openai"), "2", "Why?") == "It took too long, and was stopped.\n"
-    (work,) = server.works.values()
+    (work,) = server.responses.values()
     assert work.cancelled
 
 
@@ -116,7 +116,7 @@ async def leave(url: str, server: Emulator) -> None:
         await until(lambda: server.received)
         asking.cancel()
         await asyncio.wait({asking})
-    await until(lambda: any(work.cancelled for work in server.works.values()))
+    await until(lambda: any(work.cancelled for work in server.responses.values()))
 
 
 async def test_a_client_of_aiohttp_that_leaves(server: Emulator, create: Callable[..., str]) -> None:
@@ -152,12 +152,12 @@ async def test_ledger(python: str, server: Emulator, create: Callable[..., str],
     assert await process.stdout.readline() == b"guarding\n"
     process.kill()
     await process.communicate()
-    assert not server.works[running].cancelled
+    assert not server.responses[running].cancelled
     async with Ledger(url) as ledger:
         await lapse(ledger)
     ended = await execute(python, "-m", "openai_cancel", "ledger", "sweep", "--ledger", url, "--quiet")
     assert ended == ""
-    assert server.works[running].cancelled
+    assert server.responses[running].cancelled
 
 
 async def test_service(server: Emulator, create: Callable[..., str]) -> None:
@@ -184,7 +184,7 @@ async def test_readme(block: str, python: str, create: Callable[..., str], serve
         async with Ledger("sqlite:///ledger.db") as ledger:
             assert await states(ledger) == {identifier: "released"}
     else:
-        assert server.works[identifier].cancelled or "resp_123" not in block
+        assert server.responses[identifier].cancelled or "resp_123" not in block
 
 
 def fenced(beginning: str, replaced: dict[str, str]) -> str:
@@ -228,7 +228,7 @@ async def test_readme_stop(server: Emulator, create: Callable[..., str], postgre
     out = await printed(fenced("openai-cancel stop", {"resp_123": first, "resp_456": second}))
     verdicts = {line["id"]: line["verdict"] for line in map(json.loads, out)}
     assert verdicts == dict.fromkeys([first, second, in_file, in_table], "cancelled")
-    assert [name for name, work in server.works.items() if not work.cancelled] == [in_log]
+    assert [name for name, work in server.responses.items() if not work.cancelled] == [in_log]
     assert in_file in (tmp_path / "results.jsonl").read_text()
 
 
@@ -255,7 +255,7 @@ async def test_readme_ledger(create: Callable[..., str], url: str) -> None:
             assert json.loads(out)["id"] == lapsed
             assert later in {json.loads(line)["id"] for line in others[:-1]}
             assert others[-1] == "1 forgotten"
-            assert 840 < (await rows(ledger))[added].lease <= 900
+            assert 840 < (await rows(ledger))[added].lease_left <= 900
             await lapse(ledger, added)
             assert json.loads(await sweep.stdout.readline())["id"] == added
             sweep.send_signal(signal.SIGTERM)
@@ -276,14 +276,14 @@ async def test_readme_systemd(server: Emulator, create: Callable[..., str], tmp_
     assert unit["Type"] == "oneshot"  # what ends by itself
     (line,) = await printed(f"env -i $(cat {unit['EnvironmentFile']}) {unit['ExecStart']}")
     assert json.loads(line)["verdict"] == "cancelled"
-    assert server.works[running].cancelled
+    assert server.responses[running].cancelled
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
 async def test_readme_curl(server: Emulator) -> None:
     lines = await printed(fenced("export OPENAI_BASE_URL=", {"http://127.0.0.1:8080/v1": server.base_url}))
     created = json.loads("\n".join(lines))
-    work = server.works[created["id"]]
+    work = server.responses[created["id"]]
     assert (created["status"], work.background, work.script.runs_for) == ("queued", True, 600)
 
 

@@ -63,7 +63,7 @@ async def test_bulk_incident(tmp_path: Path, server: Emulator, create: Callable[
     assert lines[0].split() == ["20", "cancelled"]
     assert sorted(line.split()[1] for line in lines[1:]) == ["already_finished", "not_found", "unknown"]
     assert left.read_text() == "a\x01b\n"
-    assert all(server.works[response_id].cancelled for response_id in running)
+    assert all(server.responses[response_id].cancelled for response_id in running)
     left.write_text(running[0])
     assert await execute(*STRICT, EXAMPLES / "bulk_incident.py", left, ids) == ["       1 cancelled"]
     assert ids.read_text() == ""
@@ -75,8 +75,8 @@ async def test_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         lines = await execute(*STRICT, EXAMPLES / "vllm.py", running[0], over, running[1])
         assert lines[0] == "Forty-two."
-        assert sorted(lines[1:]) == sorted(f"{name} already_finished" for name in server.works)
-        assert all(server.works[name].cancelled for name in running)
+        assert sorted(lines[1:]) == sorted(f"{name} already_finished" for name in server.responses)
+        assert all(server.responses[name].cancelled for name in running)
 
 
 async def test_litellm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +88,7 @@ async def test_litellm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         lines = await execute(*STRICT, EXAMPLES / "litellm.py", "0.2", ids)
     assert set(lines) == {"a question: cancelled, by another id", "another one: already_finished, by another id"}
-    assert server.works[inner[0]].cancels == 2
+    assert server.responses[inner[0]].cancels == 2
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ async def test_azure_entra(azure: Emulator, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TOKEN_FUNCTION", "tokens:token")
     assert await execute(*STRICT, EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
-    assert azure.works[running].cancels == 2
+    assert azure.responses[running].cancels == 2
     sent = [request.headers["authorization"] for request in azure.received]
     assert sent == [f"Bearer token-{number}" for number in range(1, len(sent) + 1)]
 
@@ -194,8 +194,8 @@ async def test_task_queue(celery: Celery, server: Emulator, create: Callable[...
     for result in (ends, ended):
         with pytest.raises(SoftTimeLimitExceeded):
             await asyncio.to_thread(result.get, timeout=20)
-    assert server.works[late].cancelled
-    assert server.works[revoked].cancelled
+    assert server.responses[late].cancelled
+    assert server.responses[revoked].cancelled
 
 
 def test_pytest_fixture(pytester: pytest.Pytester) -> None:
@@ -223,7 +223,7 @@ async def test_notebook(server: Emulator, create: Callable[..., str]) -> None:
         await manager.shutdown_kernel()
     assert shown[0].startswith(f"Response(id='{running}'")
     assert shown[1:] == ["cancelled", f"{{'{running}': 'cancelled',\n 'resp_none': 'not_found'}}", "'cancelled'"]
-    assert server.works[running].cancelled
+    assert server.responses[running].cancelled
 
 
 def text_of(content: dict) -> str:

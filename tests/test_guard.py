@@ -63,7 +63,7 @@ class TestException:
         assert caught.value is raised
         assert traceback.extract_tb(raised.__traceback__)[-1].line == "raise raised"
         assert (raised.__cause__, raised.__context__, notes(raised)) == (None, None, [])
-        assert server.works[identifier].cancelled
+        assert server.responses[identifier].cancelled
         assert guard.outcome.verdict is Verdict.CANCELLED
         assert cancels(server) == 1
 
@@ -119,8 +119,8 @@ class TestException:
             with suppress(ValueError):
                 async with session.guard(inner):
                     raise ValueError("mine")
-        assert server.works[inner].cancelled
-        assert not server.works[outer].cancelled
+        assert server.responses[inner].cancelled
+        assert not server.responses[outer].cancelled
 
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
     def test_what_ends_the_program(self, kind: type[BaseException]) -> None:
@@ -132,7 +132,7 @@ class TestException:
                         async with session.guard(identifier):
                             raise kind
                     finally:
-                        seen.append(bool(server.works[identifier].cancelled))
+                        seen.append(bool(server.responses[identifier].cancelled))
 
         seen: list[bool] = []
         with pytest.raises(kind):
@@ -225,7 +225,7 @@ class TestWhatCannotBeStopped:
                 async with session.guard("resp_a", other):
                     raise ValueError("mine")
         assert notes(caught.value.__context__) == ["openai-cancel: resp_a was not stopped (SystemExit)"]
-        assert server.works[other].cancelled
+        assert server.responses[other].cancelled
 
     async def test_a_key_function_that_says_it_was_cancelled(self, server) -> None:
         """Nobody has cancelled this task: a refresh that it shares with others, say."""
@@ -291,7 +291,7 @@ class TestCancelled:
         with pytest.raises(asyncio.CancelledError, match="a message"):
             await task
         assert task.cancelling() == 1
-        assert server.works[identifier].cancelled
+        assert server.responses[identifier].cancelled
         assert cancels(server) == 1
 
     @pytest.mark.parametrize("times", [2, 10])
@@ -309,7 +309,7 @@ class TestCancelled:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (task.cancelling(), cancels(server)) == (times, 1)
-        assert next(iter(server.works.values())).cancelled
+        assert next(iter(server.responses.values())).cancelled
 
     async def test_during_the_stop_of_a_block_that_failed(self, session, server, create) -> None:
         """The block's exception goes on, and the cancel is not lost: it comes at the next await."""
@@ -401,7 +401,7 @@ class TestCancelled:
                     group.create_task(work(identifier))
                 group.create_task(fail())
         assert [str(error) for error in caught.value.exceptions] == ["mine"]
-        assert all(server.works[identifier].cancelled for identifier in identifiers)
+        assert all(server.responses[identifier].cancelled for identifier in identifiers)
 
     async def test_a_group_inside_the_guard(self, session, server, create) -> None:
         async def fail() -> None:
@@ -432,7 +432,7 @@ class TestCancelled:
             await asyncio.sleep(0.01)
             group.cancel_scope.cancel()
         assert cancels(server) == 2
-        assert all(work.cancelled for work in server.works.values())
+        assert all(work.cancelled for work in server.responses.values())
 
     async def test_anyio_does_not_storm(self, session, server, create, monkeypatch) -> None:
         waits: list[object] = []
@@ -473,7 +473,7 @@ def test_a_loop_that_shuts_down(when: str) -> None:
                         raise ValueError("mine")
                     await asyncio.sleep(1000)
             finally:
-                stopped.append(bool(server.works[identifier].cancelled))
+                stopped.append(bool(server.responses[identifier].cancelled))
 
         server.faults.append(Fault(on="cancel", delay=0.05))
         task = asyncio.create_task(work())
@@ -589,7 +589,7 @@ class TestWait:
         assert str(error) == f"{identifier} was not over within 10 s: its status was 'in_progress'."
         assert isinstance(error, TimeoutError)
         assert (error.outcome.verdict, error.response.status) == (Verdict.CANCELLED, "in_progress")
-        assert server.works[identifier].cancelled
+        assert server.responses[identifier].cancelled
         assert sum(session.slept) == 10
         assert notes(error) == []
 
@@ -614,7 +614,7 @@ class TestWait:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        assert bool(server.works[identifier].cancelled) is (on_abandon == "stop")
+        assert bool(server.responses[identifier].cancelled) is (on_abandon == "stop")
 
     async def test_what_will_not_pass(self, session) -> None:
         with pytest.raises(NotFoundError) as caught:
@@ -699,7 +699,7 @@ class TestBlocking:
         await asyncio.to_thread(blocking.close)
         with pytest.raises(SessionStateError, match="closed while the call was under way"):
             await waiting
-        assert server.works[identifier].cancelled
+        assert server.responses[identifier].cancelled
 
     async def test_closing_it_tells_what_was_not_stopped(self, blocking: Session, server, create) -> None:
         waiting = asyncio.create_task(asyncio.to_thread(blocking.wait, create()))
@@ -814,7 +814,7 @@ class TestProcesses:
         _, shown = await process.communicate()
         assert process.returncode == status, shown.decode()
         assert cancels(server) == 1
-        assert next(iter(server.works.values())).cancelled
+        assert next(iter(server.responses.values())).cancelled
         assert b"was not stopped" not in shown
         assert b"never" not in shown  # retrieved, awaited
 
@@ -828,7 +828,7 @@ class TestProcesses:
         async with asyncio.timeout(10):
             await process.communicate()
         assert process.returncode == -signal.SIGINT
-        assert next(iter(server.works.values())).cancelled
+        assert next(iter(server.responses.values())).cancelled
 
     async def test_ctrl_c_while_the_loop_is_busy(self, server, start) -> None:
         """It is not lost where the call has not even begun."""
@@ -838,7 +838,7 @@ class TestProcesses:
         async with asyncio.timeout(10):
             await process.communicate()
         assert process.returncode == -signal.SIGINT
-        assert next(iter(server.works.values())).cancelled
+        assert next(iter(server.responses.values())).cancelled
 
     async def test_a_generator_that_is_left_to_the_interpreters_end(self, start) -> None:
         """Nothing can be stopped any more, for the thread of the session is frozen; but the process ends."""
@@ -916,7 +916,7 @@ async def interleave(turns: list[int], faults: list[Fault], *, ending: str) -> N
             await asyncio.wait({task})
             assert not [task for task in asyncio.all_tasks() - before if "openai_cancel/guard" in repr(task)]
             assert task.cancelling() == scheduler.sent
-        work_there = server.works[identifier]
+        work_there = server.responses[identifier]
         if seen:
             stopped = work_there.cancelled is not None
             assert stopped or notes(seen[0]), (turns, faults, seen)
@@ -990,7 +990,7 @@ async def test_guards_around_each_other(composition: str) -> None:
                 await asyncio.wait({task})
             assert task.cancelled(), turn
             assert task.cancelling() == 1
-            assert all(server.works[name].cancelled for name in entered)
+            assert all(server.responses[name].cancelled for name in entered)
             assert not [task for task in asyncio.all_tasks() - before if "openai_cancel/guard" in repr(task)]
 
 

@@ -45,7 +45,7 @@ async def session(server: Emulator, ledger: Ledger) -> AsyncIterator[AsyncSessio
 
 async def rows(ledger: Ledger) -> dict[str, Entry]:
     """All that it holds, by id."""
-    return {entry.response_id: entry async for entry in ledger.entries(ended=True)}
+    return {entry.response_id: entry async for entry in ledger.entries(include_ended=True)}
 
 
 async def states(ledger: Ledger) -> dict[str, str]:
@@ -87,10 +87,10 @@ class TestGuard:
             assert (entry.response_id, entry.state, entry.attempts) == (running, "tracked", 0)
             assert (entry.base_url, entry.account) == (session.base_url, session.account)
             assert entry.labels == {"service": "tests"}
-            assert 50 < entry.lease <= 60
+            assert 50 < entry.lease_left <= 60
             assert abs(entry.created.timestamp() - time.time()) < 60
         entry = (await rows(ledger))[running]
-        assert (entry.state, entry.lease, entry.owner) == ("released", None, None)
+        assert (entry.state, entry.lease_left, entry.owner) == ("released", None, None)
 
     async def test_one_write_each(self, session, ledger: Ledger, create) -> None:
         written: list[object] = []
@@ -108,7 +108,7 @@ class TestGuard:
         assert {name: entry.state for name, entry in entries.items()} == {
             running: "cancelled", over: "already_finished", "resp_none": "not_found"
         }  # fmt: skip
-        assert all(entry.lease is None and entry.attempts == 1 and entry.request_id for entry in entries.values())
+        assert all(entry.lease_left is None and entry.attempts == 1 and entry.request_id for entry in entries.values())
         assert "not found" in entries["resp_none"].error
 
     async def test_what_could_not_be_stopped_is_left_to_a_sweep_at_once(
@@ -121,7 +121,7 @@ class TestGuard:
                 raise ZeroDivisionError
         entry = (await rows(ledger))[running]
         assert (entry.state, entry.attempts, entry.owner) == ("tracked", 1, None)
-        assert entry.lease <= 0
+        assert entry.lease_left <= 0
         assert entry.error.startswith("403: nope ?.")
         assert await swept(ledger, session) == {running: Verdict.CANCELLED}
 
@@ -145,7 +145,7 @@ class TestGuard:
         assert "The session is closed" in caught.value.__notes__[0]
         entry = (await rows(ledger))[running]
         assert (entry.state, entry.attempts, entry.error) == ("tracked", 1, None)
-        assert entry.lease <= 0
+        assert entry.lease_left <= 0
 
     async def test_a_cancel_before_the_block_has_begun(self, session, ledger: Ledger, server, create) -> None:
         running = create()
@@ -159,7 +159,7 @@ class TestGuard:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert server.works[running].cancelled
+        assert server.responses[running].cancelled
         assert await states(ledger) == {running: "cancelled"}
 
     async def test_guards_of_the_same_response(self, session, ledger: Ledger, create) -> None:
@@ -259,9 +259,9 @@ class TestHeartbeat:
             await lapse(ledger)
             await ledger._open_book.renew()
             entries = await rows(ledger)
-            assert 50 < entries[held].lease <= 60
-            assert entries[by_hand].lease < 0
-            assert entries[over].lease is None
+            assert 50 < entries[held].lease_left <= 60
+            assert entries[by_hand].lease_left < 0
+            assert entries[over].lease_left is None
 
     async def test_it_beats(self, url: str, server: Emulator, create) -> None:
         running = create()
@@ -326,13 +326,13 @@ class TestADatabaseThatFails:
                 with pytest.raises(LedgerError, match="database failed"):
                     async with session.guard(running):
                         pytest.fail("there is no block")
-            assert server.works[running].cancelled
+            assert server.responses[running].cancelled
             with pytest.raises(LedgerError):
                 async with session.guard(over):
                     gone = failing(ledger)
                     await gone.__aenter__()
             await gone.__aexit__(None, None, None)
-            assert not server.works[over].cancelled
+            assert not server.responses[over].cancelled
 
     async def test_one_that_cannot_be_reached(
         self, server: Emulator, create, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -348,7 +348,7 @@ class TestADatabaseThatFails:
             with pytest.raises(ZeroDivisionError):
                 async with session.guard(running):
                     raise ZeroDivisionError
-        assert server.works[running].cancelled
+        assert server.responses[running].cancelled
         assert "unable to open database file" in caplog.text
         with pytest.raises(LedgerError, match="Connect call failed"):
             await Ledger("postgresql://u:secret@127.0.0.1:1/d").open()
@@ -388,7 +388,7 @@ class TestByHand:
         await ledger.track(other, session=session, ttl=900)
         entry = (await rows(ledger))[running]
         assert (entry.state, entry.owner, entry.labels) == ("tracked", None, {"service": "tests", "job": "7"})
-        assert 890 < entry.lease <= 900
+        assert 890 < entry.lease_left <= 900
         assert await swept(ledger, session) == {}
         await lapse(ledger, running)
         assert await swept(ledger, session) == {running: Verdict.CANCELLED}
@@ -420,7 +420,7 @@ class TestByHand:
                 await ledger.track(name, session=session, ttl=60)
             assert sorted([entry.response_id async for entry in ledger.entries()]) == names
         assert sorted([entry.response_id async for entry in ledger.entries()]) == names[4:]
-        assert len([entry async for entry in ledger.entries(ended=True)]) == 7
+        assert len([entry async for entry in ledger.entries(include_ended=True)]) == 7
 
     async def test_purge(self, session, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("openai_cancel.ledger.ledger.PAGE", 3)
@@ -472,7 +472,7 @@ class TestSweep:
                 await lapse(ledger)
                 assert await swept(ledger, session) == {mine: Verdict.CANCELLED}
                 assert elsewhere.received == []
-            assert not server.works[theirs].cancelled
+            assert not server.responses[theirs].cancelled
             assert len([entry async for entry in ledger.entries()]) == 2
 
     async def test_what_cannot_be_stopped_waits_longer_each_time_and_is_given_up(
@@ -486,7 +486,7 @@ class TestSweep:
             server.faults += [Fault(status=403)] * 2
             assert await swept(ledger, session, max_attempts=9) == {name: Verdict.FORBIDDEN}
             entry = (await rows(ledger))[name]
-            waits.append(entry.lease and round(entry.lease))
+            waits.append(entry.lease_left and round(entry.lease_left))
         assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, None]
         assert (entry.state, entry.attempts, entry.error[:3]) == ("forbidden", 9, "403")
 
@@ -591,7 +591,7 @@ class TestSweep:
             await ledger.track("resp_1", session=session, ttl=60)
             monkeypatch.setattr(time, "time", lambda: now() - 3600)
             assert await swept(ledger, session) == {}
-            assert 50 < (await rows(ledger))["resp_1"].lease <= 60
+            assert 50 < (await rows(ledger))["resp_1"].lease_left <= 60
 
 
 class TestWriter:
@@ -665,7 +665,7 @@ class TestWriter:
 
         guarding = await asyncio.to_thread(asyncio.run, main())
         assert guarding.cancelled()
-        assert server.works[running].cancelled
+        assert server.responses[running].cancelled
         async with Ledger(url) as ledger:
             assert await states(ledger) == {running: "tracked"}
 
@@ -763,7 +763,7 @@ class TestMisuse:
             async with session.guard(running):
                 await ledger.close()
                 raise ZeroDivisionError
-        assert server.works[running].cancelled
+        assert server.responses[running].cancelled
         assert "The ledger is closed" in caplog.text
 
 

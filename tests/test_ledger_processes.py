@@ -42,7 +42,7 @@ async def test_a_guard_is_killed(python: str, url: str, server: Emulator, create
         assert await swept(ledger, session) == {}  # there is a lease yet
         await lapse(ledger)
         await swept(ledger, session)
-    stopped = {name for name, work in server.works.items() if work.cancelled}
+    stopped = {name for name, work in server.responses.items() if work.cancelled}
     assert stopped == {name for name, state in before.items() if state == "tracked"}
 
 

@@ -95,7 +95,7 @@ async def playing(
     clock = Clock()
     ways = DIALECTS[dialect] if isinstance(dialect, str) else dialect
     async with (
-        Emulator(api_key=KEY, dialect=attrs.evolve(ways, takes=0), clock=clock) as server,
+        Emulator(api_key=KEY, dialect=attrs.evolve(ways, cancel_takes=0), clock=clock) as server,
         SharedClockSession(api_key=key, base_url=server.base_url, **options) as session,
     ):
         yield server, session.use(clock)
@@ -107,13 +107,13 @@ async def test_every_server_in_every_state(state: str, dialect: str) -> None:
     async with playing(dialect, key=wrong if state == "stopped with a wrong key" else KEY) as (server, session):
         script = Script(**{"runs_for": math.inf, **SCRIPTS.get(state, {})})
         identifier = server.add(script, background=state != "not in the background")
-        work = server.works[identifier]
+        work = server.responses[identifier]
         match state:
             case "cancelled before":
                 work.cancel(server._clock())
                 session._monotonic.now += 60
             case "unknown":
-                del server.works[identifier]
+                del server.responses[identifier]
             case "unknown, its id malformed":
                 identifier = "no id at all/+="
             case "rate limited once":
@@ -527,7 +527,7 @@ def test_what_failed_decides_where_the_state_is_not_seen(refusal, error, unseen,
 )
 async def test_who_cancelled_it(session: QuickSession, server: Emulator, create, answers, verdict) -> None:
     identifier = create()
-    server.works[identifier].cancel(server._clock())
+    server.responses[identifier].cancel(server._clock())
     server.faults += answers
     assert (await session.stop(identifier)).verdict is verdict
 
@@ -770,7 +770,7 @@ class TestDryRun:
         assert outcome.verdict is verdict
         assert (outcome.error is None) == (outcome.response is not None)
         assert [request.method for request in server.received] == ["GET"]
-        assert not server.works[identifier].cancelled
+        assert not server.responses[identifier].cancelled
 
     async def test_many(self, session: QuickSession, server: Emulator, create) -> None:
         outcomes = [outcome async for outcome in session.stop_many([create(), create()], dry_run=True)]

@@ -45,7 +45,7 @@ def test_plain(openai_emulator):
     openai_emulator.faults.append(Fault(status=503, headers={"retry-after-ms": "1"}))
     with Session() as session:
         assert session.cancel(running).status == "cancelled"
-    assert openai_emulator.works[running].status(time.time()) == "cancelled"
+    assert openai_emulator.responses[running].status(time.time()) == "cancelled"
     assert [request.path for request in openai_emulator.received] == [f"/v1/responses/{running}/cancel"] * 2
     USED.append(openai_emulator.base_url)
 
@@ -70,13 +70,13 @@ async def test_anyio(openai_emulator):
         with anyio.move_on_after(0.01):
             async with session.guard(running):
                 await anyio.sleep_forever()
-    assert openai_emulator.works[running].cancelled
+    assert openai_emulator.responses[running].cancelled
 
 
 def test_the_official_client(openai_emulator):
     with openai.OpenAI() as client:
         created = client.responses.create(model="any", input="hi", background=True, metadata={"runs_for": "0"})
-    assert (created.status, list(openai_emulator.works)) == ("completed", [created.id])
+    assert (created.status, list(openai_emulator.responses)) == ("completed", [created.id])
 
 
 @pytest.mark.openai_emulator(dialect="vllm")

@@ -64,7 +64,7 @@ class TestRequest:
         assert request.url == "https://host/v1/responses/resp_123/cancel"
         assert dict(request.headers) == {
             "accept": "application/json",
-            "user-agent": "openai-cancel/0.1.0",
+            "user-agent": "openai-cancel/1.0.0",
             "authorization": f"Bearer {KEY}",
         }
 

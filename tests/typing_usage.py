@@ -73,9 +73,9 @@ async def ledgers(theirs: TheirResponse) -> None:
         assert_type(await ledger.release("x", session=session), bool)
         async for outcome in ledger.sweep(session, confirm=5):
             assert_type(outcome, Outcome)
-        async for entry in ledger.entries(ended=True):
+        async for entry in ledger.entries(include_ended=True):
             assert_type(entry, Entry)
-            assert_type(entry.lease, float | None)
+            assert_type(entry.lease_left, float | None)
         await ledger.track("x", session=session)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - for how long?
     Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a")
     Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - a ledger, not its URL

@@ -11,7 +11,7 @@ def test_that_a_clean_up_leaves_nothing_running(openai_emulator: Emulator) -> No
     running = [openai_emulator.add() for _ in range(3)]
     with Session() as session:
         assert all(outcome.stopped for outcome in session.stop_many(running))
-    assert all(openai_emulator.works[response_id].cancelled for response_id in running)
+    assert all(openai_emulator.responses[response_id].cancelled for response_id in running)
 
 
 def test_an_outage(openai_emulator: Emulator) -> None:

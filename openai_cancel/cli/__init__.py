@@ -1,6 +1,6 @@
 """The command `openai-cancel`.
 
-Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration, 130 interrupted.
+Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration, 130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import sys

@@ -23,7 +23,7 @@ app: App = App(
     help_epilogue=(
         "Settings: OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID, OPENAI_CUSTOM_HEADERS, "
         "OPENAI_CANCEL_LEDGER. Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials, configuration or the "
-        "ledger's database, 130 interrupted."
+        "ledger's database, 130 after Ctrl-C, 143 after SIGTERM."
     ),
     result_action="return_value",
     suppress_keyboard_interrupt=False,

@@ -5,11 +5,12 @@ import signal
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter, Token, convert
 from cyclopts.validators import Number
 
 from openai_cancel.cli.connection import Connection
@@ -35,7 +36,19 @@ HERE = Connection()
 
 Flag: Parameter = Parameter(negative=(), show_default=False)
 Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
-Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
+
+
+def _read_seconds(_: object, tokens: Sequence[Token]) -> float:
+    with suppress(ValueError):
+        return float(tokens[0].value)
+    try:
+        return cast("timedelta", convert(timedelta, tokens)).total_seconds()
+    except CycloptsError:
+        raise ValueError("a duration is a number of seconds, or such as 30s, 15m, 2h, 7d") from None
+
+
+Seconds = Annotated[float, Parameter(converter=_read_seconds, validator=Number(gt=0))]
+"""A duration: a number of seconds, or `30s`, `15m`, `2h`, `7d`."""
 
 
 class UsageError(Exception):

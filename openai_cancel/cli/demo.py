@@ -65,7 +65,7 @@ def emulate(
     host: str = "127.0.0.1",
     port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8080,
     runs_for: Annotated[float, Parameter(validator=Number(gte=0))] = 60.0,
-    allows: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    rate_limit: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     dialect: Annotated[str, Parameter(validator=_is_dialect)] = "openai",
 ) -> None:
     """Run the emulated server until Ctrl-C. It takes any key.
@@ -83,14 +83,14 @@ def emulate(
     runs_for
         Seconds that a background response runs. A request's metadata can say otherwise, and more: queued_for,
         runs_for, becomes (completed, failed or incomplete), says, resumes_after.
-    allows
+    rate_limit
         Requests that it allows in a second; to more it answers 429.
     dialect
         Which server it plays: openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling, perplexity,
         mistralrs, openresponses or gomodel.
     """
     script = Script(runs_for=runs_for)
-    asyncio.run(_emulate(Emulator(host=host, port=port, script=script, allows=allows, dialect=dialect)))
+    asyncio.run(_emulate(Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect)))
 
 
 async def _emulate(emulator: Emulator) -> None:

@@ -5,7 +5,6 @@ import os
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +70,7 @@ ANYBODY = Whose()
 @ledger.command
 def sweep(
     *,
-    every: timedelta | None = None,
+    every: Seconds | None = None,
     once: Annotated[bool, Flag] = False,
     concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 64,
     deadline: Seconds = 60.0,
@@ -114,8 +113,6 @@ def sweep(
     """
     if once and every is not None:
         raise UsageError("--once and --every do not go together.")
-    if every is not None and every.total_seconds() <= 0:
-        raise UsageError("--every must be longer than nothing.")
     report = Report(as_json=as_json, quiet=quiet, each=True)
     opened, session = whose.make(lease), connection.session(account=whose.account, at_once=concurrency)
     sweep_once = partial(
@@ -140,7 +137,7 @@ def sweep(
                     complain(error)
                 if every is None:
                     return OK if report.tally.all_stopped else NOT_STOPPED
-                await asyncio.sleep(every.total_seconds())
+                await asyncio.sleep(every)
 
     status = asyncio.run(until_signalled(run()))
     report.sum_up()
@@ -166,7 +163,7 @@ def list_(
     show = _as_json if as_json or not sys.stdout.isatty() else _as_line
 
     async def run() -> None:
-        async with where.make() as opened, aclosing(opened.entries(ended=ended)) as entries:
+        async with where.make() as opened, aclosing(opened.entries(include_ended=ended)) as entries:
             async for entry in entries:
                 print_line(show(entry))
 
@@ -178,8 +175,8 @@ def add(
     ids: Ids,
     /,
     *,
-    ttl: timedelta,
-    label: tuple[str, ...] = (),
+    ttl: Seconds,
+    label: Annotated[tuple[str, ...], Flag] = (),
     whose: Whose = ANYBODY,
     connection: Connection = HERE,
 ) -> None:
@@ -206,7 +203,7 @@ def add(
     async def run() -> None:
         async with whose.make() as opened:
             for response_id in ids:
-                await opened.track(response_id, session=session, ttl=ttl.total_seconds(), labels=labels)
+                await opened.track(response_id, session=session, ttl=ttl, labels=labels)
 
     asyncio.run(run())
 
@@ -235,7 +232,7 @@ def release(ids: Ids, /, *, whose: Whose = ANYBODY, connection: Connection = HER
 
 
 @ledger.command
-def purge(*, older_than: timedelta, where: Where = ANYWHERE) -> None:
+def purge(*, older_than: Seconds, where: Where = ANYWHERE) -> None:
     """Forget what has been over for long enough, of all accounts.
 
     Parameters
@@ -246,7 +243,7 @@ def purge(*, older_than: timedelta, where: Where = ANYWHERE) -> None:
 
     async def run() -> int:
         async with where.make() as opened:
-            return await opened.purge(older_than=older_than.total_seconds())
+            return await opened.purge(older_than=older_than)
 
     print_line(f"{asyncio.run(run()):,} forgotten")
 
@@ -259,6 +256,8 @@ def _as_json(entry: "Entry") -> str:
 
 
 def _as_line(entry: "Entry") -> str:
-    lease = "" if entry.lease is None else f", {entry.lease:,.0f} s left" if entry.lease > 0 else ", lapsed"
+    lease = (
+        "" if entry.lease_left is None else f", {entry.lease_left:,.0f} s left" if entry.lease_left > 0 else ", lapsed"
+    )
     labels = "".join(f"  {name}={value}" for name, value in entry.labels.items())
     return printable(f"{entry.response_id}  {entry.state}{lease}{labels}{f': {entry.error}' if entry.error else ''}")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import attrs
 import orjson
@@ -99,12 +99,18 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in line)
 
 
+def _give_up(stream: TextIO) -> None:
+    """Write nowhere from here on: it would fail again, at the latest when the interpreter flushes it."""
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - the name of a device
+        os.dup2(nowhere.fileno(), stream.fileno())
+
+
 def print_line(line: str) -> None:
     """Write a line. Where nobody reads it, or the disk is full, the work goes on all the same."""
     try:
         print(line, flush=True)  # noqa: T201 - this is the output
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up(sys.stdout)
         complain(f"the output is lost from here on: {error.strerror}")
 
 
@@ -113,7 +119,7 @@ def complain(problem: object) -> None:
     try:
         print("openai-cancel:", *printable(problem).split(), file=sys.stderr, flush=True)  # noqa: T201 - the place for it
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _give_up(sys.stderr)
 
 
 class Log:
@@ -335,7 +341,7 @@ class Report:
             try:
                 self._errors.print(self.tally.table())
             except OSError:  # nobody can read it: what was done is done
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+                _give_up(sys.stderr)
 
 
 def title(verdict: Verdict) -> str:

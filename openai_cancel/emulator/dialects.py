@@ -47,7 +47,15 @@ class Reply:
 
 @attrs.frozen(kw_only=True)
 class Failure:
-    """An error that is about to be written."""
+    """An error that is about to be written.
+
+    Attributes:
+        status: of HTTP.
+        message: what is wrong.
+        param: the parameter that is wrong, or None.
+        code: the API's word for it, or None.
+        request_id: the emulator's id of the request.
+    """
 
     status: int
     message: str
@@ -172,7 +180,7 @@ class Dialect:
         show_id, read_id: to the id that a reply has, and back.
         create, retrieve: what they report in place of a status.
         lacks, adds: fields of the response that are not there, or are besides.
-        takes: seconds until a cancel is answered.
+        cancel_takes: seconds until a cancel is answered.
         cancelling_for: seconds in which a cancelled response says `cancelling`.
         takes_body: whether a cancel may have a body.
         compresses: whether replies are, with gzip.
@@ -192,7 +200,7 @@ class Dialect:
     retrieve: Mapping[str, str] = attrs.field(factory=dict[str, str])
     lacks: frozenset[str] = frozenset()
     adds: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
-    takes: float = 0.0
+    cancel_takes: float = 0.0
     cancelling_for: float = 0.0
     takes_body: bool = True
     compresses: bool = False
@@ -216,7 +224,7 @@ DIALECTS: Mapping[str, Dialect] = {
         error=_azure_error,
         new_id=lambda: f"caresp_{secrets.token_hex(25)}",
         create={},
-        takes=0.5,
+        cancel_takes=0.5,
     ),
     "vllm": Dialect(
         cancel=_running_or(Reply(400, SYNCHRONOUS)),

@@ -49,14 +49,18 @@ class Emulator:
         api_key: the only key that is accepted; None accepts any, but not none.
         script: how background responses go, unless a request's `metadata` says otherwise.
         dialect: which server it plays: one of `DIALECTS`, or a `Dialect` of your own.
-        allows: requests a second; what is more than that, after a second's worth at once, gets a 429. None: no limit.
+        rate_limit: requests a second; what is more, after a second's worth at once, gets a 429. None: no limit.
         clock: seconds since the epoch, for tests that set the time themselves.
 
     Attributes:
         base_url: what a client is given, once the server runs.
-        works: the responses, by id.
+        responses: what was created, by id.
         faults: what goes wrong next: the first that fits a request strikes it and is gone.
         received: every request so far.
+
+    Raises:
+        ValueError: there is no such dialect.
+        OSError: it cannot listen there; when it is entered.
 
     See https://platform.openai.com/docs/api-reference/responses.
     """
@@ -69,7 +73,7 @@ class Emulator:
         api_key: str | None = None,
         script: Script | None = None,
         dialect: str | Dialect = "openai",
-        allows: float | None = None,
+        rate_limit: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
@@ -79,12 +83,12 @@ class Emulator:
         if isinstance(dialect, str) and dialect not in DIALECTS:
             raise ValueError(f"no such dialect: {dialect!r}; choose one of {', '.join(DIALECTS)}.")
         self._dialect = DIALECTS[dialect] if isinstance(dialect, str) else dialect
-        self._allows = allows
-        self._allowance = allows or 0.0  # a bucket that holds a second's worth
+        self._rate_limit = rate_limit
+        self._allowance = rate_limit or 0.0  # a bucket that holds a second's worth
         self._filled = clock()
         self._clock = clock
         self.base_url: str = ""
-        self.works: dict[str, Work] = {}
+        self.responses: dict[str, Work] = {}
         self.faults: list[Fault] = []
         self.received: list[Received] = []
         self._runner: web.AppRunner | None = None
@@ -124,7 +128,7 @@ class Emulator:
 
     def _add(self, request: Mapping[str, Any], script: Script) -> Work:
         work = Work(request=request, script=script, started=self._clock(), id=self._dialect.new_id())
-        self.works[work.id] = work
+        self.responses[work.id] = work
         return work
 
     @web.middleware
@@ -159,9 +163,9 @@ class Emulator:
 
     @web.middleware
     async def _limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._allows is not None:
+        if self._rate_limit is not None:
             now = self._clock()
-            self._allowance = min(self._allows, self._allowance + (now - self._filled) * self._allows)
+            self._allowance = min(self._rate_limit, self._allowance + (now - self._filled) * self._rate_limit)
             self._filled = now
             if self._allowance < 1:
                 answer = self._fail(429, "Rate limit reached for requests.", code="rate_limit_exceeded")
@@ -207,7 +211,7 @@ class Emulator:
         if reply.words is not None:
             return self._refuse(reply, id=request.match_info["id"], status=status, key="")
         if reply.cancels:
-            await asyncio.sleep(dialect.takes)
+            await asyncio.sleep(dialect.cancel_takes)
             if work.status(self._clock()) == status:  # it may have ended meanwhile
                 work.cancel(self._clock())
         return self._show(work, {"cancelled": reply.reports} if reply.reports else {})
@@ -216,11 +220,11 @@ class Emulator:
         work = self._find(request)
         if work is None:
             return self._deny(request)
-        del self.works[work.id]
+        del self.responses[work.id]
         return self._json({"id": request.match_info["id"], "object": "response", "deleted": True})
 
     def _find(self, request: web.Request) -> Work | None:
-        return self.works.get(self._dialect.read_id(request.match_info["id"]))
+        return self.responses.get(self._dialect.read_id(request.match_info["id"]))
 
     def _show(self, work: Work, reports: Mapping[str, str] | None = None) -> web.Response:
         """The response, as the server that is played describes it."""

@@ -28,6 +28,9 @@ class Script:
         says: the text of a completed response.
         resumes_after: seconds after which it goes on as if it had not been cancelled; `math.inf`: it stays so.
         resumes: how many cancels it shakes off in this way.
+
+    Raises:
+        ValueError: a time is less than 0, or `becomes` is no such status.
     """
 
     queued_for: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))

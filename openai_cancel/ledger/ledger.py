@@ -52,7 +52,7 @@ class Entry:
         attempts: how often it was tried to stop it.
         created: when it was first tracked, in UTC, by the clock of the database.
         changed: when its state last changed, in the same way.
-        lease: seconds until the lease lapses, less than 0 if it has; None for what is over.
+        lease_left: seconds until the lease lapses, less than 0 if it has; None for what is over.
         error: why it could not be stopped, or None.
         request_id: the server's id of the last request, or None.
     """
@@ -66,7 +66,7 @@ class Entry:
     attempts: int
     created: datetime
     changed: datetime
-    lease: float | None
+    lease_left: float | None
     error: str | None
     request_id: str | None
 
@@ -164,6 +164,7 @@ class Ledger:
 
         Raises:
             LedgerError: it could not be written.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
         """
@@ -188,23 +189,25 @@ class Ledger:
 
         Raises:
             LedgerError: it could not be written.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
             InvalidResponseIdError: the id cannot be sent.
         """
         digest = Account(session.account, session.base_url).digest(session.identify(response_id))
         return await self._open_book.do(partial(_count, release(digest))) > 0
 
-    async def entries(self, *, ended: bool = False) -> AsyncGenerator[Entry, None]:
+    async def entries(self, *, include_ended: bool = False) -> AsyncGenerator[Entry, None]:
         """What the ledger holds, the oldest first.
 
         Args:
-            ended: also what is over.
+            include_ended: also what is over.
 
         Raises:
             LedgerError: it could not be read.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
         """
         after = (-1.0, "")
         while True:
-            rows = await self._open_book.do(partial(_fetch, page(after, ended=ended, most=PAGE)))
+            rows = await self._open_book.do(partial(_fetch, page(after, ended=include_ended, most=PAGE)))
             for row in rows:
                 yield _entry(row)
             if len(rows) < PAGE:
@@ -222,6 +225,8 @@ class Ledger:
 
         Raises:
             LedgerError: it could not be done, or not for all.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: an argument cannot work.
         """
         statement = purge(check_seconds("older_than", older_than), PAGE)
         total = 0
@@ -262,6 +267,7 @@ class Ledger:
 
         Raises:
             LedgerError: the database failed for longer than a lease; from the iteration.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
             ConfigurationError: an option cannot work.
         """
         sweep = Sweep(
@@ -317,7 +323,7 @@ def _entry(row: Row[Any]) -> Entry:
         attempts=row.attempts,
         created=datetime.fromtimestamp(row.created, UTC),
         changed=datetime.fromtimestamp(row.changed, UTC),
-        lease=row.lease_left,
+        lease_left=row.lease_left,
         error=row.error,
         request_id=row.request_id,
     )

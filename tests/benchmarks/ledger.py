@@ -120,7 +120,7 @@ def kills(url: str, base_url: str, ids: list[str]) -> None:
 
     async def check(names: set[str]) -> None:
         async with Ledger(url, timeout=30) as ledger, AsyncSession(base_url=base_url, api_key="any") as session:
-            before = {entry.response_id: entry.state async for entry in ledger.entries(ended=True)}
+            before = {entry.response_id: entry.state async for entry in ledger.entries(include_ended=True)}
             await lapse(ledger)
             stopped = {found.response_id async for found in ledger.sweep(session) if found.stopped}
             for name in names & before.keys():

@@ -92,7 +92,7 @@ def emulator(count: int, allows: float = 0) -> Iterator[list[str]]:
 async def serve(count: int, allows: float) -> None:
     import tempfile
 
-    async with Emulator(script=Script(runs_for=1e9), allows=allows or None) as server:
+    async with Emulator(script=Script(runs_for=1e9), rate_limit=allows or None) as server:
         with tempfile.NamedTemporaryFile("w") as file:
             file.write("\n".join(server.add() for _ in range(count)))
             file.flush()

@@ -65,7 +65,7 @@ async def serve(count: int, seed: int, folder: Path) -> None:
         print(proxy.base_url, flush=True)
         await asyncio.to_thread(sys.stdin.readline)
         with (folder / "states").open("w") as file:
-            for work in server.works.values():
+            for work in server.responses.values():
                 file.write(f"{work.id} {work.status(time.time())} {work.cancels}\n")
     print(f"{struck.pop('nothing'):,} exchanges went well, and {struck.total():,} wrong, of {len(struck)} kinds")
 
