@@ -7,7 +7,7 @@ is read, for many a cancel looks at the status and no further.
 """
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from types import UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
@@ -72,7 +72,7 @@ def configure_converter(converter: Converter) -> None:
     plans: _Plans = {}
 
     def make_hook(cls: Any) -> _Hook:
-        hook = _object_hook([cls] if _is_model(cls) else list(get_args(cls)), plans)
+        hook = _maker(cls, plans) if _is_model(cls) else _union_hook(get_args(cls), plans)
 
         def structure(document: Any, _: Any = None) -> Any:
             if document.__class__ is not dict:
@@ -101,16 +101,12 @@ def _is_union_of_models(annotation: Any) -> bool:
     return get_origin(annotation) in {Union, UnionType} and all(map(_is_model, get_args(annotation)))
 
 
-def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
-    """The hook for objects of one class, or of several: then their `type` says which, and `Unknown` takes the rest."""
-    members = [cls for cls in classes if cls is not Unknown] or classes
+def _union_hook(classes: Sequence[type[Model]], plans: _Plans) -> _Hook:
+    """The hook for objects of several classes: their `type` says which, and `Unknown` takes the rest."""
+    members = [cls for cls in classes if cls is not Unknown]
     tagged = {tag: cls for cls in members for tag in _tags(cls)}
     rest = next((cls for cls in members if cls not in tagged.values()), Unknown)
     makers: dict[str, _Hook] = {}
-
-    def structure_one(document: dict[str, Any]) -> Any:
-        make = plans.get(classes[0]) or _maker(classes[0], plans)
-        return make(document)
 
     def structure(document: dict[str, Any]) -> Any:
         try:
@@ -125,16 +121,18 @@ def _object_hook(classes: list[type[Model]], plans: _Plans) -> _Hook:
             cls = tagged.get(tag, rest)
         elif len(members) > 1:
             cls = next((member for member in members if member.implied_by in document), rest)
-        make = plans.get(cls) or _maker(cls, plans)
+        make = _maker(cls, plans)
         if isinstance(tag, str) and tag in tagged:
             makers[tag] = make
         return make
 
-    return structure if len(classes) > 1 else structure_one
+    return structure
 
 
 def _maker(model: type[Model], plans: _Plans) -> _Hook:
     """What makes the objects of a class."""
+    if model in plans:
+        return plans[model]
     fields = attrs.fields(attrs.resolve_types(model))
     places: dict[str, _Place] = {}
     for field in fields:
@@ -217,9 +215,21 @@ def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
             kinds |= _SCALARS[member]
         else:
             raise TypeError(f"no rule for a field of type {member!r}")
-    if classes:
-        kinds[dict] = _object_hook(classes, plans)
+    if len(classes) > 1:
+        kinds[dict] = _union_hook(classes, plans)
+    elif classes:
+        kinds[dict] = _first_of(classes[0], plans, kinds)
     return kinds
+
+
+def _first_of(model: type[Model], plans: _Plans, kinds: _Kinds) -> _Hook:
+    """The hook for objects of a class until the first of them is there: a class that never occurs costs nothing."""
+
+    def structure(document: dict[str, Any]) -> Any:
+        make = kinds[dict] = _maker(model, plans)
+        return make(document)
+
+    return structure
 
 
 def _refuse(_: Any) -> Any:

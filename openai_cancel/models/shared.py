@@ -85,16 +85,16 @@ class Model:
             with _MAKING:  # another thread may read it, too
                 values = self.__dict__
                 if "_make" in values:
-                    made: dict[str, Any] = values["_make"](self._document).__dict__
+                    made = values["_make"](self._document).__dict__
                     made.update(values)
                     del made["_make"]
                     object.__setattr__(self, "__dict__", made)
                     values = made
-                parts = values.get("_parts", {})
-                if name in parts:
-                    values[name] = parts[name]()
-                    del parts[name]
                 if name in values:
+                    return values[name]
+                if name in values.get("_parts", ()):
+                    values[name] = values["_parts"][name]()
+                    del values["_parts"][name]
                     return values[name]
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
