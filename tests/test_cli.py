@@ -202,7 +202,7 @@ class TestStop:
             (["--file", "/none"], "/none: No such file or directory"),
             (["x", "--log", "/dev/null"], "/dev/null: a log must be a regular file"),
             (["x", "--concurrency", "0"], "Must be >= 1"),
-            (["x", "--deadline", "0"], "Must be > 0"),
+            (["x", "--deadline", "0"], "greater than 0"),
         ],
     )
     async def test_usage(self, run, server: Emulator, arguments: list[str], words: str) -> None:

@@ -39,15 +39,18 @@ Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
 
 
 def _read_seconds(_: object, tokens: Sequence[Token]) -> float:
-    with suppress(ValueError):
-        return float(tokens[0].value)
+    seconds = 0.0
     try:
-        return cast("timedelta", convert(timedelta, tokens)).total_seconds()
-    except CycloptsError:
-        raise ValueError("a duration is a number of seconds, or such as 30s, 15m, 2h, 7d") from None
+        seconds = float(tokens[0].value)
+    except ValueError:
+        with suppress(CycloptsError):
+            seconds = cast("timedelta", convert(timedelta, tokens)).total_seconds()
+    if not seconds > 0:  # nor is NaN
+        raise ValueError("a duration is a number of seconds greater than 0, or such as 30s, 15m, 2h, 7d")
+    return seconds
 
 
-Seconds = Annotated[float, Parameter(converter=_read_seconds, validator=Number(gt=0))]
+Seconds = Annotated[float, Parameter(converter=_read_seconds)]
 """A duration: a number of seconds, or `30s`, `15m`, `2h`, `7d`."""
 
 
