@@ -270,7 +270,7 @@ async def test_readme_systemd(server: Emulator, create: Callable[..., str], tmp_
         await ledger.track(running, session=AsyncSession(), ttl=3600)
         await lapse(ledger)
     file.write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={server.base_url}\nOPENAI_CANCEL_LEDGER={url}\n")
-    block = fenced("[Service]\n", {"/etc/openai-cancel.env": str(file), "/usr/bin/openai-cancel": COMMAND})
+    block = fenced("[Service]\n", {"/etc/openai-cancel.env": str(file), "/usr/bin/openai-cancel": shlex.quote(COMMAND)})
     unit = dict(line.split("=", 1) for line in block.splitlines()[1:])
     assert unit.keys() == {"Type", "EnvironmentFile", "ExecStart"}
     assert unit["Type"] == "oneshot"  # what ends by itself
