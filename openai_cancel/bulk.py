@@ -146,7 +146,8 @@ class Bulk:
         try:
             while outcome := await self._results.get():
                 yield outcome
-                self._hand_out(1)
+                self._taken -= 1
+                self._room.set()
             failure, self._failure = self._failure, None  # which its traceback would keep alive
             if failure:
                 raise failure
@@ -199,14 +200,9 @@ class Bulk:
                 raise
             self._failure = self._failure or error  # a key function's, say: no other id would fare better
             self._reader.cancel()  # it may wait for the source
-            self._hand_out(self._asked.pop(name))
-            return
-        for _ in range(self._asked.pop(name)):
-            self._results.put_nowait(outcome)
-
-    def _hand_out(self, count: int) -> None:
-        self._taken -= count
-        self._room.set()
+        else:
+            for _ in range(self._asked.pop(name)):
+                self._results.put_nowait(outcome)
 
 
 def _is_overload(error: APIStatusError) -> bool:

@@ -361,6 +361,24 @@ class TestCancelled:
         await asyncio.sleep(0.01)
         assert asyncio.current_task().cancelling() == 0
 
+    async def test_a_cancel_that_was_swallowed_before_the_block_is_none_of_it(self, session, server, create) -> None:
+        """A task counts it all its life; the time-out's own is over with the time-out."""
+
+        async def work() -> str:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(1000)
+            with suppress(ValueError):
+                async with asyncio.timeout(0.03), session.guard(create()):
+                    raise ValueError("mine")
+            await asyncio.sleep(0.01)
+            return "went on"
+
+        server.faults += [Fault(on="cancel", delay=0.1)] * 2
+        task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        task.cancel()
+        assert await task == "went on"
+
     async def test_a_timeout_and_a_cancel_during_the_stop(self, session, server, create) -> None:
         """The task was cancelled from outside, too: that is no time-out."""
 
