@@ -9,6 +9,7 @@ is read, for many a cancel looks at the status and no further.
 import ast
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from threading import RLock
 from types import UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -38,11 +39,41 @@ _SCALARS: dict[Any, _Kinds] = {
 # The classes are frozen for their users; this is what makes frozen free.
 _new, _set_values = object.__new__, Model.__dict__["__dict__"].__set__
 
+_MAKING = RLock()
+"""Held while fields are made. No `Lock`: a signal's handler may read one at that moment."""
+
 _LONG = 16
 """A list in a `Response` that has more items is made when it is read. To put it off costs as much as a few items.
 
 That cannot fail then, for its items may be `Unknown`.
 """
+
+
+class _Later:
+    """Makes the fields of a `Response` when the first of them is read.
+
+    It is what the class has by the name of a field; Python asks it if the object has no such value yet.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Response | None, owner: type[Response]) -> Any:
+        if instance is None:
+            return self
+        name = self._name
+        with _MAKING:  # another thread may read it, too
+            values = instance.__dict__
+            if "_make" in values:
+                made = values["_make"](values["_document"]).__dict__
+                made |= instance.__dict__  # read anew, for what a signal's handler has made meanwhile is the user's
+                made.pop("_make", None)
+                _set_values(instance, made)
+                values = made
+            if name not in values:
+                values.setdefault(name, values["_parts"][name]())
+                values["_parts"].pop(name, None)
+            return values[name]
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
@@ -75,7 +106,7 @@ def configure_converter(converter: Converter) -> None:
         hook = _maker(cls, plans) if _is_model(cls) else _union_hook(get_args(cls), plans)
 
         def structure(document: Any, _: Any = None) -> Any:
-            if document.__class__ is not dict:
+            if type(document) is not dict:
                 name = getattr(cls, "__name__", cls)
                 raise TypeError(f"a {name} is made of a dict, not of {type(document).__name__}")
             return hook(document)
@@ -145,8 +176,10 @@ def _maker(model: type[Model], plans: _Plans) -> _Hook:
     whole = "raw" if model is Unknown else "_document"
     defaults = {**{field.name: field.default for field in fields}, whole: None}
     make = _make_all(model, places, defaults, whole)
-    plans[model] = _make_later(model, make) if model is Response else make
-    return plans[model]
+    if model is Response:
+        make = _make_later(make)
+    plans[model] = make
+    return make
 
 
 def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str, Any], whole: str) -> _Hook:
@@ -163,7 +196,7 @@ def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str,
                 name, plain, kinds = places[key]
             except KeyError:  # a member that this version does not know
                 continue
-            kind = value.__class__
+            kind: type = type(value)  # pyright: ignore[reportUnknownVariableType] - the type of an Any
             if kind is plain:
                 values[name] = value
                 continue
@@ -186,11 +219,13 @@ def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str,
     return make
 
 
-def _make_later(model: type[Model], make: _Hook) -> _Hook:
-    """What makes an object that makes its fields when the first of them is read."""
+def _make_later(make: _Hook) -> _Hook:
+    """What makes a `Response` that makes its fields when the first of them is read."""
+    for field in attrs.fields(Response):
+        setattr(Response, field.name, _Later(field.name))
 
     def put_off(document: dict[str, Any]) -> Any:
-        instance = _new(model)
+        instance = _new(Response)
         _set_values(instance, {"_document": document, "_make": make})
         return instance
 
@@ -208,7 +243,7 @@ def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
         elif origin is list:
             kinds[list] = _list_hook(arguments[0], plans)
         elif origin is dict:
-            kinds[dict] = dict if arguments[1] is Any else _dict_hook(arguments[1], plans)
+            kinds[dict] = dict[str, Any].copy if arguments[1] is Any else _dict_hook(arguments[1], plans)
         elif origin is Literal:
             kinds |= {type(value): None for value in arguments}
         elif member in _SCALARS:
@@ -252,11 +287,13 @@ def _list_hook(item: Any, plans: _Plans) -> _Hook:
     kinds = _kinds(item, plans)
     may_be_unknown = item is Unknown or Unknown in get_args(item)
 
-    def structure(values: list[Any]) -> list[Any]:
+    def structure(values: list[object]) -> list[Any]:
         result: list[Any] = []
+        if not values:
+            return result
         wrong: list[tuple[str, str]] = []
-        for index, value in enumerate(values):
-            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+        for value in values:
+            hook: _Hook | None = kinds.get(type(value), _refuse)
             try:
                 result.append(value if hook is None else hook(value))
             except _Mismatch as mismatch:
@@ -265,7 +302,8 @@ def _list_hook(item: Any, plans: _Plans) -> _Hook:
                     stray.__dict__["_problems"] = mismatch.at("", kinds)
                     result.append(stray)
                 else:
-                    wrong += mismatch.at(f"[{index}]", kinds)
+                    wrong += mismatch.at(f"[{len(result)}]", kinds)
+                    result.append(None)  # to go on counting
         if wrong:
             raise _Mismatch(*wrong)
         return result
@@ -276,11 +314,13 @@ def _list_hook(item: Any, plans: _Plans) -> _Hook:
 def _dict_hook(item: Any, plans: _Plans) -> _Hook:
     kinds = _kinds(item, plans)
 
-    def structure(document: dict[str, Any]) -> dict[str, Any]:
+    def structure(document: dict[str, object]) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        if not document:
+            return result
         wrong: list[tuple[str, str]] = []
         for key, value in document.items():
-            hook: _Hook | None = kinds.get(value.__class__, _refuse)
+            hook: _Hook | None = kinds.get(type(value), _refuse)
             try:
                 result[key] = value if hook is None else hook(value)
             except _Mismatch as mismatch:

@@ -2,13 +2,17 @@
 
 import copy
 import http
+import inspect
 import math
 import pickle
+import pydoc
 import subprocess
+import sys
 import typing
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from threading import Barrier
+from types import FrameType
 from typing import Any, ClassVar
 
 import attrs
@@ -513,6 +517,38 @@ class TestLaziness:
             response.nothing  # noqa: B018 - is what raises
         with pytest.raises(AttributeError):
             response.usage.nothing  # noqa: B018 - is what raises
+
+    def test_fields_can_be_completed_before_they_are_made(self) -> None:
+        response = structure(self.DOCUMENT)
+        assert {field.name for field in attrs.fields(Response)} <= set(dir(response))
+        assert "status" not in vars(response)
+
+    def test_the_class_can_be_inspected(self) -> None:
+        structure(self.DOCUMENT)
+        assert {field.name for field in attrs.fields(Response)} <= dict(inspect.getmembers(Response)).keys()
+        assert "completed_at" in pydoc.render_doc(Response)
+
+    @pytest.mark.parametrize("made_before", [False, True])
+    def test_a_handler_of_a_signal_that_reads_what_is_being_made(self, made_before) -> None:
+        response = structure(self.DOCUMENT)
+        if made_before:
+            assert response.status == "completed"
+        seen: list[Any] = []
+
+        def handle(frame: FrameType, event: str, _: object) -> None:  # as Python runs one: between two steps
+            if not seen and event == "return" and frame.f_code.co_name == "structure":
+                seen.append(None)
+                seen[:] = response.output, response.usage
+
+        sys.setprofile(handle)
+        try:
+            output, usage = response.output, response.usage
+        finally:
+            sys.setprofile(None)
+        assert (output, usage) == (seen[0], seen[1])
+        assert output is seen[0]
+        assert usage is seen[1]
+        assert len(response.problems) == 4
 
     def test_threads_that_read_at_once(self) -> None:
         for _ in range(50):

@@ -76,28 +76,6 @@ class Model:
         # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
         raise attrs.exceptions.FrozenInstanceError
 
-    if TYPE_CHECKING:
-        # A checker that saw the method below would take any name for an attribute.
-        pass
-    else:
-
-        def __getattr__(self, name: str) -> Any:
-            with _MAKING:  # another thread may read it, too
-                values = self.__dict__
-                if "_make" in values:
-                    made = values["_make"](self._document).__dict__
-                    made.update(values)
-                    del made["_make"]
-                    object.__setattr__(self, "__dict__", made)
-                    values = made
-                if name in values:
-                    return values[name]
-                if name in values.get("_parts", ()):
-                    values[name] = values["_parts"][name]()
-                    del values["_parts"][name]
-                    return values[name]
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-
     def __getstate__(self) -> dict[str, Any]:
         self._make_all()  # what makes fields cannot be pickled
         return {name: value for name, value in self.__dict__.items() if name != "_parts"}
