@@ -445,6 +445,14 @@ class TestByHand:
                 ledger.sweep(session, **options)
         with pytest.raises(ConfigurationError, match="older_than"):
             await ledger.purge(older_than=-1)
+        blocking = Session(api_key="sk-1", base_url=session.base_url)
+        for call in (
+            lambda: ledger.track("resp_1", session=blocking, ttl=1),
+            lambda: ledger.release("resp_1", session=blocking),
+            lambda: anext(ledger.sweep(blocking)),
+        ):
+            with pytest.raises(ConfigurationError, match="session must be an AsyncSession, not Session"):
+                await call()
 
 
 class TestSweep:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
 import attrs
 from sqlalchemy import Row
@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Executable
 
 from openai_cancel.checks import check_count, check_seconds
+from openai_cancel.endpoint import RequestOptions
 from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.ledger.book import Book
 from openai_cancel.ledger.statements import Account, page, purge, release
@@ -25,11 +26,8 @@ from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.tracking import Tracking
 from openai_cancel.ledger.writer import read_url
 from openai_cancel.outcome import Outcome
-
-if TYPE_CHECKING:
-    from openai_cancel.endpoint import RequestOptions
-    from openai_cancel.session import AsyncSession
-    from openai_cancel.wire import ResponseId
+from openai_cancel.session import AsyncSession
+from openai_cancel.wire import ResponseId
 
 _NOT_OPEN = "The ledger is not open: use `async with Ledger(…) as ledger:`, or await its open()."
 
@@ -148,9 +146,9 @@ class Ledger:
 
     async def track(
         self,
-        response_id: "ResponseId",
+        response_id: ResponseId,
         *,
-        session: "AsyncSession",
+        session: AsyncSession,
         ttl: float,
         labels: Mapping[str, str] | None = None,
     ) -> None:
@@ -168,8 +166,7 @@ class Ledger:
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
         """
-        account = Account(session.account, session.base_url)
-        row = account.row(
+        row = _account(session).row(
             session.identify(response_id),
             owner=None,
             seconds=check_seconds("ttl", ttl),
@@ -177,7 +174,7 @@ class Ledger:
         )
         await self._open_book.wait(self._open_book.write(row))
 
-    async def release(self, response_id: "ResponseId", *, session: "AsyncSession") -> bool:
+    async def release(self, response_id: ResponseId, *, session: AsyncSession) -> bool:
         """Let a response run on, whoever tracks it.
 
         Args:
@@ -191,8 +188,9 @@ class Ledger:
             LedgerError: it could not be written.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             InvalidResponseIdError: the id cannot be sent.
+            ConfigurationError: the session is no `AsyncSession`.
         """
-        digest = Account(session.account, session.base_url).digest(session.identify(response_id))
+        digest = _account(session).digest(session.identify(response_id))
         return await self._open_book.do(partial(_count, release(digest))) > 0
 
     async def entries(self, *, include_ended: bool = False) -> AsyncGenerator[Entry, None]:
@@ -236,14 +234,14 @@ class Ledger:
 
     def sweep(
         self,
-        session: "AsyncSession",
+        session: AsyncSession,
         *,
         batch: int = 100,
         max_attempts: int = 12,
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
-        **options: Unpack["RequestOptions"],
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[Outcome, None]:
         """Stop every response whose lease has lapsed, and record what became of it.
 
@@ -272,7 +270,7 @@ class Ledger:
         """
         sweep = Sweep(
             self._open_book,
-            account=Account(session.account, session.base_url),
+            account=_account(session),
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
             stop_many=partial(
@@ -281,11 +279,11 @@ class Ledger:
         )
         return sweep.run()
 
-    def _tracking(self, session: "AsyncSession", *, required: bool) -> "Tracking":
+    def _tracking(self, session: AsyncSession, *, required: bool) -> Tracking:
         """What a guard of a session does with this ledger, which must be open."""
         if self._book is None:
             raise SessionStateError(_NOT_OPEN)
-        return Tracking(self._book, Account(session.account, session.base_url), self._labels, required=required)
+        return Tracking(self._book, _account(session), self._labels, required=required)
 
     async def _join(self, *, check: bool) -> bool:
         """Open it for a session, unless it is open in its event loop already; gives whether it was not."""
@@ -302,6 +300,15 @@ class Ledger:
         if self._book.loop is not asyncio.get_running_loop():
             raise SessionStateError("The ledger was opened in another event loop: make one for each loop.")
         return self._book
+
+
+def _account(session: AsyncSession) -> Account:
+    if not isinstance(session, AsyncSession):
+        raise ConfigurationError(
+            f"session must be an AsyncSession, not {type(session).__name__}. In a script that blocks, the command "
+            "`openai-cancel ledger` does the same."
+        )
+    return Account(session.account, session.base_url)
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
