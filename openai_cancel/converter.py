@@ -72,7 +72,6 @@ class _Later:
                 values = made
             if name not in values:
                 values.setdefault(name, values["_parts"][name]())
-                values["_parts"].pop(name, None)
             return values[name]
 
 
@@ -83,7 +82,6 @@ class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it neve
     """
 
     def __init__(self, *problems: tuple[str, str]) -> None:
-        super().__init__(*problems)
         self.problems = problems
 
     def at(self, step: str, kinds: _Kinds) -> tuple[tuple[str, str], ...]:

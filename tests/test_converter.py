@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from threading import Barrier
 from types import FrameType
 from typing import Any, ClassVar
+from unittest.mock import ANY
 
 import attrs
 import cattrs
@@ -27,12 +28,16 @@ from openai_cancel.converter import _kinds, configure_converter, make_converter,
 from openai_cancel.models import (
     FunctionCall,
     IncompleteDetails,
+    InputMessage,
     InputTokensDetails,
+    InputTransformation,
+    ItemReference,
     Message,
     OutputText,
     OutputTokensDetails,
     Problem,
     Reasoning,
+    ReasoningConfig,
     Refusal,
     Response,
     ResponseError,
@@ -110,6 +115,25 @@ class TestTypes:
         response = structure({"id": "x", "error": None})
         assert (response.error, response.usage) == (None, None)
         assert response.to_dict() == {"id": "x", "error": None}
+
+    def test_what_is_empty_is_not_none(self) -> None:
+        response = structure({"id": "x", "tools": [], "metadata": {}, "prompt": {"variables": {}}, "reasoning": {}})
+        assert (response.tools, response.metadata, response.prompt.variables) == ([], {}, {})
+        assert response.reasoning == ReasoningConfig()
+
+    def test_what_says_no_type(self) -> None:
+        document = {
+            "id": "x",
+            "instructions": [{"role": "user", "content": "Hi."}, {"id": "msg_1"}, {}, {"type": None, "id": "msg_2"}],
+            "input_transformations": [{"id": "rs_1"}],
+        }
+        response = structure(document)
+        message, reference, neither, null = response.instructions
+        assert isinstance(message, InputMessage)
+        assert (type(reference), type(null)) == (ItemReference, ItemReference)
+        assert isinstance(neither, Unknown)
+        assert isinstance(response.input_transformations[0], InputTransformation)
+        assert response.problems == ()
 
     def test_patterns_match(self) -> None:
         match structure(DOCUMENT).output[1]:
@@ -263,6 +287,7 @@ class TestConveniences:
         assert structure({"id": "x"}) != structure({"id": "x", "unknown": 1})
         assert structure({"id": "x"}) == Response(id="x")
         assert structure({"id": "x"}) != {"id": "x"}
+        assert structure({"id": "x"}) == ANY
         assert structure(DOCUMENT).usage == Usage(
             input_tokens=328,
             input_tokens_details=InputTokensDetails(cached_tokens=0),
