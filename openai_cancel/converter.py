@@ -7,9 +7,12 @@ is read, for many a cancel looks at the status and no further.
 """
 
 import ast
+import copyreg
+import marshal
+import pickle
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from threading import RLock
+from threading import local
 from types import UnionType
 from typing import Any, Literal, TypeAlias, Union, get_args, get_origin
 
@@ -17,7 +20,7 @@ import attrs
 from cattrs import Converter
 from cattrs.preconf.orjson import make_converter as make_orjson_converter
 
-from openai_cancel.models import Response, Unknown
+from openai_cancel.models import CompoundFilter, Response, Unknown
 from openai_cancel.models.shared import Model, json_name, member_path
 
 _Hook: TypeAlias = Callable[..., Any]
@@ -39,20 +42,21 @@ _SCALARS: dict[Any, _Kinds] = {
 # The classes are frozen for their users; this is what makes frozen free.
 _new, _set_values = object.__new__, Model.__dict__["__dict__"].__set__
 
-_MAKING = RLock()
-"""Held while fields are made. No `Lock`: a signal's handler may read one at that moment."""
-
 _LONG = 16
 """A list in a `Response` that has more items is made when it is read. To put it off costs as much as a few items.
 
 That cannot fail then, for its items may be `Unknown`.
 """
 
+_DEEPEST = 32
+"""How many filters may stand in each other; what is deeper becomes `Unknown`. No other class holds itself."""
+
 
 class _Later:
     """Makes the fields of a `Response` when the first of them is read.
 
-    It is what the class has by the name of a field; Python asks it if the object has no such value yet.
+    It is what the class has by the name of a field; Python asks it if the object has no such value yet. There is no
+    lock: should another thread, or a signal's handler, make the same, what is ready first counts.
     """
 
     def __init__(self, name: str) -> None:
@@ -61,28 +65,31 @@ class _Later:
     def __get__(self, instance: Response | None, owner: type[Response]) -> Any:
         if instance is None:
             return self
-        name = self._name
-        with _MAKING:  # another thread may read it, too
-            values = instance.__dict__
-            if "_make" in values:
-                made = values["_make"](values["_document"]).__dict__
-                made |= instance.__dict__  # read anew, for what a signal's handler has made meanwhile is the user's
-                made.pop("_make", None)
-                _set_values(instance, made)
-                values = made
-            if name not in values:
-                values.setdefault(name, values["_parts"][name]())
-            return values[name]
+        values, name = instance.__dict__, self._name
+        if "_make" in values:
+            made = values["_make"](values["_document"]).__dict__
+            made |= values
+            del made["_make"]
+            values = values.setdefault("_made", made)
+            _set_values(instance, values)
+        if name not in values:
+            try:
+                part = values["_parts"][name]
+            except KeyError:  # it is a bare object that nobody has filled
+                raise AttributeError(name, name=name, obj=instance) from None
+            values.setdefault(name, part())
+        return values[name]
 
 
 class _Mismatch(Exception):  # noqa: N818 - a signal inside this module; it never leaves it
     """A value that is not what its place may hold.
 
-    Its problems say where, from there, and what is expected, which is filled in by whoever knows the place.
+    Its problems say where, from there, and what is expected, which is filled in by whoever knows the place; `rest` is
+    what a list or a map is without them.
     """
 
-    def __init__(self, *problems: tuple[str, str]) -> None:
-        self.problems = problems
+    def __init__(self, *problems: tuple[str, str], rest: Any = None) -> None:
+        self.problems, self.rest = problems, rest
 
     def at(self, step: str, kinds: _Kinds) -> tuple[tuple[str, str], ...]:
         """The problems as they are seen from one step above."""
@@ -176,6 +183,8 @@ def _maker(model: type[Model], plans: _Plans) -> _Hook:
     make = _make_all(model, places, defaults, whole)
     if model is Response:
         make = _make_later(make)
+    elif model is CompoundFilter:
+        make = _bounded(make)
     plans[model] = make
     return make
 
@@ -210,6 +219,8 @@ def _make_all(model: type[Model], places: dict[str, _Place], defaults: dict[str,
                 values[name] = hook(value)
             except _Mismatch as mismatch:
                 values["_problems"] = (*values.get("_problems", ()), *mismatch.at(f".{key}", kinds))
+                if mismatch.rest is not None:
+                    values[name] = mismatch.rest
         instance = _new(model)
         _set_values(instance, values)
         return instance
@@ -228,6 +239,23 @@ def _make_later(make: _Hook) -> _Hook:
         return instance
 
     return put_off
+
+
+def _bounded(make: _Hook) -> _Hook:
+    """What makes objects that may stand in each other, up to a depth at which no stack ends."""
+    under_way = local()
+
+    def structure(document: dict[str, Any]) -> Any:
+        depth: int = getattr(under_way, "depth", 0)
+        if depth == _DEEPEST:
+            raise _Mismatch(("", "fewer levels"))
+        under_way.depth = depth + 1
+        try:
+            return make(document)
+        finally:
+            under_way.depth = depth
+
+    return structure
 
 
 def _kinds(annotation: Any, plans: _Plans) -> _Kinds:
@@ -290,20 +318,19 @@ def _list_hook(item: Any, plans: _Plans) -> _Hook:
         if not values:
             return result
         wrong: list[tuple[str, str]] = []
-        for value in values:
+        for index, value in enumerate(values):
             hook: _Hook | None = kinds.get(type(value), _refuse)
             try:
                 result.append(value if hook is None else hook(value))
             except _Mismatch as mismatch:
                 if may_be_unknown:
-                    stray = Unknown(raw=value)
-                    stray.__dict__["_problems"] = mismatch.at("", kinds)
+                    stray = _new(Unknown)
+                    _set_values(stray, {"type": None, "raw": value, "_problems": mismatch.at("", kinds)})
                     result.append(stray)
                 else:
-                    wrong += mismatch.at(f"[{len(result)}]", kinds)
-                    result.append(None)  # to go on counting
+                    wrong += mismatch.at(f"[{index}]", kinds)
         if wrong:
-            raise _Mismatch(*wrong)
+            raise _Mismatch(*wrong, rest=result)
         return result
 
     return structure
@@ -323,11 +350,36 @@ def _dict_hook(item: Any, plans: _Plans) -> _Hook:
                 result[key] = value if hook is None else hook(value)
             except _Mismatch as mismatch:
                 wrong += mismatch.at(member_path(key), kinds)
+                if mismatch.rest is not None:
+                    result[key] = mismatch.rest
         if wrong:
-            raise _Mismatch(*wrong)
+            raise _Mismatch(*wrong, rest=result)
         return result
 
     return structure
+
+
+def _reduce(response: Response) -> str | tuple[Any, ...]:
+    """What pickle and copy make another of: the document, with what the call gave.
+
+    They would fail on a deep document, and what makes fields cannot be pickled.
+    """
+    values = response.__dict__
+    if "_document" not in values:
+        return response.__reduce_ex__(pickle.DEFAULT_PROTOCOL)
+    of_call = {
+        field.name: values[field.name] for field in attrs.fields(Response) if field.name in values and not field.init
+    }
+    return _restore, (marshal.dumps(values["_document"], 4), of_call)
+
+
+def _restore(document: bytes, of_call: dict[str, Any]) -> Response:
+    response = response_hook()(marshal.loads(document))  # noqa: S302 - a pickle is trusted as a whole
+    response.__dict__.update(of_call)
+    return response
+
+
+copyreg.pickle(Response, _reduce)
 
 
 def _expected(kinds: _Kinds) -> str:

@@ -4,6 +4,7 @@ See https://platform.openai.com/docs/api-reference/responses/cancel.
 """
 
 import json
+import marshal
 import re
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
@@ -325,9 +326,11 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 def _parse(body: bytes) -> Any:
     """The JSON in a body, or `NO_JSON`; with what orjson refuses and others write: a BOM, NaN, half a surrogate."""
     try:
-        return json.loads(body.removeprefix(_BOM))
+        document = json.loads(body.removeprefix(_BOM))
+        marshal.dumps(document)  # which to_dict() needs, and which refuses what is too deep; orjson does that itself
     except (ValueError, RecursionError):
         return NO_JSON
+    return document
 
 
 def _redact(answer: Answer, request: Request) -> Answer:

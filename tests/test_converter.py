@@ -1,17 +1,20 @@
 """From documents to classes: strict, open, forgiving, lossless, lazy."""
 
+import collections
 import copy
 import http
 import inspect
 import math
+import os
 import pickle
 import pydoc
 import subprocess
 import sys
+import tracemalloc
 import typing
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from threading import Barrier
+from threading import Barrier, Event
 from types import FrameType
 from typing import Any, ClassVar
 from unittest.mock import ANY
@@ -26,6 +29,8 @@ from hypothesis import strategies as st
 from openai_cancel import models
 from openai_cancel.converter import _kinds, configure_converter, make_converter, response_hook
 from openai_cancel.models import (
+    ComparisonFilter,
+    CompoundFilter,
     FunctionCall,
     IncompleteDetails,
     InputMessage,
@@ -204,6 +209,76 @@ class TestTypes:
         assert response.usage.output_tokens == 52
         assert response.to_dict() == document
 
+    def test_what_is_wrong_in_a_map_or_a_list_is_left_out_of_it(self) -> None:
+        document = {
+            "id": "x",
+            "metadata": {"fine": "yes", "wrong": 3},
+            "prompt": {"variables": {"a": 5, "b": {"type": "input_text", "text": 7}, "c": "fine"}},
+            "output": [{"type": "file_search_call", "queries": ["one", 2, "three"]}],
+            "moderation": {
+                "input": {
+                    "type": "moderation_result",
+                    "category_applied_input_types": {"violence": ["text", 5], "hate": 7, "self-harm": ["image"]},
+                }
+            },
+        }
+        response = structure(document)
+        assert response.metadata == {"fine": "yes"}
+        assert (list(response.prompt.variables), response.prompt.variables["c"]) == (["b", "c"], "fine")
+        assert isinstance(response.prompt.variables["b"], models.InputText)
+        assert response.output[0].queries == ["one", "three"]
+        applied = response.moderation.input.category_applied_input_types
+        assert applied == {"violence": ["text"], "self-harm": ["image"]}
+        assert {(problem.path, problem.expected) for problem in response.problems} == {
+            ("$.metadata.wrong", "string"),
+            ("$.prompt.variables.a", "string or object"),
+            ("$.prompt.variables.b.text", "string"),
+            ("$.output[0].queries[1]", "string"),
+            ("$.moderation.input.category_applied_input_types.violence[1]", "string"),
+            ("$.moderation.input.category_applied_input_types.hate", "array"),
+        }
+        assert response.to_dict() == document
+
+    def test_filters_in_filters(self) -> None:
+        def nested(levels: int) -> Response:
+            whole: dict[str, Any] = {"type": "eq", "key": 5}
+            for _ in range(levels):
+                whole = {"type": "and", "filters": [whole]}
+            return structure({"id": "x", "tools": [{"type": "file_search", "filters": whole}]})
+
+        def innermost(response: Response) -> tuple[int, Model]:
+            one, levels = response.tools[0].filters, 0
+            while isinstance(one, CompoundFilter):
+                one, levels = one.filters[0], levels + 1
+            return levels, one
+
+        levels, found = innermost(nested(32))
+        assert (levels, type(found)) == (32, ComparisonFilter)
+        deep = nested(400)
+        levels, found = innermost(deep)
+        assert (levels, type(found)) == (32, Unknown)
+        assert deep.problems == (Problem("$.tools[0].filters" + ".filters[0]" * 32, "fewer levels"),)
+        for other in (copy.copy(deep), copy.deepcopy(deep), pickle.loads(pickle.dumps(deep))):
+            assert other == deep
+            assert other.problems == deep.problems
+        assert nested(32).problems == (Problem("$.tools[0].filters" + ".filters[0]" * 32 + ".key", "string"),)
+
+    def test_a_long_key_is_not_repeated_for_each_problem(self) -> None:
+        applied = {"k" * 5000: [5] * 1000}
+        result = {"type": "moderation_result", "category_applied_input_types": applied}
+        problems = structure({"id": "x", "moderation": {"input": result}}).problems
+        assert len(problems) == 1000
+        assert all(len(problem.path) < 200 for problem in problems)
+
+    def test_what_no_class_describes_is_not_searched_for_problems(self) -> None:
+        parameters = {"k" * 10_000: [[0]] * 10_000}
+        response = structure({"id": "x", "tools": [{"type": "function", "parameters": parameters, "strict": "y"}]})
+        tracemalloc.start()
+        assert response.problems == (Problem("$.tools[0].strict", "boolean"),)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 10_000_000  # with the path of each it would be 100 MB
+
     def test_a_key_of_a_map_that_is_a_name(self) -> None:
         assert structure({"id": "x", "metadata": {"a": 1}}).problems == (Problem("$.metadata.a", "string"),)
 
@@ -221,6 +296,8 @@ class TestTypes:
         tool = structure({"id": "x", "tools": [{"type": "function", "parameters": deep, "name": 5}]})
         assert tool.problems == (Problem("$.tools[0].name", "string"),)
         assert repr(Unknown(raw=document))
+        for again in (copy.deepcopy(structure(document)), pickle.loads(pickle.dumps(structure(document)))):
+            assert again.to_dict().keys() == {"id", "deep"}
 
     def test_what_is_no_object_at_all(self) -> None:
         with pytest.raises(TypeError, match="a Response is made of a dict, not of list"):
@@ -273,8 +350,18 @@ class TestConveniences:
     def test_a_short_repr(self) -> None:
         assert repr(structure(DOCUMENT)) == (
             "Response(id='resp_1', status='completed', model='gpt-4o', "
-            "output=[reasoning, message, function_call, some_future_type], total_tokens=380)"
+            "output=['reasoning', 'message', 'function_call', 'some_future_type'], total_tokens=380)"
         )
+        hostile = {
+            "id": "\ud800",
+            "model": "m" * 1000,
+            "output": [{"type": "\n"}] * 1000,
+            "usage": {"total_tokens": 9**999},
+        }
+        shown = repr(structure(hostile))
+        assert shown.startswith(r"Response(id='\ud800', status=None, model='mmm")
+        assert r"['\n', '\n'" in shown
+        assert len(shown) < 400
         assert repr(structure({"id": "x", "model": 5})) == "Response(id='x', status=None, problems=1)"
         assert repr(Usage(input_tokens=1)) == "Usage(input_tokens=1)"
         assert repr(structure(DOCUMENT).output[3]).startswith("Unknown(type='some_future_type', raw={'deep'")
@@ -339,6 +426,12 @@ class TestConveniences:
             "metadata": {"a": "b"},
         }
         assert structure(response.to_dict()) == response
+
+    def test_one_made_by_hand_of_kinds_of_strings_and_numbers(self) -> None:
+        usage = Usage(input_tokens=http.HTTPStatus.OK, output_tokens=5)
+        assert repr(usage.to_dict()) == "{'input_tokens': 200, 'output_tokens': 5}"
+        tool = models.FunctionTool(parameters=collections.OrderedDict(a=True, b=1.5), strict=False)
+        assert repr(tool.to_dict()) == "{'type': 'function', 'parameters': {'a': True, 'b': 1.5}, 'strict': False}"
 
     def test_one_made_by_hand_of_other_types(self) -> None:
         prompt = models.Prompt(id="p", variables={"a": models.InputText(text="x"), "b": "y"})
@@ -429,17 +522,17 @@ def test_a_class_that_another_thread_has_just_made_is_left_as_it_is() -> None:
 
 
 def test_a_pickle_is_read_where_no_class_has_been_made(python: str) -> None:
-    pickled = pickle.dumps(structure(DOCUMENT))
+    response = structure(DOCUMENT)
     script = f"""
 import pickle, attrs
-response = pickle.loads({pickled!r})
-for change in (lambda: setattr(response, "status", "queued"), lambda: delattr(response, "status")):
+usage = pickle.loads({pickle.dumps(response.usage)!r})
+for change in (lambda: setattr(usage, "total_tokens", 1), lambda: delattr(usage, "total_tokens")):
     try:
         change()
     except attrs.exceptions.FrozenInstanceError:
         continue
     raise AssertionError
-print(response.output_text)
+print(pickle.loads({pickle.dumps(response)!r}).output_text)
 """
     done = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
     assert done.stdout == "Forty-two\n"
@@ -535,6 +628,18 @@ class TestLaziness:
             assert getattr(again, field.name) == getattr(response, field.name)
         assert (again.output[0].content[0].text, again.usage.total_tokens) == ("hi", 7)
 
+    @pytest.mark.parametrize("duplicate", [lambda whole: pickle.loads(pickle.dumps(whole)), copy.copy, copy.deepcopy])
+    def test_copies_of_one_made_by_hand(self, duplicate) -> None:
+        again = duplicate(Response(id="x", output=[Message(id="msg_1")]))
+        assert again == Response(id="x", output=[Message(id="msg_1")])
+        assert again.output[0].id == "msg_1"
+
+    def test_copies_know_of_the_call(self) -> None:
+        response = structure(self.DOCUMENT)
+        vars(response).update(request_id="req_1", attempts=2)  # as a session does
+        again = pickle.loads(pickle.dumps(response))
+        assert (again.request_id, again.attempts, again.retry_after) == ("req_1", 2, None)
+
     def test_what_there_is_not(self) -> None:
         response = structure(self.DOCUMENT)
         assert not hasattr(response, "nothing")
@@ -542,6 +647,7 @@ class TestLaziness:
             response.nothing  # noqa: B018 - is what raises
         with pytest.raises(AttributeError):
             response.usage.nothing  # noqa: B018 - is what raises
+        assert not hasattr(Response.__new__(Response), "status")
 
     def test_fields_can_be_completed_before_they_are_made(self) -> None:
         response = structure(self.DOCUMENT)
@@ -574,6 +680,36 @@ class TestLaziness:
         assert output is seen[0]
         assert usage is seen[1]
         assert len(response.problems) == 4
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork")
+    @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads, which is what this is about
+    def test_a_fork_while_another_thread_makes_fields(self) -> None:
+        response = structure(self.DOCUMENT)
+        making, forked = Event(), Event()
+
+        def read() -> None:
+            def pause(frame: FrameType, event: str, _: object) -> None:
+                if event == "return" and frame.f_code.co_name == "structure":
+                    sys.setprofile(None)
+                    making.set()
+                    forked.wait()
+
+            sys.setprofile(pause)
+            response.output  # noqa: B018 - makes them
+
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(read)
+            making.wait()
+            child = os.fork()
+            if not child:
+                made = 0
+                try:
+                    made = len(response.output)
+                finally:
+                    os._exit(made)
+            forked.set()
+            reading.result()
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20
 
     def test_threads_that_read_at_once(self) -> None:
         for _ in range(50):

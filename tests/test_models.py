@@ -31,11 +31,20 @@ CLASSES = {
     if isinstance(value, type) and issubclass(value, Model) and value is not Unknown
 }
 
+_FREE = "JSON of the caller's or a tool's making, and of no class"
+
 DIFFERENT: dict[str, str] = {
+    "FunctionTool.parameters: of a type": _FREE,
+    "McpListedTool.annotations: of a type": _FREE,
+    "McpListedTool.input_schema: of a type": _FREE,
+    "ToolSearchCall.arguments: of a type": _FREE,
+    "ToolSearchTool.parameters: of a type": _FREE,
+    "InputMessage.content: not str": "a request may have a string there, and servers repeat it",
+    "Response.object: 'response'": "never anything else, and no field that tells classes apart",
     "CompoundFilter.filters[]: anything": "a filter of filters is typed; what is neither becomes Unknown",
     "Response.output_text": "a property puts it together, as in the official package; what a server sends is extra",
 }
-"""What the official package or the schema has and the classes have not, each with the reason."""
+"""Where the classes are not what the official package or the schema says, each with the reason."""
 
 SPEC = orjson.loads((SHARED / "spec" / "response.openapi.json").read_bytes()) if SHARED.is_dir() else {}
 NAMED = orjson.dumps(SPEC)
@@ -65,6 +74,11 @@ def scalars(members: list[Any]) -> set[type]:
     return found | ({int} if float in found else set())
 
 
+def literals(members: list[Any]) -> set[str]:
+    """The strings that a union names."""
+    return {value for member in members if get_origin(member) is typing.Literal for value in get_args(member)}
+
+
 def part(members: list[Any], kind: type) -> Any:
     """What a list or a dict in a union holds, or None if there is none."""
     return next((get_args(member)[-1] for member in members if get_origin(member) is kind), None)
@@ -85,6 +99,10 @@ class Theirs:
     @staticmethod
     def scalars(annotation: Any) -> set[type]:
         return scalars(flat(annotation))
+
+    @staticmethod
+    def literals(annotation: Any) -> set[str]:
+        return literals(flat(annotation))
 
     @staticmethod
     def part(annotation: Any, kind: type) -> Any:
@@ -134,6 +152,10 @@ class Schema:
         return found | ({int} if float in found else set())
 
     @classmethod
+    def literals(cls, node: dict[str, Any]) -> set[str]:
+        return {value for one in cls.flat(node) for value in one.get("enum", []) if value is not None}
+
+    @classmethod
     def part(cls, node: dict[str, Any], kind: type) -> Any:
         for one in cls.flat(node):
             if kind is list and one.get("type") == "array":
@@ -160,9 +182,17 @@ def gaps(  # noqa: C901, PLR0912 - a case for each form
     """Where `theirs` allows what `ours` has no type for."""
     members = flat(ours)
     if Any in members:
+        if not source.anything(theirs):
+            yield f"{path}: of a type"
         return
     if missing := source.scalars(theirs) - scalars(members):
         yield f"{path}: {', '.join(sorted(kind.__name__ for kind in missing))}"
+    if more := scalars(members) - source.scalars(theirs):
+        yield f"{path}: not {', '.join(sorted(kind.__name__ for kind in more))}"
+    if (missing := source.literals(theirs) - literals(members)) and not path.endswith(
+        ".model"
+    ):  # there are new ones daily
+        yield f"{path}: {', '.join(map(repr, sorted(missing)))}"
     if source.anything(theirs):
         yield f"{path}: anything"
     for kind in (list, dict):
@@ -195,6 +225,8 @@ def test_the_schema_has_nothing_more() -> None:
     seen: set[Any] = set()
     found = set(gaps(Schema, {"$ref": "#/components/schemas/Response"}, Response, "Response", seen))
     assert found - DIFFERENT.keys() == set()
+    found |= set(gaps(Theirs, openai.types.responses.Response, Response, "Response", set()))
+    assert found == DIFFERENT.keys(), "there is something in the table that is no different any more"
     assert len({cls for cls, _ in seen}) > 100  # it did walk
 
 
@@ -202,9 +234,23 @@ def test_a_gap_would_be_seen() -> None:
     class Newer(openai.types.responses.Response):
         brand_new: str
         usage: str
+        top_logprobs: bool
+        service_tier: typing.Literal["auto", "brand new"]
+
+    class Wider(Model):
+        status: Any = None
+        max_tool_calls: int | str | None = None
 
     found = set(gaps(Theirs, Newer, Response, "Response", set()))
-    assert found - DIFFERENT.keys() == {"Response.brand_new", "Response.usage: str"}
+    assert found - DIFFERENT.keys() == {
+        "Response.brand_new",
+        "Response.usage: str",
+        "Response.top_logprobs: bool",
+        "Response.top_logprobs: not int",
+        "Response.service_tier: 'brand new'",
+    }
+    found = set(gaps(Theirs, openai.types.responses.Response, Wider, "Response", set()))
+    assert {"Wider.status: of a type", "Wider.max_tool_calls: not str"} <= found
 
 
 def annotations_of(annotation: Any) -> Iterator[Any]:
@@ -225,6 +271,8 @@ def test_unions_are_open_and_tell_their_members_apart(cls: type[Model]) -> None:
             assert len([one for one in known if not _tags(one)]) <= 1, field
             if tags:
                 assert Unknown in members, f"{cls.__name__}.{field} should be open: | Unknown"
+            if field != "type" and literals(flat(place)):
+                assert str in flat(place), f"{cls.__name__}.{field} should be open: | str"
 
 
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=CLASSES)
@@ -332,8 +380,6 @@ def reflects(  # noqa: PLR0911 - a case for each form
         return Unknown in members and value.raw == document
     if path in damaged:
         return value is None or path.endswith(".type")  # which a class says for itself
-    if value is None:  # a list or a map goes with its parts, unless they may be `Unknown`
-        return bool(part(members, type(document))) and any(one.startswith((f"{path}.", f"{path}[")) for one in damaged)
     if isinstance(value, Model):
         return type(value) in members and all(
             reflects(getattr(value, field.name), document[name], hints(type(value))[name], damaged, f"{path}.{name}")
@@ -342,12 +388,15 @@ def reflects(  # noqa: PLR0911 - a case for each form
         )
     inner = part(members, type(value))
     if isinstance(value, list) and inner:
-        return len(value) == len(document) and all(
-            reflects(item, document[index], inner, damaged, f"{path}[{index}]") for index, item in enumerate(value)
+        places = [(f"{path}[{index}]", item) for index, item in enumerate(document)]
+        places = [one for one in places if one[0] not in damaged or Unknown in flat(inner)]
+        return len(value) == len(places) and all(
+            reflects(mine, theirs, inner, damaged, place) for mine, (place, theirs) in zip(value, places, strict=True)
         )
     if isinstance(value, dict) and inner:
-        return value.keys() == document.keys() and all(
-            reflects(item, document[key], inner, damaged, path + member_path(key)) for key, item in value.items()
+        sound = [key for key in document if path + member_path(key) not in damaged]
+        return list(value) == sound and all(
+            reflects(value[key], document[key], inner, damaged, path + member_path(key)) for key in sound
         )
     return type(value) is type(document) and type(value) in scalars(members) and bool(value == document)
 

@@ -1,6 +1,7 @@
 """Ids become requests, answers become responses and errors: no I/O."""
 
 import json
+import sys
 from urllib.parse import unquote
 
 import pytest
@@ -217,6 +218,14 @@ class TestSuccess:
     )
     def test_nesting_without_end(self, body: bytes) -> None:
         assert undecodable(body).body == body
+
+    def test_nesting_that_a_parser_takes_and_nothing_else(self) -> None:
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(20_000)  # CPython 3.13 takes it as it is
+        try:
+            undecodable(b'{"id": "x", "top_p": NaN, "deep": ' + b"[" * 3000 + b"]" * 3000 + b"}")
+        finally:
+            sys.setrecursionlimit(limit)
 
     @pytest.mark.parametrize(
         ("body", "problems"),

@@ -15,7 +15,7 @@ from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import InputContent, OutputText
 from openai_cancel.models.inputs import InputItem
 from openai_cancel.models.items import Message, OutputItem
-from openai_cancel.models.shared import Model, Problem, Unknown
+from openai_cancel.models.shared import SHORT, Model, Problem, Unknown
 from openai_cancel.models.tools import Tool
 from openai_cancel.models.usage import ToolUsage, Usage
 
@@ -293,14 +293,14 @@ class Response(Model):
         return _moment(self.completed_at)
 
     def __repr__(self) -> str:
-        """What tells one response from another: id, status, model, the kinds of output, tokens."""
-        shown: list[str] = [f"id={self.id!r}", f"status={self.status!r}"]
+        """What tells one response from another: id, status, model, kinds of output, tokens; long values cut short."""
+        shown = [f"id={SHORT.repr(self.id)}", f"status={SHORT.repr(self.status)}"]
         if self.model is not None:
-            shown.append(f"model={self.model!r}")
+            shown.append(f"model={SHORT.repr(self.model)}")
         if self.output is not None:
-            shown.append(f"output=[{', '.join(str(item.type) for item in self.output)}]")
+            shown.append(f"output={SHORT.repr([item.type for item in self.output])}")
         if self.usage is not None:
-            shown.append(f"total_tokens={self.usage.total_tokens}")
+            shown.append(f"total_tokens={SHORT.repr(self.usage.total_tokens)}")
         if self.problems:
             shown.append(f"problems={len(self.problems)}")
         return f"Response({', '.join(shown)})"

@@ -5,20 +5,24 @@ from __future__ import annotations
 import marshal
 import reprlib
 from threading import RLock
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, dataclass_transform
 
 import attrs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _NO_DOCUMENT = object()
 
 _MAKING = RLock()
 """Held while attrs makes a class: made twice, it would have lost its defaults."""
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+_Place: TypeAlias = "tuple[_Place | None, str]"
+"""A place of a document: the one that it is in, and the step from there."""
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = 80
+"""What a server says can be long."""
 
 
 @attrs.frozen
@@ -51,6 +55,9 @@ class Model:
     """The base of every class of a response.
 
     A field is None where the document has null, nothing, or a value of another shape; `to_dict()` tells them apart.
+    (Its `type` is then what the class is for.) Of a list or a map only what is of another shape is left out. JSON that
+    no class describes, such as the schema of a function's parameters, is shared with the document, and not to be
+    changed.
     """
 
     __attrs_attrs__: ClassVar[Any] = _Fields()
@@ -75,14 +82,6 @@ class Model:
     def __setattr__(self, name: str, value: Any) -> None:
         # attrs forbids it, too, but an object that was unpickled may be there before attrs has made its class.
         raise attrs.exceptions.FrozenInstanceError
-
-    def __getstate__(self) -> dict[str, Any]:
-        self._make_all()  # what makes fields cannot be pickled
-        return {name: value for name, value in self.__dict__.items() if name != "_parts"}
-
-    def _make_all(self) -> None:
-        for field in attrs.fields(type(self)):
-            getattr(self, field.name)
 
     def __delattr__(self, name: str) -> None:
         raise attrs.exceptions.FrozenInstanceError
@@ -117,27 +116,24 @@ class Model:
     def _to_json(cls, value: Any) -> Any:
         if isinstance(value, Model):
             return value._to_document()
-        if value.__class__ in {list, tuple}:
-            return [cls._to_json(item) for item in value]
-        if value.__class__ is dict:
-            return {key: cls._to_json(item) for key, item in value.items()}
-        return str.__str__(value) if isinstance(value, str) else value  # a StrEnum, too, is a string to JSON
+        if isinstance(value, (list, tuple)):
+            return [cls._to_json(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - of an Any
+        if isinstance(value, dict):
+            return {key: cls._to_json(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
+        # To JSON, a member of a StrEnum or an IntEnum, too, is a string or an integer.
+        if isinstance(value, str):
+            return str.__str__(value)
+        return value if isinstance(value, bool) or not isinstance(value, int) else int(value)
 
     def _walk_problems(self) -> Iterator[Problem]:
-        pending: list[tuple[str, Any]] = [("$", self)]  # and not recursion: a document may be deeper than the stack
+        # No recursion: a document may be deeper than the stack. A path is put together where there is a problem.
+        pending: list[tuple[_Place, Any]] = [((None, "$"), self)]
         while pending:
-            path, value = pending.pop()
-            inner: list[tuple[str, Any]] = []
-            if isinstance(value, Model):
-                value._make_all()
-                yield from (Problem(path + place, expected) for place, expected in value._problems)
-                fields = attrs.fields(type(value))
-                inner = [(f"{path}.{json_name(field)}", getattr(value, field.name)) for field in fields]
-            elif value.__class__ is list:
-                inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-            elif value.__class__ is dict:
-                inner = [(path + member_path(key), item) for key, item in value.items()]
-            pending.extend(reversed(inner))
+            place, value = pending.pop()
+            pending += reversed([((place, step), part) for step, part in _parts(value)])
+            if isinstance(value, Model) and value._problems:
+                path = _path(place)
+                yield from (Problem(path + inside, expected) for inside, expected in value._problems)
 
     def __eq__(self, other: object) -> bool:
         """Objects are equal if their documents are."""
@@ -149,7 +145,7 @@ class Model:
 
     def __repr__(self) -> str:
         """The class and its fields that are not None, long values cut short."""
-        shown = (f"{name}={_SHORT.repr(value)}" for name, value in self.__rich_repr__())
+        shown = (f"{name}={SHORT.repr(value)}" for name, value in self.__rich_repr__())
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
@@ -174,11 +170,33 @@ class Unknown(Model):
         return self.raw
 
 
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What stands in a value and may have problems, with the step of the path that leads to it."""
+    steps: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, Model):
+        fields = () if isinstance(value, Unknown) else attrs.fields(type(value))
+        steps = ((f".{json_name(field)}", getattr(value, field.name)) for field in fields)
+    elif value.__class__ is list:
+        steps = ((f"[{index}]", item) for index, item in enumerate(value))
+    else:
+        steps = ((member_path(key), item) for key, item in value.items())
+    return ((step, part) for step, part in steps if isinstance(part, Model) or part.__class__ in {list, dict})
+
+
+def _path(place: _Place) -> str:
+    steps: list[str] = []
+    above: _Place | None = place
+    while above:
+        above, step = above
+        steps.append(step)
+    return "".join(reversed(steps))
+
+
 def json_name(field: attrs.Attribute[Any]) -> str:
     """The name of a field in the document: PEP 8's underscore behind a keyword (`async_`) is not part of it."""
     return field.name.removesuffix("_")
 
 
 def member_path(key: str) -> str:
-    """The step of a JSONPath to a member of an object."""
-    return f".{key}" if key.isidentifier() else f"[{key!r}]"
+    """The step of a JSONPath to a member of an object; a long name is cut, for it may stand in many paths."""
+    return f".{key}" if len(key) <= SHORT.maxstring and key.isidentifier() else f"[{SHORT.repr(key)}]"
