@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from postgres import Postgres, empty, running
 
 from openai_cancel import AsyncSession, cli
@@ -16,6 +17,10 @@ from openai_cancel.emulator import Emulator, Script
 
 KEY = "sk-secret-of-the-tests"
 SHARED = Path(os.environ.get("OPENAI_CANCEL_SHARED", Path(__file__).parents[2] / "shared"))
+
+# The same examples in each run, so that only a change turns it red; `--hypothesis-profile=default` draws others.
+settings.register_profile("same", derandomize=True)
+settings.load_profile("same")
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the recorded bodies in {SHARED.name}")
 

@@ -420,7 +420,7 @@ def test_documents_of_the_official_package_come_back_exactly(document: dict[str,
     assert reflects(response, document, Response)
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
 @given(document=objects(Response, 4), data=st.data())
 def test_problems_name_exactly_what_is_damaged(document: dict[str, Any], data: st.DataObject) -> None:
     document = {**copy.deepcopy(document), "status": "completed"}
@@ -440,7 +440,7 @@ def test_problems_name_exactly_what_is_damaged(document: dict[str, Any], data: s
 
 
 @pytest.mark.parametrize("name", CLASSES)
-@settings(max_examples=5, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=3, suppress_health_check=list(HealthCheck), deadline=None)
 @given(data=st.data())
 def test_every_class_takes_its_documents_and_survives_damage(name: str, data: st.DataObject) -> None:
     from openai_cancel.converter import make_converter
