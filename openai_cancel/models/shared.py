@@ -116,8 +116,9 @@ class Model:
     def _to_json(cls, value: Any) -> Any:
         if isinstance(value, Model):
             return value._to_document()
+        # What is in an Any that is a list or a dict has no type for pyright.
         if isinstance(value, (list, tuple)):
-            return [cls._to_json(item) for item in value]  # pyright: ignore[reportUnknownVariableType] - of an Any
+            return [cls._to_json(item) for item in value]  # pyright: ignore[reportUnknownVariableType]
         if isinstance(value, dict):
             return {key: cls._to_json(item) for key, item in value.items()}  # pyright: ignore[reportUnknownVariableType]
         # To JSON, a member of a StrEnum or an IntEnum, too, is a string or an integer.
