@@ -1,6 +1,7 @@
-"""Ends background responses of the OpenAI Responses API, on any server that speaks it."""
+"""Stop background responses of the OpenAI Responses API, on any server that speaks it."""
 
-from openai_cancel.endpoint import CallOptions, RequestOptions
+from openai_cancel.caller import CallOptions, RequestOptions
+from openai_cancel.clock import Clock
 from openai_cancel.errors import (
     APIConnectionError,
     APIError,
@@ -21,7 +22,6 @@ from openai_cancel.errors import (
     ResponseDecodeError,
     SessionStateError,
     UnprocessableEntityError,
-    WaitTimeoutError,
 )
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
@@ -29,6 +29,7 @@ from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
 from openai_cancel.sync import Session
+from openai_cancel.wait import WaitTimeoutError
 from openai_cancel.wire import HasId, ResponseId
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "CallOptions",
+    "Clock",
     "ConfigurationError",
     "ConflictError",
     "Guard",

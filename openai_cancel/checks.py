@@ -1,10 +1,12 @@
-"""What callers pass, checked before anything is sent: each refusal says what to do, and quotes no secret."""
+"""Validation of what callers pass, before anything is sent. Errors say what to do, and quote no secret."""
 
+import inspect
 import math
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
@@ -12,30 +14,47 @@ from openai_cancel.errors import ConfigurationError
 
 _T = TypeVar("_T")
 
-# RFC 9110, section 5.6.2: what a header's name may be made of.
+# RFC 9110, section 5.6.2: the characters of a header name.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 SECRET_LENGTH = 8
-"""A shorter key is a placeholder such as `none`, and may well stand in an error by chance."""
+"""The length of the shortest key that is treated as a secret. `none` and the like may occur in an error by chance."""
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class Secret(str):
-    """A string that does not show itself in a repr, and so not in a traceback's locals either."""
+    """A string that does not show in a repr, and so not in the locals of a traceback."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        """Three stars, whatever the string."""
+        """Return three asterisks."""
         return "'***'"
 
 
+class SecretMapping(dict[Any, Any]):
+    """A copy of a mapping whose strings do not show in a repr."""
+
+    __slots__ = ()
+
+    def __init__(self, values: Mapping[Any, Any]) -> None:
+        super().__init__((name, hidden(value)) for name, value in values.items())
+
+
 def hidden(value: _T) -> _T:
-    """A string so that a traceback's locals do not show it; anything else as it is."""
-    return cast("_T", Secret(value)) if isinstance(value, str) else value
+    """Return a string, or a mapping of strings, that the locals of a traceback do not show; others as they are."""
+    if value is None:  # the common case, and quicker than a check for a Mapping
+        return value
+    if isinstance(value, str):
+        return cast("_T", Secret(value))
+    if isinstance(value, Mapping):
+        return cast("_T", SecretMapping(cast("Mapping[Any, Any]", value)))
+    return value
 
 
 def check_seconds(name: str, value: float) -> float:
-    """Refuse what no time-out can be: zero, negative, NaN, not a number."""
+    """Refuse a duration that is zero, negative, NaN, or not a number."""
     if (
         isinstance(value, bool)
         or not isinstance(value, (int, float))
@@ -48,35 +67,35 @@ def check_seconds(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: int, *, least: int = 0) -> int:
-    """Refuse what no count can be: a float, a bool, less than `least`."""
+    """Refuse a count that is a float, a bool, or less than `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}.")
     return value
 
 
 def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[str, str]:
-    """Headers with their names in lower case, so that merging them is merging dictionaries.
+    """Return headers with names in lower case, so that dictionaries of them can be merged.
 
-    A value is not quoted in the error: it may be a secret.
+    The error does not quote a value, which may be a secret.
     """
     if not isinstance(headers, Mapping):
         raise ConfigurationError(f"{source} must be a mapping of names to values, not {type(headers).__name__}.")
     checked: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise ConfigurationError(f"{source}: {name!r} is no header name; use letters, digits and hyphens.")
+            raise ConfigurationError(f"{source}: {name!r} is not a header name; use letters, digits and hyphens.")
         if not isinstance(value, str) or CONTROL.search(value):
             raise ConfigurationError(
                 f"{source}: the value of {name!r} must be a string without line breaks or control characters."
             )
         if name.lower() in {"content-length", "transfer-encoding"}:
-            raise ConfigurationError(f"{source}: {name!r} frames the request and cannot be set; leave it out.")
+            raise ConfigurationError(f"{source}: {name!r} frames the request and cannot be set; remove it.")
         checked[name.lower()] = Secret(value)
     return checked
 
 
 def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """Query parameters in which `more` takes the place of others of the same name."""
+    """Return query parameters in which those of `more` replace others of the same name."""
     if not isinstance(more, Mapping):
         raise ConfigurationError(f"query must be a mapping of names to values, not {type(more).__name__}.")
     for name, value in more.items():
@@ -86,7 +105,7 @@ def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tu
 
 
 def check_key(key: object, source: str) -> Secret:
-    """Refuse what no key can be. The key is not quoted in the error."""
+    """Refuse a string that cannot be a key. The error does not quote it."""
     if not isinstance(key, str):
         raise ConfigurationError(f"{source} must be a string, not {type(key).__name__}.")
     key = Secret(key)
@@ -94,28 +113,36 @@ def check_key(key: object, source: str) -> Secret:
         raise ConfigurationError(f"{source} is empty.")
     if key != key.strip():
         raise ConfigurationError(
-            f"{source} begins or ends with white space, such as the newline of a file that was read without "
-            "strip(): strip it."
+            f"{source} begins or ends with white space, such as the newline at the end of a file: strip it."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigurationError(
-            f"{source} holds a space or a character that no key has: give the key alone, without 'Bearer'."
+            f"{source} contains a space or a character that is not ASCII: pass the key alone, without 'Bearer'."
         )
     return key
 
 
 def check_url(url: str, source: str, like: str) -> URL:
-    """Read an http(s) URL. It is not quoted in the error: it may hold a password."""
+    """Parse an http(s) URL. The error does not quote it, since it may contain a password."""
     if not isinstance(url, str):
         raise ConfigurationError(f"{source} must be a string, not {type(url).__name__}.")
     try:
         parsed = URL(url)
-        parsed.port  # noqa: B018 - reading it is what checks it
-        (parsed.raw_host or "").encode("idna")  # as the look-up of the name will
-    except ValueError:  # of which UnicodeError is one
+        _ = parsed.port  # a property that raises if the port is not a number
+        (parsed.raw_host or "").encode("idna")  # as the resolver does later
+    except ValueError:  # the base class of UnicodeError
         raise ConfigurationError(f"{source} is not a URL: write it like {like}.") from None
     if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"[\s\x00-\x1f]", url):
         raise ConfigurationError(
             f"{source} must be an http:// or https:// URL with a host and without white space, like {like}."
         )
     return parsed
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Issue a warning that points to the line outside this package that has called it."""
+    level, frame = 1, inspect.currentframe()
+    # A constructor that attrs has generated has no module name.
+    while frame and frame.f_globals.get("__name__", _PACKAGE).partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

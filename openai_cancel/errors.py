@@ -1,4 +1,4 @@
-"""Every exception that this package raises.
+"""The exceptions of this package.
 
 OpenAICancelError
  ├─ ConfigurationError          refused before anything was sent: keys, URLs, headers, time-outs
@@ -16,51 +16,52 @@ OpenAICancelError
  │   │   ├─ UnprocessableEntityError  422
  │   │   ├─ RateLimitError            429
  │   │   └─ InternalServerError       5xx
- │   └─ ResponseDecodeError     the server said yes, in words that are not a response
- ├─ WaitTimeoutError            (also TimeoutError) the response was not over in time
- └─ LedgerError                 the ledger's database failed, or does not answer
+ │   └─ ResponseDecodeError     the server reported success, but the body is not a response
+ ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time; see `openai_cancel.wait`
+ └─ LedgerError                 the ledger's database failed or does not answer
 
-The names are those of the official SDK, where it has one. The base is not called `CancelError`: nothing here may be
-mistaken for `asyncio.CancelledError`. All of them pickle, and none holds a key. `InsecureTransportWarning` is a
-warning.
+The names are those of the official SDK where it has one. The base class is not called `CancelError`, so that nothing
+here is mistaken for `asyncio.CancelledError`. All exceptions can be pickled, and none contains a key.
+`InsecureTransportWarning` is a warning.
 """
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from openai_cancel.models import Response
-    from openai_cancel.outcome import Outcome
-
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeVar
 
 _E = TypeVar("_E", bound=BaseException)
 
 
 class OpenAICancelError(Exception):
-    """The base of every exception of this package."""
+    """The base class of every exception of this package."""
 
     attempts: int = 0
-    """How many attempts the call that failed had made."""
+    """The number of attempts that the failed call made."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception pickles by calling the class with `args`, which keyword-only constructors do not take.
+        # Exception pickles by calling the class with `args`, which keyword-only constructors do not accept.
         return _restore, (type(self), self.args, self.__dict__)
 
 
 class InsecureTransportWarning(UserWarning):
-    """The key goes over the network in plain text: the base URL is http://, and its host is another machine."""
+    """The key is sent over the network in plain text: the base URL is http:// and its host is another machine."""
 
 
 def detached(error: _E) -> _E:
-    """The error as a result, which need not keep the frames that it and its causes passed through."""
-    link: BaseException | None = error
-    while link is not None:
+    """Return an error that is kept as a result, without the frames that it and its causes passed through.
+
+    Frames hold whatever their functions worked with. A chain of causes may contain a cycle, as after `raise e from e`.
+    """
+    seen: set[int] = set()
+    pending: list[Any] = [error]
+    while pending:
+        link = pending.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
         link.__traceback__ = None
-        link = link.__cause__ or link.__context__
+        pending += (link.__cause__, link.__context__)
+        pending += getattr(link, "exceptions", ())  # of an exception group
     return error
 
 
@@ -71,35 +72,59 @@ def _restore(cls: type[OpenAICancelError], args: tuple[Any, ...], state: dict[st
     return error
 
 
+class StopResult(Protocol):
+    """An `openai_cancel.Outcome`, as far as this module, which is below it, knows it."""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict about the response."""
+        ...
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the server has reported that the work is over."""
+        ...
+
+    @property
+    def error(self) -> OpenAICancelError | None:
+        """The reason why the response was not stopped."""
+
+
 class ConfigurationError(OpenAICancelError):
-    """A setting cannot work; nothing was sent."""
+    """A setting or an argument cannot work. Nothing was sent."""
 
 
 class InvalidResponseIdError(ConfigurationError, ValueError):
-    """The id cannot be one segment of a URL; nothing was sent."""
+    """The id cannot be one segment of a URL path. Nothing was sent."""
 
 
 class SessionStateError(OpenAICancelError, RuntimeError):
-    """The session is not open, is closed already, or belongs to another event loop or process."""
+    """The session is not open, is already closed, or belongs to another event loop or process."""
 
 
 class APIError(OpenAICancelError):
-    """A request failed: no answer, an error for an answer, or one that is no response."""
+    """A request failed: no answer, an error status, or a body that is not a response.
+
+    Attributes:
+        outcome: the `Outcome` of stopping the response, if `wait` gave up because of this error; otherwise None.
+    """
+
+    outcome: StopResult | None = None
 
 
 class APIConnectionError(APIError):
-    """No usable answer arrived. The request may or may not have reached the server."""
+    """No usable answer arrived. The server may have received the request."""
 
     permanent: bool = False
-    """True where another attempt cannot help, as with a certificate that is not trusted."""
+    """True if another attempt cannot help, for example when the certificate is not trusted."""
 
 
 class APITimeoutError(APIConnectionError, TimeoutError):
-    """No complete answer arrived in time. The request may or may not have reached the server."""
+    """No complete answer arrived in time. The server may have received the request."""
 
 
 class _AnswerError(APIError):
-    """What every error has that came with an HTTP answer."""
+    """An error that came with an HTTP answer."""
 
     def __init__(
         self, message: str, *, status: int, headers: Mapping[str, str], body: bytes, request_id: str | None
@@ -116,14 +141,14 @@ class APIStatusError(_AnswerError):
     """The server answered with an error.
 
     Attributes:
-        status: HTTP status, an int.
-        message: the server's own words.
-        code, type, param: as the server sent them; None where it did not. `code` may be an int.
-        request_id: what to quote to the server's operators, or None.
-        headers: response headers, a case-insensitive mapping.
-        body: the body, as bytes; empty where it was over the limit.
-        retry_after: seconds that the server asks to wait, a float, or None.
-        should_retry: what `x-should-retry` said, or None.
+        status: the HTTP status.
+        message: the server's message.
+        code, type, param: the fields of the server's error, or None. `code` may be an int.
+        request_id: the server's id of the request, for its support; or None.
+        headers: the response headers, a case-insensitive mapping.
+        body: the body in bytes; empty if it was larger than the limit.
+        retry_after: seconds that the server asks to wait, or None.
+        should_retry: the value of `x-should-retry`, or None.
 
     See https://platform.openai.com/docs/guides/error-codes.
     """
@@ -139,7 +164,7 @@ class APIStatusError(_AnswerError):
         body: bytes,
         request_id: str | None = None,
         code: str | int | None = None,
-        type: str | None = None,  # noqa: A002 - the API's own name for it
+        type: str | None = None,  # noqa: A002 - the name of the field in the API
         param: str | None = None,
         retry_after: float | None = None,
         should_retry: bool | None = None,
@@ -152,7 +177,7 @@ class APIStatusError(_AnswerError):
         self.should_retry = should_retry
 
     def __str__(self) -> str:
-        """Status and words of the server, what to do next, and the request id."""
+        """Return the status, the server's message, what to do next, and the request id."""
         words = re.sub(rf"^{self.status}(?!\d)", "", self.message).strip(" :.")
         hint = f" {self._hint}" if self._hint else ""
         request = f" (request id {self.request_id})" if self.request_id else ""
@@ -160,82 +185,68 @@ class APIStatusError(_AnswerError):
 
 
 class BadRequestError(APIStatusError):
-    """400: often a response that is over already, or was not created with `background=true`."""
+    """400: often the response has already ended, or was not created with `background=true`."""
 
-    _hint = "Retrieve the response to see whether it still runs."
+    _hint = "Retrieve the response to see whether it is still running."
 
 
 class AuthenticationError(APIStatusError):
-    """401: no key, or one that this server does not take."""
+    """401: the key is missing, or this server does not accept it."""
 
     _hint = "Check the API key, and that it belongs to this server."
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the key is known but may not do this."""
+    """403: the key is valid but lacks the permission."""
 
-    _hint = "Check the organization, the project and what the key may do."
+    _hint = "Check the organization, the project and the permissions of the key."
 
 
 class NotFoundError(APIStatusError):
-    """404: the server does not know the response, or has forgotten it."""
+    """404: the server does not know the response, or no longer keeps it."""
 
-    _hint = "Check the id, that the base URL is whole (most end in /v1), and that the key's project made the response."
+    _hint = "Check the id, the base URL (most end in /v1), and that the key's project created the response."
 
 
 class ConflictError(APIStatusError):
-    """409: the response cannot be cancelled in its state."""
+    """409: the response cannot be cancelled in its current state."""
 
-    _hint = "Retrieve the response to see whether it still runs."
+    _hint = "Retrieve the response to see whether it is still running."
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the server understood the request and refuses it."""
+    """422: the server understood the request but rejects it."""
 
     _hint = "Check the id and the query parameters."
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests, or a quota that is used up."""
+    """429: too many requests, or the quota is used up."""
 
-    _hint = "Wait before the next request; a used-up quota needs the plan or billing changed."
+    _hint = "Wait before the next request. If the quota is used up, change the plan or the billing."
 
 
 class InternalServerError(APIStatusError):
-    """5xx: the server, or a gateway before it, failed."""
+    """5xx: the server, or a gateway in front of it, failed."""
 
-    _hint = "The response may still run: try again later."
+    _hint = "The response may still be running: try again later."
 
 
 class ResponseDecodeError(_AnswerError):
-    """The server answered with success, and its body is no response. The work may have been cancelled.
+    """The server reported success, but the body is not a response. The response may have been cancelled.
 
     Attributes:
-        status: HTTP status, an int.
+        status: the HTTP status.
         message: what is wrong with the body.
-        headers: response headers, a case-insensitive mapping.
-        body: the body, as bytes; empty where it was over the limit.
-        request_id: what to quote to the server's operators, or None.
+        headers: the response headers, a case-insensitive mapping.
+        body: the body in bytes; empty if it was larger than the limit.
+        request_id: the server's id of the request, for its support; or None.
     """
 
     def __str__(self) -> str:
-        """What is wrong with the body, and what to do next."""
+        """Return what is wrong with the body, and what to do next."""
         return f"{self.status}: {self.message}. Retrieve the response to see what became of it."
 
 
-class WaitTimeoutError(OpenAICancelError, TimeoutError):
-    """The response was not over in time.
-
-    Attributes:
-        response: the response as it was last seen, or None.
-        outcome: what became of it when it was stopped; None if it was left running.
-    """
-
-    def __init__(self, message: str, *, response: Response | None = None, outcome: Outcome | None = None) -> None:
-        super().__init__(message)
-        self.response = response
-        self.outcome = outcome
-
-
 class LedgerError(OpenAICancelError):
-    """The ledger's database failed, or does not answer. Look at the database: what runs may not be written down."""
+    """The ledger's database failed or does not answer. Check it: running responses may not be recorded."""

@@ -1,4 +1,6 @@
-"""Whether to try again, and when. Pure: no clock, no I/O, no randomness of its own."""
+"""Whether to try again, and when. Pure: the clock and random numbers are arguments."""
+
+from http import HTTPStatus
 
 import attrs
 
@@ -13,15 +15,14 @@ from openai_cancel.errors import (
 INITIAL_DELAY = 0.5
 MAX_DELAY = 8.0
 MAX_RETRY_AFTER = 60.0
-REQUEST_TIMEOUT = 408
 
 
 @attrs.frozen
 class RetryPolicy:
-    """How often to retry, and for how long.
+    """The limits of a call.
 
     Attributes:
-        max_retries: attempts after the first one.
+        max_retries: the number of attempts after the first one.
         deadline: seconds that all attempts and the waits between them may take.
     """
 
@@ -29,16 +30,16 @@ class RetryPolicy:
     deadline: float
 
     def delay(self, error: OpenAICancelError, *, attempts: int, elapsed: float, random: float) -> float | None:
-        """Seconds to wait before the next attempt, or None to give up.
+        """Return the seconds to wait before the next attempt, or None to give up.
 
-        The wait is what the server asks for, up to a minute; else exponential back-off with full jitter
-        (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A wait that would cross the
-        deadline is not begun.
+        The wait is the one that the server asks for, up to a minute, or exponential back-off with full jitter
+        (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). A wait that would exceed the
+        deadline is not started.
 
         Args:
-            error: what the last attempt failed with.
-            attempts: how many were made.
-            elapsed: seconds since the first began.
+            error: the error of the last attempt.
+            attempts: the number of attempts so far.
+            elapsed: seconds since the first attempt began.
             random: a number from 0 up to 1.
         """
         if attempts > self.max_retries or not is_transient(error):
@@ -52,27 +53,27 @@ class RetryPolicy:
 
 
 def poll_delay(looks: int, *, asked: float | None, random: float) -> float:
-    """Seconds to wait before the next look at what is not over yet.
+    """Return the seconds to wait before the next look at a response that is still running.
 
-    What the server asks for, from a quarter of a second to a minute; else exponential back-off, of which a half is left
-    to chance.
+    The wait is the one that the server asks for, from a quarter of a second to a minute, or exponential back-off, half
+    of which is random.
 
     Args:
-        looks: how many there were since the first.
-        asked: the last answer's `retry-after` in seconds, or None.
+        looks: the number of looks after the first one.
+        asked: the `retry-after` of the last answer in seconds, or None.
         random: a number from 0 up to 1.
     """
     if asked is not None:
-        return min(max(asked, INITIAL_DELAY / 2), MAX_RETRY_AFTER)  # "at once" would be a spin
+        return min(max(asked, INITIAL_DELAY / 2), MAX_RETRY_AFTER)  # 0 would be a busy loop
     delay: float = min(MAX_DELAY, INITIAL_DELAY * 2 ** min(looks, 10))
     return delay * (1 + random) / 2
 
 
 def is_transient(error: OpenAICancelError) -> bool:
-    """Whether the same request may fare better later.
+    """Return whether the same request may succeed later.
 
-    The server's `x-should-retry` decides where it is sent. A 409 does not change by waiting: here it means "cannot be
-    cancelled". Nor does a quota that is used up, although it comes as a 429.
+    The server's `x-should-retry` decides, if it is sent. A 409 is final, because here it means "cannot be cancelled",
+    and so is a 429 for a used-up quota.
     """
     if isinstance(error, APIConnectionError):
         return not error.permanent
@@ -81,6 +82,6 @@ def is_transient(error: OpenAICancelError) -> bool:
     if error.should_retry is not None:
         return error.should_retry
     if isinstance(error, RateLimitError):
-        # Proxies rewrap the code into their message.
+        # Proxies move the code into their message.
         return "insufficient_quota" not in (error.code, error.type) and "insufficient_quota" not in error.message
-    return isinstance(error, InternalServerError) or error.status == REQUEST_TIMEOUT
+    return isinstance(error, InternalServerError) or error.status == HTTPStatus.REQUEST_TIMEOUT

@@ -1,22 +1,31 @@
-"""`AsyncSession`: the calls of the API, and what is built on them."""
+"""`AsyncSession`: every call of this package, for asyncio."""
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from functools import partial
-from typing import Literal, Self, Unpack
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self
 
-from openai_cancel.bulk import Bulk, Pace
-from openai_cancel.checks import check_count, check_seconds
-from openai_cancel.endpoint import Endpoint, RequestOptions
-from openai_cancel.errors import ConfigurationError, WaitTimeoutError
-from openai_cancel.guard import Guard, wait_until_over
+import aiohttp
+
+from openai_cancel import bulk
+from openai_cancel.caller import Caller
+from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.clock import SYSTEM_CLOCK, Clock
+from openai_cancel.errors import ConfigurationError
+from openai_cancel.guard import Guard
 from openai_cancel.models import Response
-from openai_cancel.outcome import Outcome, Stop
-from openai_cancel.tracing import traced
-from openai_cancel.wire import ResponseId
+from openai_cancel.outcome import Outcome
+from openai_cancel.settings import ApiKey, Settings
+from openai_cancel.stop import stop
+from openai_cancel.tracking import SessionLedger
+from openai_cancel.transport import Transport
+from openai_cancel.wait import wait
+from openai_cancel.wire import ResponseId, Wire
 
 
-class AsyncSession(Endpoint):
+class AsyncSession:
     """A client for one server of the Responses API, for use in one event loop.
 
     ```python
@@ -25,53 +34,369 @@ class AsyncSession(Endpoint):
     ```
 
     Args:
-        api_key: a key, or a function, plain or async, that is asked for one before each attempt. A plain one runs in
-            the event loop and should not block. Default: `OPENAI_API_KEY`.
-        base_url: where the API is, such as `http://localhost:8000/v1`. Default: `OPENAI_BASE_URL`, or OpenAI's.
-        organization: default `OPENAI_ORG_ID`.
-        project: default `OPENAI_PROJECT_ID`.
-        client_session: an `aiohttp.ClientSession` to send with. It is never closed here.
-        options: see `Options`.
+        api_key: the key, or a function, sync or async, that returns one and is called before each attempt. A sync
+            function runs in the event loop and should not block. Defaults to the OPENAI_API_KEY variable.
+        base_url: the address of the API, such as `http://localhost:8000/v1`. Defaults to the OPENAI_BASE_URL variable,
+            or to OpenAI's.
+        organization: the organization. Defaults to the OPENAI_ORG_ID variable.
+        project: the project. Defaults to the OPENAI_PROJECT_ID variable.
+        headers: extra request headers. They take precedence over those that the session sets. The lines of the
+            OPENAI_CUSTOM_HEADERS variable, `Name: value`, are added.
+        query: extra query parameters.
+        timeout: seconds that one attempt may take, from connect to the last byte of the body. `math.inf`, here and
+            below, means no limit.
+        connect_timeout: seconds that a new connection may take, including TLS.
+        deadline: seconds that all attempts of a `cancel` or `retrieve` may take together. `stop` has its own.
+        max_retries: the number of attempts after the first one.
+        max_body_bytes: the size of the largest body that is read, in bytes. A larger one is an error.
+        max_connections: the largest number of connections. Further calls wait for one within their `timeout`.
+        proxy: the URL of an HTTP proxy. Defaults to the HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY variables.
+        trace_configs: callbacks for requests and connections, see
+            https://docs.aiohttp.org/en/stable/tracing_reference.html.
+        ledger: the `openai_cancel.ledger.Ledger` in which `guard` and `wait` record responses. If it is not open, the
+            session opens and closes it.
+        ledger_required: whether `guard` and `wait` raise a `LedgerError` if they cannot record a response. Otherwise
+            the failure is logged, and they continue.
+        account: the name of the account in the ledger; a sweep stops only responses of its own account. Defaults to a
+            fingerprint of the key, the organization and the project. Set it if the key changes.
+        client_session: an `aiohttp.ClientSession` for the requests. It is never closed here.
+        clock: the source of time and chance, for tests.
 
     Raises:
-        ConfigurationError: a setting is missing or cannot work; nothing has been sent.
+        ConfigurationError: a setting is missing or cannot work. Nothing was sent.
     """
 
-    _opened_ledger = False
+    _caller: Caller
+    _attached_ledger: SessionLedger | None = None
 
-    async def open(self) -> Self:
-        """Bind the session to the running event loop. `async with` does this and closes it again.
+    def __init__(
+        self,
+        *,
+        api_key: ApiKey | None = None,
+        base_url: str | None = None,
+        organization: str | None = None,
+        project: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        deadline: float = 60.0,
+        max_retries: int = 4,
+        max_body_bytes: int = 64 * 2**20,
+        max_connections: int = 100,
+        proxy: str | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+        ledger: SessionLedger | None = None,
+        ledger_required: bool = False,
+        account: str | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> None:
+        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        settings = Settings.openai(
+            api_key=api_key,
+            base_url=base_url,
+            organization=organization,
+            project=project,
+            headers=headers,
+            query=query,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            deadline=deadline,
+            max_retries=max_retries,
+            max_body_bytes=max_body_bytes,
+            max_connections=max_connections,
+            proxy=proxy,
+            trace_configs=trace_configs,
+            ledger=ledger,
+            ledger_required=ledger_required,
+            account=account,
+        )
+        self._configure(settings, client_session, clock)
+
+    @classmethod
+    def azure(
+        cls,
+        endpoint: str | None = None,
+        *,
+        api_key: ApiKey | None = None,
+        token_provider: Callable[[], str | Awaitable[str]] | None = None,
+        api_version: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        deadline: float = 60.0,
+        max_retries: int = 4,
+        max_body_bytes: int = 64 * 2**20,
+        max_connections: int = 100,
+        proxy: str | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+        ledger: SessionLedger | None = None,
+        ledger_required: bool = False,
+        account: str | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Self:
+        """Create a session for Azure OpenAI. The other arguments are those of `AsyncSession`.
+
+        Args:
+            endpoint: such as `https://NAME.openai.azure.com`. Defaults to the AZURE_OPENAI_ENDPOINT variable.
+            api_key: sent as `api-key`. Defaults to the AZURE_OPENAI_API_KEY variable.
+            token_provider: a function that returns an Entra ID token, instead of a key. It is called before each
+                attempt.
+            api_version: a date for the API of that date; without one, the v1 API. Defaults to the OPENAI_API_VERSION
+                variable.
 
         Raises:
-            SessionStateError: it is open, or was closed; or its ledger belongs to another event loop.
+            ConfigurationError: a setting is missing or cannot work.
+
+        See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
+        """
+        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        settings = Settings.azure(
+            endpoint,
+            api_key=api_key,
+            token_provider=token_provider,
+            api_version=api_version,
+            headers=headers,
+            query=query,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            deadline=deadline,
+            max_retries=max_retries,
+            max_body_bytes=max_body_bytes,
+            max_connections=max_connections,
+            proxy=proxy,
+            trace_configs=trace_configs,
+            ledger=ledger,
+            ledger_required=ledger_required,
+            account=account,
+        )
+        return cls.__new__(cls)._configure(settings, client_session, clock)
+
+    @classmethod
+    def from_openai(
+        cls,
+        client: Any,
+        *,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        connect_timeout: float = 5.0,
+        deadline: float = 60.0,
+        max_retries: int = 4,
+        max_body_bytes: int = 64 * 2**20,
+        max_connections: int = 100,
+        proxy: str | None = None,
+        trace_configs: Sequence[aiohttp.TraceConfig] = (),
+        ledger: SessionLedger | None = None,
+        ledger_required: bool = False,
+        account: str | None = None,
+        client_session: aiohttp.ClientSession | None = None,
+        clock: Clock = SYSTEM_CLOCK,
+    ) -> Self:
+        """Create a session for the server of an `openai` client. The other arguments are those of `AsyncSession`.
+
+        Args:
+            client: an `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI`. Its key, base URL, organization,
+                project, headers and query are copied as they are now.
+
+        Raises:
+            ConfigurationError: it is not such a client, or it authenticates in a way that cannot be copied.
+        """
+        headers, query = hidden(headers), hidden(query)
+        settings = Settings.from_openai(
+            client,
+            headers=headers,
+            query=query,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            deadline=deadline,
+            max_retries=max_retries,
+            max_body_bytes=max_body_bytes,
+            max_connections=max_connections,
+            proxy=proxy,
+            trace_configs=trace_configs,
+            ledger=ledger,
+            ledger_required=ledger_required,
+            account=account,
+        )
+        return cls.__new__(cls)._configure(settings, client_session, clock)
+
+    def _configure(self, settings: Settings, client_session: aiohttp.ClientSession | None, clock: Clock) -> Self:
+        if not isinstance(client_session, aiohttp.ClientSession | None):
+            raise ConfigurationError(
+                f"client_session must be an aiohttp.ClientSession, not {type(client_session).__name__}."
+            )
+        if client_session is not None and settings.trace_configs:
+            raise ConfigurationError("trace_configs cannot be combined with client_session: pass them to that client.")
+        wire = Wire.from_settings(settings)
+        transport = Transport(settings, wire.headers, client_session)
+        self._caller = Caller.from_settings(settings, transport, wire, clock)
+        return self
+
+    def __repr__(self) -> str:
+        """Return the base URL and the state."""
+        caller = getattr(self, "_caller", None)  # there is none if the constructor has failed
+        where = f"{caller.settings.base_url} {caller.transport.state}" if caller else "? not open"
+        return f"<{type(self).__name__} {where}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("A session cannot be pickled or copied: it holds a key and connections. Create another one.")
+
+    @property
+    def base_url(self) -> str:
+        """The address of the API, without a query."""
+        return self._caller.settings.base_url
+
+    @cached_property
+    def account(self) -> str:
+        """The name of the account in a ledger: the one that was passed in, or a fingerprint."""
+        return self._caller.settings.fingerprint()
+
+    @property
+    def caller(self) -> Caller:
+        """The object that makes the calls of this session, for code that is built on it."""
+        return self._caller
+
+    def identify(self, response_id: ResponseId) -> str:
+        """Return the id as a string.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+        """
+        return self._caller.identify(response_id)
+
+    async def open(self) -> Self:
+        """Open the session in the running event loop. `async with` does this, and closes it at the end.
+
+        Raises:
+            SessionStateError: the session is open, or was closed; or its ledger belongs to another event loop.
             LedgerError: the session opens the ledger, which is required and fails.
             ConfigurationError: the environment names a proxy that cannot be used.
         """
-        await super().open()
-        ledger = self._settings.ledger
+        self._caller.transport.open()
+        ledger = self._caller.settings.ledger
         if ledger is not None:
             try:
                 _ = self.account
-                required = self._settings.ledger_required
-                self._opened_ledger = await ledger._join(check=required)  # pyright: ignore[reportPrivateUsage] - for us
+                if await ledger.attach(required=self._caller.settings.ledger_required):
+                    self._attached_ledger = ledger
             except BaseException:
                 await self.close()
                 raise
         return self
 
     async def close(self) -> None:
-        """Close the connections, and the ledger if the session opened it.
+        """Close the connections, and the ledger if the session has opened it. Closing twice does nothing.
 
-        What is under way fails, at the latest before its next attempt. Closing twice does nothing.
+        Calls that are under way fail before their next attempt at the latest.
 
         Raises:
             SessionStateError: the session belongs to another event loop.
         """
         try:
-            await super().close()
+            await self._caller.transport.close()
         finally:
-            if self._opened_ledger and self._settings.ledger is not None:
-                await self._settings.ledger.close()
+            if self._attached_ledger is not None:
+                await self._attached_ledger.close()
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __del__(self) -> None:
+        caller = getattr(self, "_caller", None)
+        if caller is not None and caller.transport.state == "open":
+            warnings.warn(
+                f"unclosed {self!r}: use `async with`, or await its close()", ResourceWarning, stacklevel=2, source=self
+            )
+
+    async def cancel(
+        self,
+        response_id: ResponseId,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Cancel a background response: `POST /responses/{response_id}/cancel`.
+
+        The returned response is the server's answer, and its `status` need not be `cancelled`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            timeout: seconds that one attempt may take, from connect to the last byte of the body. None, here and
+                below, means the setting of the session.
+            deadline: seconds that all attempts may take together.
+            max_retries: the number of attempts after the first one.
+            headers: extra request headers.
+            query: extra query parameters.
+
+        Returns:
+            The response as the server reports it after the cancel.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+            ConfigurationError: an option cannot work.
+            SessionStateError: the session is not open, or belongs to another event loop.
+            APIStatusError: the server refuses. `BadRequestError` and `ConflictError` often mean that it is over.
+            APIConnectionError: no answer; `APITimeoutError` if time ran out. The cancel may have reached the server.
+            ResponseDecodeError: the server accepted, but its answer is not a response.
+
+        See https://platform.openai.com/docs/api-reference/responses/cancel.
+        """
+        headers, query = hidden(headers), hidden(query)
+        caller = self._caller.with_options(
+            timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
+        )
+        return await caller.cancel(response_id)
+
+    async def retrieve(
+        self,
+        response_id: ResponseId,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Response:
+        """Retrieve a response: `GET /responses/{response_id}`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            timeout: as for `cancel`.
+            deadline: as for `cancel`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Returns:
+            The response as it is now.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+            ConfigurationError: an option cannot work.
+            SessionStateError: the session is not open, or belongs to another event loop.
+            APIStatusError: the server refuses; `NotFoundError` if it does not know the id.
+            APIConnectionError: no answer; `APITimeoutError` if time ran out.
+            ResponseDecodeError: the answer is not a response.
+
+        See https://platform.openai.com/docs/api-reference/responses/get.
+        """
+        headers, query = hidden(headers), hidden(query)
+        caller = self._caller.with_options(
+            timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
+        )
+        return await caller.retrieve(response_id)
 
     async def stop(
         self,
@@ -80,25 +405,29 @@ class AsyncSession(Endpoint):
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
-        timeout: float | None = None,  # noqa: ASYNC109 - of each attempt
-        **options: Unpack[RequestOptions],
+        timeout: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Make sure that a response no longer runs, and find out what became of it.
+        """Make sure that a response no longer runs, and report its fate.
 
-        It cancels, and looks until the server says that the work is over, cancelling again where that helps. What
-        a server may answer is never raised: the verdict says it.
+        It cancels and polls until the server reports that the work is over, and cancels again where that helps. It
+        never raises for the answer of a server; the verdict describes it.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
-            deadline: seconds that all of it may take.
-            confirm: look at a cancelled response again after so many seconds, or sooner if the deadline is near, and
-                cancel it once more if it went back: Azure, LiteLLM and ogx have been seen to run on.
-            dry_run: only look, and cancel nothing: what would be cancelled is `still_running`.
-            timeout: seconds that one attempt may take.
-            options: for each request, see `RequestOptions`.
+            deadline: seconds that everything may take together.
+            confirm: seconds after which a cancelled response is checked again, or fewer if the deadline is near. If it
+                runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
+            dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
+            timeout: as for `cancel`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
 
         Returns:
-            The outcome. Its `verdict` says what became of the response, `stopped` whether the work is over.
+            The outcome. Its `verdict` describes the fate of the response, and `stopped` whether the work is over.
 
         Raises:
             InvalidResponseIdError: the id cannot be sent.
@@ -107,23 +436,22 @@ class AsyncSession(Endpoint):
 
         See https://platform.openai.com/docs/guides/background.
         """
+        headers, query = hidden(headers), hidden(query)
         check_seconds("deadline", deadline)
         if confirm is not None:
             check_seconds("confirm", confirm)
-        stop = Stop(
-            response_id=self.identify(response_id),
-            cancel=partial(self.cancel, response_id, timeout=timeout, **options),
-            retrieve=partial(self.retrieve, response_id, timeout=timeout, **options),
-            monotonic=self._monotonic,
-            sleep=self._sleep,
-            random=self._random,
-            deadline=deadline,
-            confirm=confirm,
-            dry_run=dry_run,
-        )
-        return await traced(stop, self.base_url)
+        caller = self._caller.with_options(timeout=timeout, max_retries=max_retries, headers=headers, query=query)
+        name = caller.identify(response_id)
+        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run)
 
-    def guard(self, *response_ids: ResponseId, grace: float = 10.0, **options: Unpack[RequestOptions]) -> Guard:
+    def guard(
+        self,
+        *response_ids: ResponseId,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Guard:
         """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
 
         ```python
@@ -131,31 +459,30 @@ class AsyncSession(Endpoint):
             ...
         ```
 
-        The responses are stopped first, then the exception goes on. A block that ends normally leaves them alone.
+        The responses are stopped first, then the exception is raised. A block that ends normally leaves them alone.
 
         Args:
-            response_ids: the ids, or objects that have them as `.id`. More can be added inside, with `Guard.add`.
+            response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
             grace: seconds that stopping them may take.
-            options: for each request, see `RequestOptions`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
             ConfigurationError: an option cannot work.
-            SessionStateError: the session's ledger is not open.
-            LedgerError: it is required, and fails; from the block.
+            SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
+            LedgerError: the block raises it if the ledger is required and fails.
         """
-        self._check(**options)
-        tracking, ledger = None, self._settings.ledger
-        if ledger is not None:
-            required = self._settings.ledger_required
-            tracking = ledger._tracking(self, required=required)  # pyright: ignore[reportPrivateUsage] - for us
-        guard = Guard(
-            stop=partial(self.stop, **options),
-            identify=self.identify,
-            monotonic=self._monotonic,
-            grace=check_seconds("grace", grace),
-            tracking=tracking,
-        )
+        headers, query = hidden(headers), hidden(query)
+        caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
+        settings = caller.settings
+        tracker = None
+        if settings.ledger is not None:
+            tracker = settings.ledger.tracker(
+                account=self.account, base_url=settings.base_url, required=settings.ledger_required
+            )
+        guard = Guard(caller, grace=check_seconds("grace", grace), tracker=tracker)
         for response_id in response_ids:
             guard.add(response_id)
         return guard
@@ -164,56 +491,51 @@ class AsyncSession(Endpoint):
         self,
         response_id: ResponseId,
         *,
-        timeout: float | None = None,  # noqa: ASYNC109 - after which the response is stopped, too
+        timeout: float | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
-        **options: Unpack[RequestOptions],
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> Response:
-        """Wait until a response is over.
+        """Wait until a response ends.
 
-        Errors that may pass are waited out. Whatever ends the wait before the response ends, a time-out or a cancel
-        of the task, stops the response, too.
+        Errors that may pass do not end the wait. If it ends before the response does, because of a time-out, a
+        cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
-            timeout: seconds to wait; None: as long as it takes.
-            on_abandon: `leave` lets the response run on where the wait has ended before it.
-            grace: seconds that stopping it may take, after the time-out.
-            options: for each request, see `RequestOptions`.
+            timeout: seconds to wait; None to wait as long as the response takes.
+            on_abandon: `leave` lets the response run on if the wait ends before it.
+            grace: seconds that stopping the response may take, after the time-out.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
 
         Returns:
-            The response at its end, be it completed, failed, incomplete or cancelled.
+            The response at its end: completed, failed, incomplete or cancelled.
 
         Raises:
-            WaitTimeoutError: it was not over in time. Its `outcome` says whether it was stopped.
+            WaitTimeoutError: the response did not end in time. Its `outcome` says whether it was stopped.
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
             SessionStateError: the session is not open, or belongs to another event loop.
-            APIStatusError: the server refuses; `NotFoundError` if it does not know the id.
-            APIConnectionError: no connection can be had, now or later, as with a certificate that is not trusted.
-            LedgerError: the session's ledger is required, and fails.
+            APIStatusError: the server refuses; `NotFoundError` if it does not know the id. Its `outcome` says whether
+                the response was stopped.
+            APIConnectionError: no connection is possible, for example because the certificate is not trusted.
+            LedgerError: the session's ledger is required and fails.
 
         See https://platform.openai.com/docs/guides/background.
         """
+        headers, query = hidden(headers), hidden(query)
         if on_abandon not in {"stop", "leave"}:
             raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
         seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
-        guard = self.guard(response_id, grace=grace, **options)
+        guard = self.guard(response_id, grace=grace, max_retries=max_retries, headers=headers, query=query)
         if on_abandon == "leave":
             guard.disarm()
-        try:
-            async with guard:
-                return await wait_until_over(
-                    self.identify(response_id),
-                    retrieve=partial(self.retrieve, response_id, **options),
-                    monotonic=self._monotonic,
-                    sleep=self._sleep,
-                    random=self._random,
-                    timeout=seconds,
-                )
-        except WaitTimeoutError as error:
-            error.outcome = guard.outcome
-            raise
+        caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
+        return await wait(caller, guard, caller.identify(response_id), timeout=seconds)
 
     def stop_many(
         self,
@@ -224,65 +546,52 @@ class AsyncSession(Endpoint):
         confirm: float | None = None,
         dry_run: bool = False,
         timeout: float | None = None,
-        **options: Unpack[RequestOptions],
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
-        """Stop any number of responses, and give their outcomes as they come, in no order.
+        """Stop any number of responses, and yield their outcomes as they come, in no particular order.
 
         ```python
         async for outcome in session.stop_many(ids):
             print(outcome.response_id, outcome.verdict)
         ```
 
-        The ids are taken as they are needed, and memory does not grow with their number. When the server says that it
-        is too much (429, 503), all requests pause together, and go on at the rate that got through. An id that is
-        given again while it is under way is not sent twice. One that cannot be sent is `unknown`, with the reason as
-        its `error`. To leave the loop early, `contextlib.aclosing` ends what is under way at once.
+        The ids are read as they are needed, and memory does not grow with their number. If the server reports too many
+        requests (429, 503), all requests pause together, and continue at the rate that got through. An id that is
+        already under way is not sent twice. An id that cannot be sent is `unknown`, with the reason in `error`. To
+        leave the loop early, use `contextlib.aclosing`, which ends the requests that are under way.
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
-            concurrency: how many may be under way at most. More than the session's `max_connections` wait for one.
-            deadline: seconds that each may take.
+            concurrency: the largest number of responses that are worked on at once. Those above the session's
+                `max_connections` wait for a connection.
+            deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
-            timeout: seconds that one attempt may take.
-            options: for each request, see `RequestOptions`.
+            timeout: as for `cancel`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
 
         Raises:
             ConfigurationError: an option cannot work.
-            SessionStateError: the session is not open, or belongs to another event loop; from the iteration.
+            SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
 
-        What the source of the ids raises is raised once the outcomes of those before are handed out.
+        An exception of the iterable is raised after the outcomes of the ids before it.
         """
+        headers, query = hidden(headers), hidden(query)
         if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
             raise ConfigurationError(
                 f"stop_many takes an iterable of ids, such as a list, not {type(response_ids).__name__}."
             )
-        self._check(**options)
-        check_seconds("deadline", deadline)
-        if timeout is not None:
-            check_seconds("timeout", timeout)
         if confirm is not None:
             check_seconds("confirm", confirm)
-        bulk = Bulk(
-            stop=partial(self.stop, deadline=deadline, confirm=confirm, dry_run=dry_run, timeout=timeout, **options),
-            identify=self.identify,
-            pace=Pace(
-                concurrency=check_count("concurrency", concurrency, least=1),
-                monotonic=self._monotonic,
-                sleep=self._sleep,
-                random=self._random,
-            ),
+        return bulk.stop_many(
+            self._caller.with_options(timeout=timeout, max_retries=max_retries, headers=headers, query=query),
+            response_ids,
+            concurrency=check_count("concurrency", concurrency, least=1),
+            deadline=check_seconds("deadline", deadline),
+            confirm=confirm,
+            dry_run=dry_run,
         )
-        return bulk.run(response_ids)
-
-    def _check(
-        self,
-        *,
-        max_retries: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> None:
-        """Refuse options that a request would refuse later, when it matters."""
-        if max_retries is not None:
-            check_count("max_retries", max_retries)
-        self._wire.request("GET", "any", headers=headers, query=query)

@@ -1,19 +1,20 @@
-"""What a session is configured with: arguments first, then the environment; checked before anything is sent."""
+"""The settings of a session: from arguments, then from the environment; validated before anything is sent."""
 
 import hashlib
 import inspect
 import ipaddress
 import os
 import re
-import warnings
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
+from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
 from urllib.request import getproxies, proxy_bypass
 
 import attrs
+from aiohttp import TraceConfig
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
+from openai_cancel.cancellation import contain
 from openai_cancel.checks import (
     CONTROL,
     SECRET_LENGTH,
@@ -25,26 +26,23 @@ from openai_cancel.checks import (
     check_url,
     hidden,
     merge_query,
+    warn_caller,
 )
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
-
-if TYPE_CHECKING:
-    from aiohttp import TraceConfig
-
-    from openai_cancel.ledger import Ledger
+from openai_cancel.tracking import SessionLedger
 
 __version__ = "1.0.0"
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 ApiKey: TypeAlias = str | Callable[[], str | Awaitable[str]]
-"""A key, or a function (plain or async) that is asked for one before each attempt."""
+"""A key, or a function, sync or async, that returns one and is called before each attempt."""
 
 _CREDENTIALS = frozenset({"authorization", "api-key"})
 
 
 class Limits(TypedDict, total=False):
-    """The options that are settings just as they are."""
+    """The options that become settings without a change."""
 
     timeout: float
     connect_timeout: float
@@ -53,42 +51,23 @@ class Limits(TypedDict, total=False):
     max_body_bytes: int
     max_connections: int
     proxy: str | None
-    trace_configs: "Sequence[TraceConfig]"
-    ledger: "Ledger | None"
+    trace_configs: Sequence[TraceConfig]
+    ledger: SessionLedger | None
     ledger_required: bool
     account: str | None
 
 
 class Options(Limits, total=False):
-    """What every way of making a session takes.
+    """The keyword arguments that all constructors of sessions share, for code that passes them on.
 
-    Attributes:
-        headers: extra request headers; they win over those that the session sets itself.
-        query: extra query parameters.
-        timeout: seconds that one attempt may take, from connect to the last byte of the body. Default 30.
-        connect_timeout: seconds that a new connection, its TLS included, may take. Default 5.
-        deadline: seconds that all attempts of a `cancel` or `retrieve` may take together; `stop` has its own. Default
-            60. `math.inf`, here and above, is no limit.
-        max_retries: how often a failed attempt is repeated. Default 4.
-        max_body_bytes: the largest body that is read, in bytes. Default 64 MiB.
-        max_connections: how many there may be at once; more calls than these wait for one, within their `timeout`.
-            Default 100.
-        proxy: URL of an HTTP proxy. Default: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
-        trace_configs: what is told of requests and connections, see
-            https://docs.aiohttp.org/en/stable/tracing_reference.html.
-        ledger: where `guard` and `wait` write down what runs. One that is not open yet is opened and closed with the
-            session.
-        ledger_required: whether `guard` and `wait` raise a `LedgerError` if that cannot be done. Default: it is logged,
-            and they go on.
-        account: what the ledger calls the account. Default: a fingerprint of the key, the organization and the project;
-            a name is for keys that change, since a sweep stops only what is of its own account.
+    See `AsyncSession` for their meaning.
     """
 
     headers: Mapping[str, str] | None
     query: Mapping[str, str] | None
 
 
-_LIKE_PROXY = "http://proxy.example:3128 (one of another kind takes a client_session that knows it)"
+_LIKE_PROXY = "http://proxy.example:3128 (for a SOCKS proxy, pass a client_session that supports it)"
 
 
 def _is_seconds(_: Any, attribute: "attrs.Attribute[float]", value: float) -> None:
@@ -109,27 +88,28 @@ def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | Non
 
 
 def _is_ledger(_: Any, __: Any, value: object) -> None:
-    # Not by its class, which only those import who have one.
-    if value is not None and not hasattr(value, "_tracking"):
+    if value is not None and not isinstance(value, SessionLedger):
         raise ConfigurationError(f"ledger must be an openai_cancel.ledger.Ledger, not {type(value).__name__}.")
 
 
 def _is_name(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
     if value is not None and (not isinstance(value, str) or not value or CONTROL.search(value)):
-        raise ConfigurationError(f"{attribute.name} must be a name without control characters, not {value!r}.")
+        raise ConfigurationError(
+            f"{attribute.name} must be a non-empty string without control characters, not {value!r}."
+        )
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """Everything that is constant for a session. Use the class methods: they read the environment too."""
+    """Everything that is constant for a session. The class methods read the environment, too."""
 
     base_url: str
-    """Without a query and without a slash at the end."""
+    """Without a query and without a trailing slash."""
     api_key: Secret | Callable[[], str | Awaitable[str]] | None = attrs.field(repr=False)
-    """None where `headers` hold the credentials."""
+    """None if `headers` contain the credentials."""
     key_header: Literal["authorization", "api-key"] = "authorization"
     headers: Mapping[str, str] = attrs.field(repr=False)
-    """Names in lower case."""
+    """With names in lower case."""
     query: tuple[tuple[str, str], ...] = attrs.field(repr=False)
     timeout: float = attrs.field(default=30.0, validator=_is_seconds)
     connect_timeout: float = attrs.field(default=5.0, validator=_is_seconds)
@@ -138,20 +118,19 @@ class Settings:
     max_body_bytes: int = attrs.field(default=64 * 2**20, validator=_is_size)
     max_connections: int = attrs.field(default=100, validator=_is_size)
     proxy: str | None = attrs.field(default=None, repr=False, validator=_is_proxy)
-    trace_configs: "Sequence[TraceConfig]" = attrs.field(default=(), repr=False)
-    ledger: "Ledger | None" = attrs.field(default=None, validator=_is_ledger)
+    trace_configs: Sequence[TraceConfig] = attrs.field(default=(), repr=False)
+    ledger: SessionLedger | None = attrs.field(default=None, validator=_is_ledger)
     ledger_required: bool = False
     account: str | None = attrs.field(default=None, validator=_is_name)
 
     def __attrs_post_init__(self) -> None:
-        """Warn of a key that anybody on the way can read; one that is short is a placeholder."""
+        """Warn if others on the network can read the key. A short key is a placeholder."""
         url = URL(self.base_url)
         placeholder = isinstance(self.api_key, str) and len(self.api_key) < SECRET_LENGTH
         if url.scheme == "http" and not placeholder and not _is_loopback(url.host or ""):
-            warnings.warn(
+            warn_caller(
                 f"The key goes to {url.host} in plain text, since base_url is http://: use https://.",
                 InsecureTransportWarning,
-                stacklevel=5,
             )
 
     @classmethod
@@ -166,10 +145,10 @@ class Settings:
         query: Mapping[str, str] | None = None,
         **limits: Unpack[Limits],
     ) -> Self:
-        """For OpenAI, and for every server that takes a Bearer key.
+        """Make the settings for OpenAI, and for every server that accepts a Bearer key.
 
-        `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID`, `OPENAI_PROJECT_ID` and `OPENAI_CUSTOM_HEADERS` (lines of
-        `Name: value`) stand in for what is not given.
+        Defaults come from `OPENAI_API_KEY`, `OPENAI_BASE_URL`, `OPENAI_ORG_ID`, `OPENAI_PROJECT_ID` and
+        `OPENAI_CUSTOM_HEADERS` (lines of `Name: value`).
         """
         merged = _custom_headers(with_credentials=api_key is None)
         for name, argument, variable in (
@@ -202,10 +181,10 @@ class Settings:
         query: Mapping[str, str] | None = None,
         **limits: Unpack[Limits],
     ) -> Self:
-        """For Azure OpenAI: an `api-key` header, or a Bearer token from `token_provider`.
+        """Make the settings for Azure OpenAI, with an `api-key` header or a Bearer token from `token_provider`.
 
         Without `api_version`, or with `preview`, this is the v1 API (`/openai/v1`); with a date, the API of that date.
-        `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY` and `OPENAI_API_VERSION` stand in for what is not given.
+        Defaults come from `AZURE_OPENAI_ENDPOINT`, `AZURE_OPENAI_API_KEY` and `OPENAI_API_VERSION`.
 
         See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
         """
@@ -241,15 +220,15 @@ class Settings:
         query: Mapping[str, str] | None = None,
         **limits: Unpack[Limits],
     ) -> Self:
-        """Take over what an `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI` object is configured with.
+        """Make the settings of an `OpenAI`, `AsyncOpenAI`, `AzureOpenAI` or `AsyncAzureOpenAI` client.
 
-        These are its key, base URL, organization, project, headers and query; the environment is not asked again.
+        Its key, base URL, organization, project, headers and query are copied. The environment is not read again.
         """
         if not hasattr(client, "api_key") or not hasattr(client, "base_url"):
             raise ConfigurationError(f"from_openai takes a client of the openai package, not {type(client).__name__}.")
 
         def private(name: str) -> Any:
-            # There is no public attribute for these; a version of the client without one simply has none to give.
+            # These have no public attribute. A version of the client without one has nothing to copy.
             return getattr(client, f"_{name}", None)
 
         token = private("azure_ad_token_provider") or private("azure_ad_token")
@@ -262,12 +241,12 @@ class Settings:
             key = None
         if key is None and "authorization" not in merged:
             raise ConfigurationError(
-                "That client signs its requests in a way that cannot be taken over: make the session with api_key= "
-                "and a function that returns a token."
+                "This client authenticates in a way that cannot be copied: create the session with api_key= and a "
+                "function that returns a token."
             )
         url = str(client.base_url)
         if private("azure_endpoint") and private("azure_deployment"):
-            # That client leaves the deployment out of the path of everything but a few old endpoints.
+            # The client uses the deployment's path for a few old endpoints only.
             url = str(private("azure_endpoint")).rstrip("/") + "/openai"
         base_url, url_query = _split(url, "the client's base_url")
         is_azure = hasattr(client, "_azure_ad_token_provider")
@@ -281,10 +260,10 @@ class Settings:
         )
 
     def environment_proxy(self) -> str | None:
-        """The proxy that `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY` name for the base URL, as everywhere.
+        """Return the proxy for the base URL, from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 
         Raises:
-            ConfigurationError: it is no HTTP proxy.
+            ConfigurationError: it is not an HTTP proxy.
         """
         url = URL(self.base_url)
         if proxy_bypass(f"{url.host}:{url.port}"):
@@ -299,30 +278,30 @@ class Settings:
         return proxy
 
     def fingerprint(self) -> str:
-        """What tells this account from others, and cannot be turned back into its key.
+        """Return a string that identifies the account and does not reveal its key.
 
-        A function that gives keys has nothing to be told by: then it is the organization and the project alone.
+        If a function returns the key, only the organization and the project identify the account.
         """
         if self.account is not None:
             return self.account
         key = "" if callable(self.api_key) else self.api_key or ""
         names = ("authorization", "api-key", "openai-organization", "openai-project")
         parts = [key, *(self.headers.get(name, "") for name in names)]
-        # Slow on purpose (https://www.rfc-editor.org/rfc/rfc7914): a short key could be guessed from a quick hash.
+        # Slow on purpose (https://www.rfc-editor.org/rfc/rfc7914): a short key could be guessed from a fast hash.
         text = "\n".join(parts).encode()
         return hashlib.scrypt(text, salt=b"openai-cancel account", n=2**14, r=8, p=1, dklen=16).hex()
 
     async def ask_for_key(self) -> Secret:
-        """Ask the function for a key, for one attempt.
+        """Call the key function, for one attempt.
 
         Raises:
-            ConfigurationError: what it gave can be no key.
+            ConfigurationError: it returned something that cannot be a key.
         """
         key = cast("Callable[[], str | Awaitable[str]]", self.api_key)()
         if inspect.isawaitable(key):
-            key = await key
+            key = await contain(key)
         key = hidden(key)
-        return check_key(key, "what the api_key function returned")
+        return check_key(key, "the key that the api_key function returned")
 
 
 def _is_loopback(host: str) -> bool:
@@ -332,7 +311,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")  # RFC 6761, section 6.3
 
 
-# What the official client holds in place of a key when it authenticates in another way.
+# Placeholders in the official client for a key, if it authenticates in another way.
 _NO_KEYS = frozenset({"", "workload-identity-auth", "<missing API key>"})
 
 
@@ -341,12 +320,12 @@ def _environment(name: str) -> str | None:
 
 
 def _given(value: str | None, argument: str, variable: str) -> tuple[str | None, str]:
-    """An argument or, in its place, a variable; and which of them it was, for error messages."""
+    """Return an argument or the variable that is its default, and the name of the one used, for error messages."""
     return (value, argument) if value is not None else (_environment(variable), variable)
 
 
 def _custom_headers(*, with_credentials: bool) -> dict[str, str]:
-    """What OPENAI_CUSTOM_HEADERS says; without credentials where there are some as an argument, for that wins."""
+    """Read OPENAI_CUSTOM_HEADERS. Credentials in it are ignored if there are some in an argument."""
     headers: dict[str, str] = {}
     for number, line in enumerate((_environment("OPENAI_CUSTOM_HEADERS") or "").splitlines(), 1):
         name, colon, value = line.partition(":")
@@ -359,15 +338,15 @@ def _custom_headers(*, with_credentials: bool) -> dict[str, str]:
 
 
 def _split(base_url: str, source: str) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """The base URL without its query and last slash, and the query."""
+    """Return the base URL without its query and trailing slash, and the query."""
     url = check_url(base_url, source, DEFAULT_BASE_URL)
     if url.user is not None or url.password is not None:
-        raise ConfigurationError(f"{source} must hold no user and password: pass api_key, or headers.")
+        raise ConfigurationError(f"{source} must not contain a user or a password: pass api_key or headers.")
     if url.fragment:
-        raise ConfigurationError(f"{source} must hold no fragment: leave out everything from the # on.")
+        raise ConfigurationError(f"{source} must not contain a fragment: remove everything from the # on.")
     base_url = str(url.with_query(None)).rstrip("/")
     if base_url.endswith("/responses"):
-        raise ConfigurationError(f"{source} is the address of the API, not of its responses: leave out /responses.")
+        raise ConfigurationError(f"{source} must be the address of the API: remove /responses from its end.")
     return base_url, tuple(parse_qsl(url.raw_query_string, keep_blank_values=True))
 
 
@@ -381,10 +360,10 @@ def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> S
     if headers.keys() & _CREDENTIALS:
         return None
     raise ConfigurationError(
-        f"No API key: set {variable} (any word will do where the server asks for none), or pass api_key=."
+        f"No API key: set {variable} or pass api_key=. If the server needs no key, any word will do."
     )
 
 
 def _texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """What can be sent of what the official client holds, which may be `Omit` or None, too, or a number."""
+    """Return the values of an official client's mapping that can be sent. Others may be `Omit` or None."""
     return {name: str(value) for name, value in values.items() if isinstance(value, str | int | float)}

@@ -1,17 +1,19 @@
-"""A span for each `stop`, where a process uses OpenTelemetry. Where it does not, this costs a look into a dictionary.
+"""A span for each `stop`, if the process uses OpenTelemetry. If not, the cost is a look into a dictionary.
 
-There are no words of a server in a span, and so no part of a body or of a key: of an error there is its class.
+A span contains no text of a server, and so no part of a body or a key. Of an error it contains the class.
 
 See https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/.
 """
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from yarl import URL  # aiohttp's own URL type, as in the settings
 
-from openai_cancel.outcome import Outcome, Stop
+from openai_cancel.outcome import Outcome
 from openai_cancel.settings import __version__
 
 if TYPE_CHECKING:
@@ -20,11 +22,40 @@ if TYPE_CHECKING:
 OPERATION = "stop_response"
 
 
-async def traced(stop: Stop, base_url: str) -> Outcome:
-    """The outcome of a stop, which runs in a span: a child of the caller's, and a parent of those of the requests."""
-    if "opentelemetry.trace" not in sys.modules:
-        return await stop.run()
-    # Only here, so that nobody pays for it who does not use it. Another thread may still be importing it: this waits.
+class StopSpan:
+    """The span of a `stop` that is under way."""
+
+    def __init__(self, span: "Span", *, dry_run: bool) -> None:
+        self._span = span
+        self._dry_run = dry_run
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """Record the outcome, and return it."""
+        self._span.set_attribute("openai_cancel.verdict", outcome.verdict.value)
+        self._span.set_attribute("openai_cancel.attempts", outcome.attempts)
+        if outcome.error is not None and not outcome.stopped:
+            self.fail(type(outcome.error).__qualname__)
+        elif not outcome.stopped and not self._dry_run:
+            self.fail(outcome.verdict.value)
+        return outcome
+
+    def fail(self, kind: str) -> None:
+        """Mark the span as failed."""
+        from opentelemetry.trace import StatusCode  # imported here, as in `stop_span`
+
+        self._span.set_attribute("error.type", kind)
+        self._span.set_status(StatusCode.ERROR)
+
+
+def is_active() -> bool:
+    """Return whether the process has imported OpenTelemetry."""
+    return "opentelemetry.trace" in sys.modules
+
+
+@contextmanager
+def stop_span(response_id: str, base_url: str, *, dry_run: bool) -> Generator[StopSpan, None, None]:
+    """Run a block in a span: a child of the caller's span, and the parent of the spans of its requests."""
+    # Imported here, so that only those who trace pay for it. If another thread is importing it, this waits.
     from opentelemetry import trace
 
     server = URL(base_url)
@@ -33,36 +64,23 @@ async def traced(stop: Stop, base_url: str) -> Outcome:
         kind=trace.SpanKind.CLIENT,
         attributes={
             "gen_ai.operation.name": OPERATION,
-            "gen_ai.provider.name": "openai",  # by which is meant whose API it is
-            "gen_ai.response.id": stop.response_id,
-            "server.address": cast("str", server.host),  # which settings make sure of
+            "gen_ai.provider.name": "openai",  # the provider of the API, not of the server
+            "gen_ai.response.id": response_id,
+            "server.address": cast("str", server.host),  # the settings make sure of it
             "server.port": cast("int", server.port),
         },
-        record_exception=False,  # with its words, that is
+        record_exception=False,  # an exception contains text of the server
         set_status_on_exception=False,
     ) as span:
+        stop = StopSpan(span, dry_run=dry_run)
         try:
-            outcome = await stop.run()
-        except BaseException as error:  # a cancelled task, too: what it was to stop may run on
-            _fail(span, type(error).__qualname__)
+            yield stop
+        except BaseException as error:  # also a cancelled task, whose response may still be running
+            stop.fail(type(error).__qualname__)
             raise
-        span.set_attribute("openai_cancel.verdict", outcome.verdict.value)
-        span.set_attribute("openai_cancel.attempts", outcome.attempts)
-        if outcome.error is not None and not outcome.stopped:
-            _fail(span, type(outcome.error).__qualname__)
-        elif not outcome.stopped and not stop.dry_run:
-            _fail(span, outcome.verdict.value)
-        return outcome
 
 
 @lru_cache(maxsize=1)
 def _tracer(provider: "TracerProvider") -> "Tracer":
-    """Kept, since the SDK adds a filter of warnings for each that is asked for, and takes its time."""
+    """Return the tracer of a provider. The SDK takes its time, and adds a warnings filter for each new one."""
     return provider.get_tracer("openai_cancel", __version__)
-
-
-def _fail(span: "Span", kind: str) -> None:
-    from opentelemetry.trace import StatusCode  # see above
-
-    span.set_attribute("error.type", kind)
-    span.set_status(StatusCode.ERROR)

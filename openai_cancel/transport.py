@@ -1,10 +1,11 @@
-"""One HTTP exchange over aiohttp: bytes in, bytes out, within limits; aiohttp's errors become ours."""
+"""One HTTP exchange over aiohttp: a request in, an answer out, within limits. aiohttp's errors are translated."""
 
 import asyncio
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
@@ -13,23 +14,21 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL  # aiohttp's own URL type
 
+from openai_cancel.cancellation import Timeout, TimeoutScheduler, contain
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
-from openai_cancel.timeouts import Alarm
+from openai_cancel.settings import Settings
+from openai_cancel.wire import Answer, Request
 
-CLOSED = "The session, or the aiohttp.ClientSession that it was given, is closed."
+_UNWANTED = ("Content-Type",)  # some servers refuse an empty body that is announced as something
 
-_UNWANTED = ("Content-Type",)  # some servers refuse a body that is announced and not there
-
-_PROXY_AUTHENTICATION_REQUIRED = 407
-
-# Where aiohttp's words end and those of the server begin, which may hold anything: `Bad status line: b'…'`.
+# The end of aiohttp's own words in `Bad status line: b'…'`. The server's words after it may contain anything.
 _QUOTATION = re.compile(r":|\s*<|\s+b?['\"]")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Does not use a connection again on which something came unasked: it would be taken for the next answer.
+    """A connector that drops idle connections with unsolicited data, which would be read as the next answer.
 
-    A gateway may time a request out after it was answered, or be made to send one answer too many.
+    A gateway may report a time-out after it has answered, or be tricked into sending one answer too many.
     """
 
     async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
@@ -41,84 +40,144 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class Transport:
-    """A connection pool, bound to the event loop that runs when it is made."""
+    """A connection pool. It belongs to the event loop in which it is opened.
 
-    def __init__(
-        self,
-        client: aiohttp.ClientSession | None = None,
-        *,
-        connect_timeout: float,
-        max_body_bytes: int,
-        proxy: str | None,
-        headers: Mapping[str, str] | None = None,
-        max_connections: int = 100,
-        trace_configs: Sequence[aiohttp.TraceConfig] = (),
-    ) -> None:
-        """Use the caller's `client`, which is never closed here, or make one.
+    Args:
+        settings: the limits, and the trace configs.
+        headers: the headers of most requests. As defaults of our own client they cost less.
+        client: the caller's client, which is never closed here; None to create one.
 
-        What most requests have in common, such as `headers`, costs less as a default of our own client. Every request
-        is given them all the same.
-        """
-        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.alarm: Alarm = Alarm()
-        self._owned = client is None
-        # aiohttp sends the defaults of a client to proxies, too, and the key with them.
-        self._headers = headers if client is None and proxy is None else None
-        self._client = client or aiohttp.ClientSession(
-            connector=_Connector(limit=max_connections),
-            trace_configs=list(trace_configs),
-            headers=self._headers,
-            skip_auto_headers=_UNWANTED,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-        self._connect_timeout = connect_timeout
-        # No total: the session bounds a whole attempt, of which the exchange is a part.
+    Attributes:
+        scheduler: the time-outs of its event loop, once it is open.
+    """
+
+    scheduler: TimeoutScheduler
+    _client: aiohttp.ClientSession | None = None
+    _closed = False
+
+    def __init__(self, settings: Settings, headers: Mapping[str, str], client: aiohttp.ClientSession | None) -> None:
+        self._settings = settings
+        self._headers = headers
+        self._foreign_client = client
+        # Middlewares and trace configs are foreign code, which may swallow a cancellation.
+        self._runs_foreign_code = client is not None or bool(settings.trace_configs)
+        connect_timeout = settings.connect_timeout
+        # There is no total, because the caller bounds a whole attempt, of which the exchange is a part.
         self._timeout = aiohttp.ClientTimeout(sock_connect=None if math.isinf(connect_timeout) else connect_timeout)
-        self._max_body_bytes = max_body_bytes
-        self._proxy = proxy
+        self._proxy: str | None = None
+        self._default_headers: Mapping[str, str] | None = None
+
+    def __repr__(self) -> str:
+        """Return the state."""
+        return f"<{type(self).__name__} {self.state}>"
 
     @property
-    def closed(self) -> bool:
-        """Whether the pool is closed, by whomever."""
-        return self._client.closed
+    def state(self) -> str:
+        """`not open`, `open` or `closed`."""
+        return "closed" if self._closed else "not open" if self._client is None else "open"
+
+    @property
+    def pool_is_closed(self) -> bool:
+        """Whether the pool is closed, by this object or by the owner of the client."""
+        return self._client is None or self._client.closed
+
+    def open(self) -> None:
+        """Open the pool in the running event loop.
+
+        Raises:
+            SessionStateError: it is open, or was closed.
+            ConfigurationError: the environment names a proxy that cannot be used.
+        """
+        if self._closed or self._client is not None:
+            raise SessionStateError("A session can be opened only once: create another one.")
+        settings, client = self._settings, self._foreign_client
+        self._proxy = settings.proxy
+        if settings.proxy is None and client is None:
+            self._proxy = settings.environment_proxy()
+        self.scheduler = TimeoutScheduler()
+        if client is None:
+            # aiohttp sends the default headers of a client to proxies, too, and the key with them.
+            self._default_headers = self._headers if self._proxy is None else None
+            client = aiohttp.ClientSession(
+                connector=_Connector(limit=settings.max_connections),
+                trace_configs=list(settings.trace_configs),
+                headers=self._default_headers,
+                skip_auto_headers=_UNWANTED,
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        self._client = client
 
     async def close(self) -> None:
-        """Close the pool, unless it is the caller's."""
-        self.alarm.close()
-        if self._owned:
+        """Close the pool, unless the client is the caller's. Closing twice does nothing.
+
+        Raises:
+            SessionStateError: it was opened in another event loop.
+        """
+        if self._closed or self._client is None:
+            self._closed = True
+            return
+        if self.scheduler.loop is not asyncio.get_running_loop():
+            raise self._state_error()
+        self._closed = True
+        self.scheduler.close()
+        if self._foreign_client is None:
             await self._client.close()
 
-    async def send(
-        self, method: str, url: str, headers: Mapping[str, str]
-    ) -> tuple[int, Mapping[str, str], bytes, bool]:
+    def check_open(self) -> None:
+        """Make sure that a request can be sent from here.
+
+        Raises:
+            SessionStateError: the pool is not open, or belongs to another event loop.
+        """
+        if self._closed or self._client is None or self.scheduler.loop is not asyncio.get_running_loop():
+            raise self._state_error()
+
+    def _state_error(self) -> SessionStateError:
+        if self._closed:
+            return SessionStateError("The session is closed: create another one.")
+        if self._client is None:
+            return SessionStateError(
+                "The session is not open: use `async with AsyncSession() as session:`, or await its open()."
+            )
+        return SessionStateError("The session was opened in another event loop: open one in each loop.")
+
+    def timeout(self, seconds: float) -> Timeout:
+        """Return a block that raises a `TimeoutError` after that many seconds."""
+        return Timeout(self.scheduler, seconds)
+
+    async def send(self, request: Request) -> Answer:
         """Send a request without a body.
 
-        Args:
-            method: `GET`, `POST`, …
-            url: sent as it is, without decoding or encoding anything in it.
-            headers: names in lower case.
-
-        Returns:
-            Status, headers, body, and whether that is all of the body: one over the limit is not read.
+        Its URL is sent as it is. Header names are in lower case. A body over the limit is not read.
 
         Raises:
             APITimeoutError: no connection within `connect_timeout`.
             APIConnectionError: no usable answer.
             SessionStateError: the caller has closed the `aiohttp.ClientSession`.
         """
-        if self._client.closed:
-            raise SessionStateError(CLOSED)
-        more: Mapping[str, str] | None = None if headers is self._headers else headers
-        middlewares = None
-        if not self._owned:
-            more, middlewares = self._over_other_credentials(headers)
-        response: aiohttp.ClientResponse | None = None
+        client = self._client
+        if client is None or client.closed:
+            raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
+        if self._runs_foreign_code:
+            return await contain(self._exchange(client, request))
+        return await self._exchange(client, request)
+
+    async def _exchange(self, client: aiohttp.ClientSession, request: Request) -> Answer:
+        method, url, headers = request
+        more: Mapping[str, str] | None = None if headers is self._default_headers else headers
+        middlewares: Sequence[aiohttp.ClientMiddlewareType] | None = None
+        if self._foreign_client is not None:
+            more = {name: value for name, value in headers.items() if name != "authorization"}
+            # A client's own middlewares run after ours. They are named here, because these take their place.
+            middlewares = (_Authorize(headers), _SendOnce(), *getattr(client, "_middlewares", ()))
+        elif method == "GET":
+            middlewares = (_SendOnce(),)
         chunks: list[bytes] = []
         try:
-            async with self._client.request(
+            async with client.request(
                 method,
                 URL(url, encoded=True),
-                skip_auto_headers=None if self._owned else _UNWANTED,
+                skip_auto_headers=None if self._foreign_client is None else _UNWANTED,
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=True,
@@ -127,65 +186,47 @@ class Transport:
                 headers=more,
                 middlewares=middlewares,
             ) as response:
-                room = self._max_body_bytes
-                complete = (response.content_length or 0) <= room
-                content = response.content
-                while complete and not content.at_eof():
-                    chunks.append(await content.readany())
-                    room -= len(chunks[-1])
-                    complete = room >= 0
-                if not complete:
-                    chunks.clear()
-                    response.close()  # more is on its way: the connection cannot be used again
-                return response.status, response.headers, b"".join(chunks), complete
+                complete = await self._read(response, chunks)
+                return Answer(response.status, response.headers, b"".join(chunks), complete)
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
-            # aiohttp's text of an answer has the URL in it, or a part of the answer, and either may hold a secret.
-            # The frames of any error hold the request as it was written.
+            # The text of aiohttp's error may contain the URL or a part of the answer, and either may contain a secret.
+            # The frames of any error hold the request.
             raise self._translate(error, url) from (detached(error) if isinstance(error, OSError) else None)
         finally:
-            # A traceback with locals would show what had come of an answer before an error.
-            response = None
+            chunks.clear()  # the locals of a traceback would show a part of the answer
+
+    async def _read(self, response: aiohttp.ClientResponse, chunks: list[bytes]) -> bool:
+        """Read the body, and return whether it is complete. One over the limit is dropped."""
+        room = self._settings.max_body_bytes
+        content = response.content
+        complete = (response.content_length or 0) <= room
+        while complete and not content.at_eof():
+            chunks.append(await content.readany())
+            room -= len(chunks[-1])
+            complete = room >= 0
+        if not complete:
             chunks.clear()
-
-    def _over_other_credentials(
-        self, headers: Mapping[str, str]
-    ) -> tuple[Mapping[str, str], Sequence[aiohttp.ClientMiddlewareType]]:
-        """A caller's client may have credentials of its own: its `auth`, its headers or, with `trust_env`, ~/.netrc.
-
-        It refuses to combine them with ours, so ours are put in their place behind its back. What its own middlewares
-        do comes after that; they must be named here, for these take their place.
-        """
-        authorization = headers.get("authorization")
-
-        async def authorize(
-            request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
-        ) -> aiohttp.ClientResponse:
-            request.headers.popall("Authorization", None)
-            if authorization is not None:
-                request.headers["Authorization"] = authorization
-            return await handler(request)
-
-        rest = {name: value for name, value in headers.items() if name != "authorization"}
-        return rest, (authorize, *getattr(self._client, "_middlewares", ()))
+            response.close()  # the rest of the body is on its way, so the connection cannot be used again
+        return complete
 
     def _translate(self, error: Exception, url: str) -> OpenAICancelError:
         host = URL(url, encoded=True).host
         if isinstance(error, aiohttp.ServerTimeoutError):
-            return APITimeoutError(f"No connection to {host} within {self._connect_timeout:g} s.")
+            return APITimeoutError(f"No connection to {host} within {self._settings.connect_timeout:g} s.")
         if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
             proxy = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-            # A positive number is the system's, whose own words for it say more than asyncio's.
+            # A positive number is the system's, whose message says more than asyncio's.
             number = error.os_error.errno or 0
             reason = os.strerror(number) if number > 0 else error.os_error.strerror
             return APIConnectionError(f"Cannot connect to {proxy}{error.host}:{error.port}: {reason}.")
         if isinstance(error, aiohttp.ClientHttpProxyError):
             failure = APIConnectionError(f"The proxy refused to connect to {host}: {error.status} {error.message}.")
-            failure.permanent = error.status == _PROXY_AUTHENTICATION_REQUIRED
+            failure.permanent = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             return failure
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
             failure = APIConnectionError(
-                f"The certificate of {host} is not trusted: {error}. If a proxy or a private authority made it, "
-                "name that authority's certificates in SSL_CERT_FILE."
+                f"The certificate of {host} is not trusted: {error}. If a proxy or a private authority issued it, "
+                "set SSL_CERT_FILE to a file with that authority's certificates."
             )
             failure.permanent = True
             return failure
@@ -197,3 +238,43 @@ class Transport:
             text = re.sub(r"^\d+, message:\s*", "", getattr(error, "message", "") or str(error))
             text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
+
+
+class _Authorize:
+    """A middleware that replaces the credentials of a caller's client with ours.
+
+    These are its `auth`, its headers or, with `trust_env`, those of ~/.netrc. aiohttp refuses to combine them with an
+    `Authorization` header.
+    """
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._authorization = headers.get("authorization")
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        request.headers.popall("Authorization", None)
+        if self._authorization is not None:
+            request.headers["Authorization"] = self._authorization
+        return await handler(request)
+
+
+class _SendOnce:
+    """A middleware that keeps aiohttp from sending a GET again after a disconnect, which would not count as an attempt.
+
+    HTTP allows it: https://www.rfc-editor.org/rfc/rfc9112#section-9.3.1.
+    """
+
+    def __init__(self) -> None:
+        self._failure: Exception | None = None
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return await handler(request)
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+            self._failure = error
+            raise

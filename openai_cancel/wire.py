@@ -1,4 +1,4 @@
-"""What goes over the wire: an id becomes a request, an answer becomes a `Response` or an error. Pure: no I/O.
+"""The wire format: an id becomes a request, and an answer becomes a `Response` or an error. Pure: no I/O.
 
 See https://platform.openai.com/docs/api-reference/responses/cancel.
 """
@@ -36,22 +36,27 @@ from openai_cancel.models import Response
 from openai_cancel.settings import Settings, __version__
 
 MESSAGE_LIMIT = 1000
-"""How many characters an error's message has at most; its `body` has all of it."""
+"""The largest number of characters of an error's message. Its `body` is complete."""
 
 _BOM = b"\xef\xbb\xbf"  # some frameworks write one, and RFC 8259 lets a reader ignore it
 
 SEGMENT = re.compile(r"(?!\.{1,2}\Z)(?=.*\S)[^\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
-"""What an id can be: one segment of a path, percent-encoded whole.
+"""A string that can be an id: one segment of a path, percent-encoded.
 
-`.` and `..` would be resolved away, and nothing else is amiss.
+Servers create ids of any form. Only `.` and `..` cannot be sent, because they are resolved in a path.
 """
 
-_PLAIN = re.compile(r"\w[\w-]*", re.ASCII)  # most ids, which need no encoding
+_PLAIN = re.compile(r"\w[\w-]*", re.ASCII)  # most ids need no encoding
 
 NO_JSON = object()
-"""What stands for the document of a body that is not JSON."""
+"""The document of a body that is not JSON."""
 
-_PLAIN_LIMIT = 8192  # bytes of a body that is not JSON that are looked at for words
+_PLAIN_LIMIT = 8192  # bytes of a body that is not JSON in which an error message is looked for
+
+# RFC 9110, section 15.
+_SUCCESS = range(200, 300)
+_REDIRECTION = range(300, 400)
+_SERVER_ERROR = range(500, 600)
 
 _KINDS: dict[int, type[APIStatusError]] = {
     400: BadRequestError,
@@ -69,7 +74,7 @@ class HasId(Protocol):
 
     @property
     def id(self) -> str | None:
-        """What the server calls it."""
+        """The id of the response."""
 
 
 ResponseId: TypeAlias = str | HasId
@@ -84,7 +89,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One HTTP answer. `complete` is false where the body was over the limit, and is not here."""
+    """One HTTP answer. `complete` is false if the body was larger than the limit and was not read."""
 
     status: int
     headers: Mapping[str, str]
@@ -94,7 +99,7 @@ class Answer(NamedTuple):
 
 @attrs.frozen
 class Wire:
-    """What all requests of a session have in common, put together once."""
+    """The parts that all requests of a session share, computed once."""
 
     prefix: str
     key_header: str
@@ -104,7 +109,7 @@ class Wire:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
-        """Put together what the settings say. A key that a function gives is left to `sign`."""
+        """Compute the parts from settings. If a function returns the key, `sign` adds it later."""
         headers = {"accept": "application/json", "user-agent": f"openai-cancel/{__version__}", **settings.headers}
         wire = cls(
             prefix=f"{settings.base_url}/responses/",
@@ -117,21 +122,21 @@ class Wire:
             headers |= wire.sign(Request("", "", headers), settings.api_key).headers
         return wire
 
-    def request(
-        self,
-        method: str,
-        response_id: ResponseId,
-        action: str = "",
-        *,
-        headers: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-    ) -> Request:
-        """The request for one response.
+    def with_options(self, *, headers: Mapping[str, str] | None, query: Mapping[str, str] | None) -> Self:
+        """Return a copy whose requests have extra headers and query parameters.
 
         Raises:
-            InvalidResponseIdError: the id is empty, blank, `.`, `..`, no string, or holds control characters. Servers
-                make ids of any form, so nothing else is refused.
             ConfigurationError: a header or a query parameter cannot be sent.
+        """
+        merged = self.headers if headers is None else {**self.headers, **check_headers(headers)}
+        parameters = self.query if query is None else merge_query(self.query, query)
+        return attrs.evolve(self, headers=merged, query=parameters, suffix=_encode(parameters))
+
+    def request(self, method: str, response_id: ResponseId, action: str = "") -> Request:
+        """Return the request for one response.
+
+        Raises:
+            InvalidResponseIdError: the id is empty, blank, `.`, `..`, not a string, or contains control characters.
         """
         text: object = response_id if isinstance(response_id, str) else getattr(response_id, "id", None)
         if not isinstance(text, str):
@@ -144,48 +149,46 @@ class Wire:
             segment = quote(text, safe="")
         else:
             raise InvalidResponseIdError(
-                f"{text[:80]!r} cannot be a response id: pass what the server called it, such as 'resp_123'."
+                f"{text[:80]!r} cannot be a response id: pass an id that the server returned, such as 'resp_123'."
             )
-        suffix = self.suffix if query is None else _encode(merge_query(self.query, query))
-        merged = self.headers if headers is None else {**self.headers, **check_headers(headers)}
-        return Request(method, f"{self.prefix}{segment}{action}{suffix}", merged)
+        return Request(method, f"{self.prefix}{segment}{action}{self.suffix}", self.headers)
 
     def sign(self, request: Request, key: Secret) -> Request:
-        """The request with the key in its header, unless the caller's own headers have one there."""
+        """Return the request with the key in its header, unless the caller's headers already set it."""
         value = key if self.key_header == "api-key" else Secret(f"Bearer {key}")
         return request._replace(headers={self.key_header: value, **request.headers})
 
 
 def decode(answer: Answer, request: Request) -> Response:
-    """Make a `Response` of an answer.
+    """Turn an answer into a `Response`.
 
     Args:
-        answer: what the server sent.
-        request: what was asked; its credentials are taken out of what the error shows, should the server repeat them.
+        answer: the server's answer.
+        request: the request. If the server repeats its credentials, they are removed from the error.
 
     Raises:
-        APIStatusError: the server answered with an error, be it with a status of success.
-        ResponseDecodeError: it answered with success, and the body is no response.
+        APIStatusError: the server answered with an error, even if its status is a success.
+        ResponseDecodeError: the status is a success, but the body is not a response.
     """
     try:
         document: Any = orjson.loads(answer.body) if answer.complete else None
     except orjson.JSONDecodeError:
         document = _parse(answer.body)
-    if 200 <= answer.status < 300 and document.__class__ is dict:  # noqa: PLR2004 - RFC 9110, section 15.3
+    if answer.status in _SUCCESS and document.__class__ is dict:
         known = isinstance(document.get("status"), str) or (
             isinstance(document.get("id"), str) and not document.get("error")
         )
         if known and document.get("object") != "error":
             response = response_hook()(document)
             headers = answer.headers
-            # The class is frozen for its users; nobody else has this object yet.
+            # The class is frozen for its users, and nobody else has this object yet.
             values = response.__dict__
             values["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
             if "retry-after" in headers or "retry-after-ms" in headers:
                 values["retry_after"] = _retry_after(headers)
             return response
     answer = _redact(answer, request)
-    del document  # which a traceback with locals would show as it came
+    del document  # the locals of a traceback would show it
     raise _error(answer, _parse(answer.body) if answer.complete else None)
 
 
@@ -194,23 +197,23 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
     details = _Details.read(document)
     request_id = headers.get("x-request-id") or headers.get("apim-request-id") or details.request_id
     kind_by = status
-    if 200 <= status < 300:  # noqa: PLR2004 - as above
+    if status in _SUCCESS:
         if not details.is_error:
             return ResponseDecodeError(
                 _misfit(answer, document), status=status, headers=headers, body=body, request_id=request_id
             )
-        # An error inside a success says in its code which one it is meant to be.
+        # The code of an error inside a success may be the status that was meant.
         kind_by = details.code if isinstance(details.code, int) else status
-    if 300 <= status < 400 and "location" in headers:  # noqa: PLR2004 - RFC 9110, section 15.4
+    if status in _REDIRECTION and "location" in headers:
         message = (
-            f"The server redirects to {headers['location']}, and redirects are not followed, since a POST would "
-            "become a GET: set base_url to the address where the API is."
+            f"The server redirects to {headers['location']}. Redirects are not followed, because a POST would become "
+            "a GET: set base_url to the address of the API."
         )
     else:
         message = details.message or _plain_text(body) or _reason(status)
     if not complete:
         message += " (the body is larger than max_body_bytes and was not read)"
-    kind = InternalServerError if 500 <= kind_by < 600 else _KINDS.get(kind_by, APIStatusError)  # noqa: PLR2004
+    kind = InternalServerError if kind_by in _SERVER_ERROR else _KINDS.get(kind_by, APIStatusError)
     return kind(
         message[:MESSAGE_LIMIT],
         status=status,
@@ -226,18 +229,18 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
 
 
 def _misfit(answer: Answer, document: Any) -> str:
-    """Why a body that came with a success is no response."""
+    """Return why a body that came with a success is not a response."""
     if not answer.complete:
         return "The body is larger than max_body_bytes and was not read"
     if not answer.body.strip():
         return "The body is empty"
     if document is NO_JSON:
         return "The body is not JSON"
-    return "The body has neither an id nor a status" if isinstance(document, dict) else "The body is no JSON object"
+    return "The body has neither an id nor a status" if isinstance(document, dict) else "The body is not a JSON object"
 
 
 class _Details(NamedTuple):
-    """What a body says of an error, whichever of the many forms it has."""
+    """The details of an error in a body, in any of the many forms that servers use."""
 
     message: str
     is_error: bool = False
@@ -251,7 +254,7 @@ class _Details(NamedTuple):
         if document.__class__ is not dict:
             return cls(_words(document))
         inner = document
-        for envelope in ("detail", "error"):  # FastAPI's when it was given an object, and OpenAI's
+        for envelope in ("detail", "error"):  # FastAPI's, when its detail is an object, and OpenAI's
             found = inner.get(envelope)
             inner = found if found.__class__ is dict else inner
         code = inner.get("code", inner.get("statusCode"))
@@ -268,14 +271,14 @@ class _Details(NamedTuple):
 
 
 def _words(value: Any, depth: int = 4) -> str:
-    """The words in an error body, or in a part of one; a hostile body may be nested a thousand deep."""
+    """Return the message in an error body or in a part of one. A hostile body may be deeply nested."""
     if isinstance(value, str):
         return value
     if value.__class__ is list and depth:
         return "; ".join(filter(None, (_words(item, depth - 1) for item in value)))
     if value.__class__ is not dict or not depth:
         return ""
-    # In this order: problem+json (RFC 9457) has a title beside its detail, NestJS an error beside its message.
+    # The order matters: problem+json (RFC 9457) has a title beside its detail, NestJS an error beside its message.
     words = ""
     for name in ("message", "msg", "detail", "error", "title"):
         words = words or _words(value.get(name), depth - 1)
@@ -285,7 +288,7 @@ def _words(value: Any, depth: int = 4) -> str:
 
 
 def _plain_text(body: bytes) -> str:
-    """The words of a body that is not JSON; of a page of HTML its title, or what stands between its tags."""
+    """Return the text of a body that is not JSON; of an HTML page, the title or the text between its tags."""
     text = body[:_PLAIN_LIMIT].decode(errors="replace")
     if text.lstrip().startswith("<"):
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
@@ -305,9 +308,9 @@ def _string(value: Any) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: `retry-after-ms`, else `retry-after` in either of its forms (RFC 9110, section 10.2.3).
+    """Return the seconds to wait from `retry-after-ms` or `retry-after` (RFC 9110, section 10.2.3), or None.
 
-    A date counts from the answer's own, so that no clock of ours has to be right.
+    A date is relative to the `date` header of the answer, so that the clock of this machine does not matter.
     """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
@@ -318,25 +321,25 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             return max(seconds, 0.0)
     try:
         wait = parsedate_to_datetime(headers["retry-after"]) - parsedate_to_datetime(headers["date"])
-    except (KeyError, ValueError, TypeError, OverflowError):  # TypeError: one with a zone, the other without
+    except (KeyError, ValueError, TypeError, OverflowError):  # TypeError: only one has a time zone
         return None
     return max(wait.total_seconds(), 0.0)
 
 
 def _parse(body: bytes) -> Any:
-    """The JSON in a body, or `NO_JSON`; with what orjson refuses and others write: a BOM, NaN, half a surrogate."""
+    """Parse JSON that orjson refuses but others write: with a BOM, NaN, or half a surrogate. Return it or `NO_JSON`."""
     try:
         document = json.loads(body.removeprefix(_BOM))
-        marshal.dumps(document)  # which to_dict() needs, and which refuses what is too deep; orjson does that itself
+        marshal.dumps(document)  # to_dict() does this, and it refuses a document that is nested too deeply
     except (ValueError, RecursionError):
         return NO_JSON
     return document
 
 
 def _redact(answer: Answer, request: Request) -> Answer:
-    """The answer without the credentials of the request, should the server have repeated them in any form.
+    """Return the answer without the credentials of the request, which a server may repeat in any form.
 
-    Its headers are a copy: the transport's own cannot be pickled. Bytes in them that are not UTF-8 are replaced.
+    The headers are a copy that can be pickled. Bytes in them that are not UTF-8 are replaced.
     """
     headers = [(name, value.encode(errors="replace").decode()) for name, value in answer.headers.items()]
     body = answer.body
@@ -350,7 +353,7 @@ def _redact(answer: Answer, request: Request) -> Answer:
 
 
 def _any_form(character: str) -> str:
-    """A pattern for a character as it is, and as JSON, HTML and URLs may write it."""
+    """Return a pattern that matches a character and its escapes in JSON, HTML and URLs."""
     if character.isalnum():
         return character
     code = ord(character)

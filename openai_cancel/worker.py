@@ -1,45 +1,161 @@
-"""The thread with the event loop in which a `Session` runs its calls."""
+"""`LoopThread`: a thread with an event loop, in which a blocking `Session` runs its calls."""
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
-from threading import Thread
-from typing import Any, Generic, NamedTuple, Self, TypeVar
+from functools import partial
+from threading import RLock, Thread, current_thread
+from typing import Any, Generic, ParamSpec, TypeVar
 
+from openai_cancel.errors import SessionStateError
 from openai_cancel.session import AsyncSession
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-class Worker(NamedTuple):
-    """The thread with the event loop; `loop` is set when it is open, and `stop` ends it, and the calls under way."""
+class LoopThread:
+    """A thread with an event loop, in which a session is open.
 
-    thread: Thread
-    loop: Future[asyncio.AbstractEventLoop]
-    stop: Future[None]
-    calls: set[asyncio.Task[None]]
-    pid: int
+    Attributes:
+        thread: the thread. It is a daemon, and does not refer to the `Session`: a forgotten one keeps no process alive.
+        loop: the event loop, once the session is open.
+    """
 
-    @classmethod
-    def of(cls, session: AsyncSession) -> Self:
-        """A thread that will open the session, and close it again; not yet started."""
-        loop: Future[asyncio.AbstractEventLoop] = Future()
-        stop: Future[None] = Future()
-        calls: set[asyncio.Task[None]] = set()
-        # A daemon, and without a reference to the `Session`: one that is forgotten keeps no process alive.
-        thread = Thread(target=_serve, args=(session, loop, stop, calls), name="openai-cancel", daemon=True)
-        return cls(thread, loop, stop, calls, os.getpid())
+    def __init__(self, session: AsyncSession) -> None:
+        self.thread: Thread = Thread(target=self._serve, name="openai-cancel", daemon=True)
+        self.loop: Future[asyncio.AbstractEventLoop] = Future()
+        self._session = session
+        self._stop: Future[None] = Future()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
+        self._pid: int | None = None  # of the process in which the thread was started
+        self._closed = False
 
-    def end(self) -> None:
-        """Tell the thread to end."""
-        with suppress(InvalidStateError):  # it has been told already
-            self.stop.set_result(None)
+    @property
+    def is_running(self) -> bool:
+        """Whether the thread was started in this process and not closed."""
+        return self._pid == os.getpid() and not self._closed
+
+    def start(self) -> None:
+        """Start the thread, and wait until the session is open.
+
+        Raises:
+            SessionStateError: the thread was started before, or was closed.
+        """
+        with self._lock:
+            if self._closed or self._pid is not None:
+                raise SessionStateError("A session can be opened only once: create another one.")
+            self._pid = os.getpid()
+        try:
+            self.thread.start()
+            self.loop.result()
+        except BaseException:  # also Ctrl-C
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Cancel the calls that are under way, close the session, and end the thread."""
+        if self._pid != os.getpid():  # not started, or the child of a fork, which has no such thread
+            self._closed = True
+            return
+        with self._lock:
+            self._closed = True
+            self.request_stop()
+        # At the end of the interpreter its other threads are frozen.
+        if self.thread.ident is not None and self.thread is not current_thread() and not sys.is_finalizing():
+            self.thread.join()
+
+    def request_stop(self) -> None:
+        """Tell the thread to end, and do not wait for it."""
+        with suppress(InvalidStateError):  # it was told before
+            self._stop.set_result(None)
+
+    def run(self, function: Callable[_P, Coroutine[Any, Any, _T]], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a coroutine function in the event loop, and wait for its result. Ctrl-C cancels it.
+
+        Raises:
+            SessionStateError: the thread does not run in this process, or is closed.
+        """
+        self.check_running()
+        future: Future[_T] = Future()
+        call = _Call(partial(function, *args, **kwargs), future, self._calls)
+        try:
+            self._submit(call)
+            return future.result()
+        except CancelledError:
+            if not self._closed:
+                raise
+            closed = SessionStateError("The session was closed while the call was under way.")
+            call.add_notes_to(closed)
+            raise closed from None
+        except SessionStateError:
+            raise
+        except BaseException as error:
+            if not future.done():  # for example Ctrl-C
+                # The call may have to do something before it ends, such as stopping a response.
+                self.loop.result().call_soon_threadsafe(call.give_up, future)
+                with suppress(Exception, CancelledError):
+                    future.result()
+                call.add_notes_to(error)
+            raise
+        finally:
+            del future  # an exception's traceback refers to this frame, which would refer to the exception
+
+    def _submit(self, call: "_Call[Any]") -> None:
+        with self._lock:  # so that no call reaches the loop after it was told to stop
+            if self._closed:
+                raise SessionStateError("The session is closed: create another one.")
+            self.loop.result().call_soon_threadsafe(call.start)
+
+    def check_running(self) -> None:
+        """Make sure that a call can be made from this thread.
+
+        Raises:
+            SessionStateError: the thread does not run in this process, or is this thread.
+        """
+        if sys.is_finalizing():
+            raise SessionStateError("The interpreter is shutting down, and has ended the session's thread.")
+        if self._closed:
+            raise SessionStateError("The session is closed: create another one.")
+        if self._pid is None:
+            raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
+        if self._pid != os.getpid():
+            raise SessionStateError(
+                f"The session was opened in process {self._pid}, and a fork does not copy its thread: open a session "
+                "in this process."
+            )
+        if current_thread() is self.thread:
+            raise SessionStateError(
+                "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
+            )
+
+    def _serve(self) -> None:
+        try:
+            # asyncio.run would wait for a name resolution that goes on in a thread.
+            with closing(asyncio.new_event_loop()) as loop:
+                loop.run_until_complete(self._keep_open())
+                loop.run_until_complete(loop.shutdown_asyncgens())
+        except BaseException as error:
+            if self.loop.done():
+                raise
+            self.loop.set_exception(error)  # `start` raises it
+
+    async def _keep_open(self) -> None:
+        async with self._session:
+            self.loop.set_result(asyncio.get_running_loop())
+            await asyncio.wrap_future(self._stop)
+            calls = [*self._calls]  # and no other task: a ledger still has to write
+            for task in calls:
+                task.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
 
 
-class Call(Generic[_T]):
-    """A call that runs in the loop, and that the thread which waits for it can give up."""
+class _Call(Generic[_T]):
+    """A call that runs in the event loop, and that the waiting thread can give up."""
 
     def __init__(
         self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T], calls: set[asyncio.Task[None]]
@@ -51,16 +167,16 @@ class Call(Generic[_T]):
         self._notes: list[str] = []
 
     def start(self) -> None:
-        """Begin; in the loop."""
+        """Start the call. Runs in the event loop."""
         self._task = asyncio.ensure_future(self._run())
         self._calls.add(self._task)
         self._task.add_done_callback(self._calls.discard)
 
     async def _run(self) -> None:
-        # Nothing is raised here: it would end the loop, and every other call with it, if it were SystemExit.
+        # It raises nothing: a SystemExit would end the event loop, and all other calls with it.
         try:
             result = await self._function()
-        except BaseException as error:  # noqa: BLE001 - it is raised in the thread that waits
+        except BaseException as error:  # noqa: BLE001 - the waiting thread raises it
             self._notes = getattr(error, "__notes__", [])
             if isinstance(error, asyncio.CancelledError):
                 self._future.cancel()
@@ -69,42 +185,16 @@ class Call(Generic[_T]):
         else:
             self._future.set_result(result)
         finally:
-            del self._future  # as in the thread that waits
+            del self._future  # as in the waiting thread
 
     def give_up(self, future: Future[Any]) -> None:
-        """Cancel it, once it has begun, for it may have something to end; in the loop."""
+        """Cancel the call once it has started, so that it can clean up. Runs in the event loop."""
         if self._task is None:
             future.cancel()
         else:
             asyncio.get_running_loop().call_soon(self._task.cancel)
 
-    def tell(self, error: BaseException) -> None:
-        """Add what the call had to say when it failed."""
+    def add_notes_to(self, error: BaseException) -> None:
+        """Add the notes of the call's own exception to another one."""
         for note in self._notes:
             error.add_note(note)
-
-
-def _serve(
-    session: AsyncSession,
-    opened: Future[asyncio.AbstractEventLoop],
-    stop: Future[None],
-    calls: set[asyncio.Task[None]],
-) -> None:
-    async def main() -> None:
-        async with session:
-            opened.set_result(asyncio.get_running_loop())
-            await asyncio.wrap_future(stop)
-            under_way = [*calls]  # and no other task: a ledger has still to write what comes of it
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-
-    try:
-        # Not asyncio.run: it would wait for the look-up of a name that goes on in a thread.
-        with closing(asyncio.new_event_loop()) as loop:
-            loop.run_until_complete(main())
-            loop.run_until_complete(loop.shutdown_asyncgens())
-    except BaseException as error:
-        if opened.done():
-            raise
-        opened.set_exception(error)  # to whoever waits in open()

@@ -292,7 +292,7 @@ def wait(
 
 async def _wait(
     ids: Sequence[str],
-    timeout: float | None,  # noqa: ASYNC109 - which stops the responses, too
+    timeout: float | None,
     on_abandon: Literal["stop", "leave"],
     *,
     as_json: bool,

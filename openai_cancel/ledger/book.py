@@ -13,10 +13,10 @@ from typing import TypeVar
 from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.statements import Change, renewal, write
 from openai_cancel.ledger.writer import Writer
-from openai_cancel.shield import outlast
 
 MOST_MISSED = 10_000
 """How many rows that could not be written are kept, to be written later."""
@@ -55,7 +55,7 @@ class Book:
     async def close(self) -> None:
         """Write what waits. What is still held is left to its lease."""
         self._heart.cancel()
-        if cancel := await outlast(self._heart, self._writer.end()):
+        if cancel := await wait_through_cancellation(self._heart, self._writer.end()):
             raise cancel
 
     async def do(self, work: Callable[[AsyncConnection], Awaitable[_T]]) -> _T:

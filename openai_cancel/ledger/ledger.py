@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self
 
 import attrs
 from sqlalchemy import Row
@@ -18,7 +18,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.sql import Executable
 
 from openai_cancel.checks import check_count, check_seconds
-from openai_cancel.endpoint import RequestOptions
 from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.ledger.book import Book
 from openai_cancel.ledger.statements import Account, page, purge, release
@@ -241,7 +240,9 @@ class Ledger:
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
-        **options: Unpack[RequestOptions],
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
         """Stop every response whose lease has lapsed, and record what became of it.
 
@@ -261,7 +262,9 @@ class Ledger:
             concurrency: as for `stop_many`.
             deadline: as for `stop_many`.
             confirm: as for `stop_many`.
-            options: for each request, see `RequestOptions`.
+            max_retries: as for `stop_many`.
+            headers: as for `stop_many`.
+            query: as for `stop_many`.
 
         Raises:
             LedgerError: the database failed for longer than a lease; from the iteration.
@@ -274,21 +277,27 @@ class Ledger:
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
             stop_many=partial(
-                session.stop_many, concurrency=concurrency, deadline=deadline, confirm=confirm, **options
+                session.stop_many,
+                concurrency=concurrency,
+                deadline=deadline,
+                confirm=confirm,
+                max_retries=max_retries,
+                headers=headers,
+                query=query,
             ),
         )
         return sweep.run()
 
-    def _tracking(self, session: AsyncSession, *, required: bool) -> Tracking:
-        """What a guard of a session does with this ledger, which must be open."""
+    def tracker(self, *, account: str, base_url: str, required: bool) -> Tracking:
+        """See `openai_cancel.tracking.SessionLedger`."""
         if self._book is None:
             raise SessionStateError(_NOT_OPEN)
-        return Tracking(self._book, _account(session), self._labels, required=required)
+        return Tracking(self._book, Account(account, base_url), self._labels, required=required)
 
-    async def _join(self, *, check: bool) -> bool:
-        """Open it for a session, unless it is open in its event loop already; gives whether it was not."""
+    async def attach(self, *, required: bool) -> bool:
+        """See `openai_cancel.tracking.SessionLedger`."""
         if self._book is None:
-            await self.open(check=check)
+            await self.open(check=required)
             return True
         _ = self._open_book  # which raises if that is in another
         return False

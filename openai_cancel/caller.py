@@ -1,0 +1,231 @@
+"""`Caller`: one call of the API, with its retries. Everything that a session offers is built on it.
+
+See https://platform.openai.com/docs/api-reference/responses.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Self, TypedDict
+
+import attrs
+
+from openai_cancel.checks import check_count, check_seconds
+from openai_cancel.clock import Clock
+from openai_cancel.errors import APITimeoutError, OpenAICancelError, SessionStateError
+from openai_cancel.models import Response
+from openai_cancel.models.response import TERMINAL
+from openai_cancel.pace import Pace
+from openai_cancel.retry import RetryPolicy
+from openai_cancel.settings import Settings
+from openai_cancel.transport import Transport
+from openai_cancel.wire import Request, ResponseId, Wire, decode
+
+_log = logging.getLogger("openai_cancel")
+_LOGGED_STATUSES = TERMINAL | {"queued", "in_progress", "cancelling"}  # another one could be any text
+
+
+class RequestOptions(TypedDict, total=False):
+    """The keyword arguments that `guard`, `wait` and `Ledger.sweep` pass to each request, for code that passes them on.
+
+    See `AsyncSession.cancel` for their meaning.
+    """
+
+    max_retries: int | None
+    headers: Mapping[str, str] | None
+    query: Mapping[str, str] | None
+
+
+class CallOptions(RequestOptions, total=False):
+    """The keyword arguments of `cancel` and `retrieve`, for code that passes them on."""
+
+    timeout: float | None
+    deadline: float | None
+
+
+@attrs.frozen(kw_only=True)
+class Caller:
+    """Makes calls of the API, each with its retries.
+
+    A call waits for its turn, signs the request, sends it, decodes the answer, notes the result, and decides whether
+    to try again.
+
+    Attributes:
+        settings: the settings of the session.
+        wire: builds the requests.
+        policy: the limits of a call.
+        timeout: seconds that one attempt may take, from connect to the last byte of the body.
+        transport: sends the requests.
+        clock: the source of time and chance.
+        pace: the pace that this caller shares with others; None for no limit.
+    """
+
+    settings: Settings
+    wire: Wire
+    policy: RetryPolicy
+    timeout: float
+    transport: Transport
+    clock: Clock
+    pace: Pace | None = None
+
+    @classmethod
+    def from_settings(cls, settings: Settings, transport: Transport, wire: Wire, clock: Clock) -> Self:
+        """Make a caller with the limits of the settings."""
+        policy = RetryPolicy(settings.max_retries, settings.deadline)
+        return cls(
+            settings=settings, wire=wire, policy=policy, timeout=settings.timeout, transport=transport, clock=clock
+        )
+
+    def with_options(
+        self,
+        *,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Return a caller with other limits, or with extra headers and query parameters. None changes nothing.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+        """
+        caller = self
+        if timeout is not None:
+            caller = attrs.evolve(caller, timeout=check_seconds("timeout", timeout))
+        if deadline is not None or max_retries is not None:
+            policy = RetryPolicy(
+                self.policy.max_retries if max_retries is None else check_count("max_retries", max_retries),
+                self.policy.deadline if deadline is None else check_seconds("deadline", deadline),
+            )
+            caller = attrs.evolve(caller, policy=policy)
+        if headers is not None or query is not None:
+            caller = attrs.evolve(caller, wire=self.wire.with_options(headers=headers, query=query))
+        return caller
+
+    def with_pace(self, pace: Pace) -> Self:
+        """Return a caller whose requests keep a pace."""
+        return attrs.evolve(self, pace=pace)
+
+    def identify(self, response_id: ResponseId) -> str:
+        """Return the id as a string.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+        """
+        self.wire.request("GET", response_id)
+        return str(getattr(response_id, "id", response_id))
+
+    async def cancel(self, response_id: ResponseId, *, deadline: float | None = None) -> Response:
+        """Cancel a response: `POST /responses/{response_id}/cancel`. For the errors, see `AsyncSession.cancel`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            deadline: seconds that all attempts may take together, instead of the policy's.
+        """
+        return await self._call("POST", response_id, "/cancel", self._policy(deadline, None))
+
+    async def retrieve(
+        self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
+    ) -> Response:
+        """Retrieve a response: `GET /responses/{response_id}`. For the errors, see `AsyncSession.retrieve`.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            deadline: seconds that all attempts may take together, instead of the policy's.
+            max_retries: the number of attempts after the first one, instead of the policy's.
+        """
+        return await self._call("GET", response_id, "", self._policy(deadline, max_retries))
+
+    def _policy(self, deadline: float | None, max_retries: int | None) -> RetryPolicy:
+        if deadline is None and max_retries is None:
+            return self.policy
+        return RetryPolicy(
+            self.policy.max_retries if max_retries is None else max_retries,
+            self.policy.deadline if deadline is None else deadline,
+        )
+
+    async def _call(self, method: str, response_id: ResponseId, action: str, policy: RetryPolicy) -> Response:
+        transport, clock = self.transport, self.clock
+        transport.check_open()
+        request = self.wire.request(method, response_id, action)
+        began = clock.monotonic()
+        attempts = 0
+        while True:
+            sent = await self._turn(began + policy.deadline, attempts)
+            attempts += 1
+            result = await self._attempt(request, policy, left=policy.deadline - (clock.monotonic() - began))
+            self._note(request, response_id, result, sent, attempts)
+            if isinstance(result, Response):
+                return result
+            elapsed = clock.monotonic() - began
+            delay = policy.delay(result, attempts=attempts, elapsed=elapsed, random=clock.random())
+            try:
+                if delay is None:
+                    raise result
+            finally:
+                del result  # its traceback refers to this frame, which would refer to it
+            await clock.sleep(delay)
+            transport.check_open()
+
+    async def _turn(self, until: float, attempts: int) -> float:
+        """Wait until the pace allows a request, and return the time."""
+        if self.pace is None:
+            return 0.0
+        try:
+            return await self.pace.turn(until)
+        except APITimeoutError as error:
+            error.attempts = attempts
+            raise
+
+    async def _attempt(self, request: Request, policy: RetryPolicy, *, left: float) -> Response | OpenAICancelError:
+        """Make one attempt in the time that is left, and return the response or the error."""
+        seconds = min(self.timeout, left)
+        timeout = self.transport.timeout(seconds)
+        try:
+            with timeout:
+                if callable(self.settings.api_key):
+                    request = self.wire.sign(request, await self.settings.ask_for_key())
+                return decode(await self.transport.send(request), request)
+        except OpenAICancelError as error:
+            return error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self.transport.pool_is_closed and task and not task.cancelling():
+                # Nobody has cancelled this task: closing the pool cancels the name resolution that it waits for.
+                return SessionStateError("The session was closed while the call was under way.")
+            raise
+        except TimeoutError as error:
+            if not timeout.expired:  # the key function raised it
+                raise
+            within = f"{seconds:g} s" if seconds == self.timeout else f"the deadline of {round(policy.deadline, 3):g} s"
+            failure = APITimeoutError(f"No complete answer within {within}.")
+            failure.__cause__ = error
+            return failure
+
+    def _note(
+        self,
+        request: Request,
+        response_id: ResponseId,
+        result: Response | OpenAICancelError,
+        sent: float,
+        attempts: int,
+    ) -> None:
+        """Count the attempt in the result, in the pace, and in the log."""
+        result.__dict__["attempts"] = attempts  # a response is frozen for its users, who do not have it yet
+        if self.pace is not None:
+            self.pace.note(sent, None if isinstance(result, Response) else result)
+        if _log.isEnabledFor(logging.DEBUG):
+            _log_attempt(request, response_id, result)
+
+
+def _log_attempt(request: Request, response_id: ResponseId, result: Response | OpenAICancelError) -> None:
+    """Log an attempt. Of an error only the class and the status are logged, since its text comes from the server."""
+    status = getattr(result, "status", None)
+    if isinstance(result, Response):
+        said = str(status) if status in _LOGGED_STATUSES else "another status"
+    else:
+        said = f"{type(result).__name__} {status}" if status else type(result).__name__
+    call, name = "cancel" if request.method == "POST" else "retrieve", getattr(response_id, "id", response_id)
+    request_id: str | None = getattr(result, "request_id", None)
+    _log.debug("%s %s: attempt %d: %s (request id: %s)", call, name, result.attempts, said, request_id)
