@@ -48,11 +48,12 @@ class Transport:
         client: the caller's client, which is never closed here; None to create one.
 
     Attributes:
-        scheduler: the time-outs of its event loop, once it is open.
+        client: the client, once the pool is open.
+        scheduler: the time-outs of its event loop, once the pool is open.
     """
 
     scheduler: TimeoutScheduler
-    _client: aiohttp.ClientSession | None = None
+    client: aiohttp.ClientSession | None = None
     _closed = False
 
     def __init__(self, settings: Settings, headers: Mapping[str, str], client: aiohttp.ClientSession | None) -> None:
@@ -74,12 +75,12 @@ class Transport:
     @property
     def state(self) -> str:
         """`not open`, `open` or `closed`."""
-        return "closed" if self._closed else "not open" if self._client is None else "open"
+        return "closed" if self._closed else "not open" if self.client is None else "open"
 
     @property
     def pool_is_closed(self) -> bool:
         """Whether the pool is closed, by this object or by the owner of the client."""
-        return self._client is None or self._client.closed
+        return self.client is None or self.client.closed
 
     def open(self) -> None:
         """Open the pool in the running event loop.
@@ -88,7 +89,7 @@ class Transport:
             SessionStateError: it is open, or was closed.
             ConfigurationError: the environment names a proxy that cannot be used.
         """
-        if self._closed or self._client is not None:
+        if self._closed or self.client is not None:
             raise SessionStateError("A session can be opened only once: create another one.")
         settings, client = self._settings, self._foreign_client
         self._proxy = settings.proxy
@@ -105,7 +106,7 @@ class Transport:
                 skip_auto_headers=_UNWANTED,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        self._client = client
+        self.client = client
 
     async def close(self) -> None:
         """Close the pool, unless the client is the caller's. Closing twice does nothing.
@@ -113,7 +114,7 @@ class Transport:
         Raises:
             SessionStateError: it was opened in another event loop.
         """
-        if self._closed or self._client is None:
+        if self._closed or self.client is None:
             self._closed = True
             return
         if self.scheduler.loop is not asyncio.get_running_loop():
@@ -121,7 +122,7 @@ class Transport:
         self._closed = True
         self.scheduler.close()
         if self._foreign_client is None:
-            await self._client.close()
+            await self.client.close()
 
     def check_open(self) -> None:
         """Make sure that a request can be sent from here.
@@ -129,13 +130,13 @@ class Transport:
         Raises:
             SessionStateError: the pool is not open, or belongs to another event loop.
         """
-        if self._closed or self._client is None or self.scheduler.loop is not asyncio.get_running_loop():
+        if self._closed or self.client is None or self.scheduler.loop is not asyncio.get_running_loop():
             raise self._state_error()
 
     def _state_error(self) -> SessionStateError:
         if self._closed:
             return SessionStateError("The session is closed: create another one.")
-        if self._client is None:
+        if self.client is None:
             return SessionStateError(
                 "The session is not open: use `async with AsyncSession() as session:`, or await its open()."
             )
@@ -155,7 +156,7 @@ class Transport:
             APIConnectionError: no usable answer.
             SessionStateError: the caller has closed the `aiohttp.ClientSession`.
         """
-        client = self._client
+        client = self.client
         if client is None or client.closed:
             raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
         if self._runs_foreign_code:
@@ -172,6 +173,7 @@ class Transport:
             middlewares = (_Authorize(headers), _SendOnce(), *getattr(client, "_middlewares", ()))
         elif method == "GET":
             middlewares = (_SendOnce(),)
+        response: aiohttp.ClientResponse | None = None
         chunks: list[bytes] = []
         try:
             async with client.request(
@@ -186,28 +188,20 @@ class Transport:
                 headers=more,
                 middlewares=middlewares,
             ) as response:
-                complete = await self._read(response, chunks)
+                limit = self._settings.max_body_bytes
+                complete = (response.content_length or 0) <= limit and await _read(response.content, chunks, limit)
+                if not complete:
+                    chunks.clear()
+                    response.close()  # the rest of the body is on its way, so the connection cannot be used again
                 return Answer(response.status, response.headers, b"".join(chunks), complete)
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             # The text of aiohttp's error may contain the URL or a part of the answer, and either may contain a secret.
             # The frames of any error hold the request.
             raise self._translate(error, url) from (detached(error) if isinstance(error, OSError) else None)
         finally:
-            chunks.clear()  # the locals of a traceback would show a part of the answer
-
-    async def _read(self, response: aiohttp.ClientResponse, chunks: list[bytes]) -> bool:
-        """Read the body, and return whether it is complete. One over the limit is dropped."""
-        room = self._settings.max_body_bytes
-        content = response.content
-        complete = (response.content_length or 0) <= room
-        while complete and not content.at_eof():
-            chunks.append(await content.readany())
-            room -= len(chunks[-1])
-            complete = room >= 0
-        if not complete:
+            # The locals of a traceback would show a part of the answer.
+            response = None
             chunks.clear()
-            response.close()  # the rest of the body is on its way, so the connection cannot be used again
-        return complete
 
     def _translate(self, error: Exception, url: str) -> OpenAICancelError:
         host = URL(url, encoded=True).host
@@ -238,6 +232,16 @@ class Transport:
             text = re.sub(r"^\d+, message:\s*", "", getattr(error, "message", "") or str(error))
             text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
+
+
+async def _read(content: aiohttp.StreamReader, chunks: list[bytes], limit: int) -> bool:
+    """Read a body chunk by chunk, and return whether it is complete, which is not so if it exceeds the limit."""
+    while not content.at_eof():
+        chunks.append(await content.readany())
+        limit -= len(chunks[-1])
+        if limit < 0:
+            return False
+    return True
 
 
 class _Authorize:

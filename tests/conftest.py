@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from postgres import Postgres, empty, running
 
-from openai_cancel import AsyncSession, cli
+from openai_cancel import AsyncSession, Clock, cli
 from openai_cancel.emulator import Emulator, Script
 
 KEY = "sk-secret-of-the-tests"
@@ -25,28 +25,49 @@ settings.load_profile("same")
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the recorded bodies in {SHARED.name}")
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
+class QuickClock(Clock):
+    """A clock whose sleeps take no time, and that draws the longest back-off.
+
+    Attributes:
+        now: the time in seconds, which a test may set.
+        slept: the seconds of each sleep.
+        drawn: the number that `random` returns.
+    """
 
     def __init__(self) -> None:
         self.now = 1_700_000_000.0
+        self.slept: list[float] = []
+        self.drawn = 1.0
 
-    def __call__(self) -> float:
+    def monotonic(self) -> float:
         return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def random(self) -> float:
+        return self.drawn
+
+
+class HastyClock(Clock):
+    """A clock in which time is real, and that draws the shortest back-off."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+def hasty_session(**options: Any) -> AsyncSession:
+    """A session that tries again at once; time and deadlines are real."""
+    return AsyncSession(clock=HastyClock(), **options)
 
 
 class QuickSession(AsyncSession):
-    """Sleeps on a clock of its own, and draws the longest back-off."""
+    """A session with a clock that takes no time, which is its attribute `clock`."""
 
-    def _configure(self, *args) -> None:
-        super()._configure(*args)
-        self.slept: list[float] = []
-        self._monotonic = Clock()
-        self._random = lambda: 1.0
-
-    async def _sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self._monotonic.now += seconds
+    def __init__(self, **options: Any) -> None:
+        self.clock: QuickClock = options.setdefault("clock", QuickClock())
+        super().__init__(**options)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -63,14 +84,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> QuickClock:
+    return QuickClock()
 
 
 @pytest.fixture
-async def server(clock: Clock) -> AsyncIterator[Emulator]:
+async def server(clock: QuickClock) -> AsyncIterator[Emulator]:
     """An emulator whose responses run for ever, with a clock that stands still."""
-    async with Emulator(script=Script(runs_for=math.inf), clock=clock) as emulator:
+    async with Emulator(script=Script(runs_for=math.inf), clock=clock.monotonic) as emulator:
         yield emulator
 
 

@@ -10,7 +10,8 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import pytest
-from conftest import KEY, Clock, QuickSession, until
+from aiohttp import web
+from conftest import KEY, QuickClock, QuickSession, until
 
 from openai_cancel import (
     AsyncSession,
@@ -22,9 +23,9 @@ from openai_cancel import (
     SessionStateError,
     Verdict,
 )
-from openai_cancel.bulk import LEAST_GROWTH, LEAST_RATE, Pace
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.errors import APIConnectionError, APITimeoutError, InternalServerError, RateLimitError
+from openai_cancel.pace import LEAST_GROWTH, LEAST_RATE, Pace
 
 
 @pytest.fixture(autouse=True)
@@ -258,16 +259,13 @@ class Server:
     """One that allows so many requests a second, in time that is counted and not waited for."""
 
     def __init__(self, allows: float, *, latency: float = 0.005, burst: float | None = None) -> None:
-        self.clock = Clock()
+        self.clock = QuickClock()
         self.began = self.clock.now
         self.allows = allows
         self.latency = latency
         self.bucket = self.size = allows if burst is None else burst
         self.filled = self.clock.now
         self.answers: list[tuple[float, bool]] = []
-
-    async def sleep(self, seconds: float) -> None:
-        self.clock.now += seconds
 
     def answer(self) -> RateLimitError | None:
         now = self.clock.now
@@ -283,7 +281,8 @@ class Server:
 
 class TestPace:
     def pace(self, server: Server, concurrency: int = 64) -> Pace:
-        return Pace(concurrency=concurrency, monotonic=server.clock, sleep=server.sleep, random=lambda: 0.5)
+        server.clock.drawn = 0.5
+        return Pace(concurrency, server.clock)
 
     @pytest.mark.parametrize("allows", [5, 20, 100])
     async def test_it_uses_what_is_allowed_and_wastes_little(self, allows: float) -> None:
@@ -317,7 +316,7 @@ class TestPace:
         pace = self.pace(server)
         pace.note(await pace.turn(), server.answer())
         now = server.clock.now
-        with pytest.raises(APITimeoutError, match="no turn before the deadline"):
+        with pytest.raises(APITimeoutError, match="no time for a request before the deadline"):
             await pace.turn(now + 0.5)
         assert server.clock.now == now
         assert await pace.turn(now + 5) == pytest.approx(now + 1)
@@ -357,11 +356,11 @@ class TestPace:
 
         async def sleep(seconds: float) -> None:
             sleeps.append(seconds)
-            await server.sleep(seconds)
+            server.clock.now += seconds
             if len(sleeps) == 1:
                 pace.note(server.clock.now, server.answer())
 
-        pace.sleep = sleep
+        server.clock.sleep = sleep
         pace.note(await pace.turn(), server.answer())
         await pace.turn()
         assert sleeps == pytest.approx([1.995, 1.0], abs=1)
@@ -374,13 +373,13 @@ class TestPace:
         assert pace.rate == math.inf
 
 
-async def test_a_server_with_a_limit(clock: Clock) -> None:
+async def test_a_server_with_a_limit() -> None:
     """Over real sockets; the clock of the server and that of the session are the same."""
+    clock = QuickClock()
     async with (
-        Emulator(script=Script(runs_for=math.inf), rate_limit=50, clock=clock) as server,
-        QuickSession(api_key=KEY, base_url=server.base_url) as session,
+        Emulator(script=Script(runs_for=math.inf), rate_limit=50, clock=clock.monotonic) as server,
+        QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session,
     ):
-        session._monotonic = clock
         outcomes = await collect(session.stop_many([server.add() for _ in range(300)], concurrency=16))
     assert Counter(outcome.verdict for outcome in outcomes) == {Verdict.CANCELLED: 300}
     assert len(server.received) < 300 * 1.2
@@ -415,22 +414,22 @@ class TestBlocking:
             await asyncio.to_thread(work)
 
 
-async def test_one_that_always_fails_holds_up_no_other(server: Emulator, create) -> None:
+async def test_one_that_always_fails_holds_up_no_other() -> None:
     """A 503 may be about one response alone: only one that asks for a pause pauses all."""
-    ids = [create() for _ in range(60)]
-    failing = set(ids[::10])
 
-    class Failing(QuickSession):
-        async def retrieve(self, *_: object, **__: object) -> Response:
-            raise InternalServerError("no", status=503, headers={}, body=b"")
+    async def answer(request: web.BaseRequest) -> web.Response:
+        name = request.path.split("/")[3]
+        if name.endswith("0"):
+            return web.Response(status=503)
+        return web.json_response({"id": name, "status": "cancelled"})
 
-        async def cancel(self, response_id, **options):
-            if response_id in failing:
-                server.faults.append(Fault(status=503))
-            return await super().cancel(response_id, **options)
-
-    async with Failing(api_key=KEY, base_url=server.base_url, max_retries=0) as session:
-        outcomes = await collect(session.stop_many(ids, concurrency=1, deadline=5))
+    runner = web.ServerRunner(web.Server(answer, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    async with QuickSession(api_key=KEY, base_url=base_url, max_retries=0) as session:
+        outcomes = await collect(session.stop_many(map("resp_{}".format, range(60)), concurrency=1, deadline=5))
+    await runner.cleanup()
     assert Counter(outcome.verdict for outcome in outcomes) == {Verdict.CANCELLED: 54, Verdict.UNKNOWN: 6}
 
 
@@ -439,7 +438,7 @@ async def test_a_used_up_quota_is_not_waited_for(server: Emulator, create) -> No
     async with QuickSession(api_key=KEY, base_url=server.base_url) as session:
         outcomes = await collect(session.stop_many([create() for _ in range(20)], concurrency=1))
         assert Counter(outcome.verdict for outcome in outcomes) == {Verdict.CANCELLED: 19, Verdict.UNKNOWN: 1}
-        assert session.slept == []
+        assert session.clock.slept == []
 
 
 async def test_all_requests_keep_one_pace(server: Emulator, create) -> None:
@@ -447,8 +446,8 @@ async def test_all_requests_keep_one_pace(server: Emulator, create) -> None:
     server.faults.append(Fault(status=429, headers={"retry-after": "5"}))
     async with QuickSession(api_key=KEY, base_url=server.base_url) as session:
         outcomes = await collect(session.stop_many([create() for _ in range(20)], concurrency=2))
-        assert session.slept[0] == 5
-        assert len(session.slept) > 2
+        assert session.clock.slept[0] == 5
+        assert len(session.clock.slept) > 2
     assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
 
 
@@ -477,7 +476,8 @@ class TestPaceAtTheEdge:
     NO = RateLimitError("no", status=429, headers={}, body=b"", retry_after=0.25)
 
     def pace(self, server: Server) -> Pace:
-        return Pace(concurrency=64, monotonic=server.clock, sleep=server.sleep, random=lambda: 0.5)
+        server.clock.drawn = 0.5
+        return Pace(64, server.clock)
 
     @pytest.mark.parametrize(("status", "asked"), [(503, 1.0), (529, None)])
     async def test_other_words_for_too_much(self, status: int, asked: float | None) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 import trustme
-from conftest import KEY, until
+from conftest import KEY, HastyClock, hasty_session, until
 from faults import FAULTS, STRAY, FaultProxy, NetFault, head, instead
 
 from openai_cancel import (
@@ -63,12 +63,6 @@ EXPECTED = dict.fromkeys(FAULTS, APIConnectionError) | {
 LARGE = [name for name in FAULTS if "MB" in name or "bomb" in name or "end" in name or "for ever" in name]
 
 
-class Hasty(AsyncSession):
-    """Tries again at once; the clock and the deadlines are real."""
-
-    _random = staticmethod(lambda: 0.0)
-
-
 def files() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
@@ -105,11 +99,16 @@ async def server() -> AsyncIterator[Emulator]:
 
 
 @asynccontextmanager
-async def through(server: Emulator, *faults: NetFault, **options) -> AsyncIterator[Hasty]:
+async def through(server: Emulator, *faults: NetFault, **options) -> AsyncIterator[AsyncSession]:
     """A session whose first exchanges go wrong."""
     async with (
         FaultProxy(server.base_url) as proxy,
-        Hasty(api_key=KEY, base_url=proxy.base_url, **{"max_body_bytes": SMALL, "deadline": 20, **options}) as session,
+        AsyncSession(
+            clock=HastyClock(),
+            api_key=KEY,
+            base_url=proxy.base_url,
+            **{"max_body_bytes": SMALL, "deadline": 20, **options},
+        ) as session,
     ):
         proxy.faults.extend(faults)
         yield session
@@ -186,7 +185,7 @@ class TestOneFault:
         lost = ["reset after the server acted", "closed in the headers", "closed in the body"]
         fast = Emulator(script=Script(runs_for=math.inf), dialect=dialect, clock=lambda: 100 * time.monotonic())
         async with fast as server, AsyncExitStack() as opened:
-            names = [server._dialect.show_id(server.add()) for _ in lost]
+            names = [server.dialect.show_id(server.add()) for _ in lost]
             sessions = [await opened.enter_async_context(through(server, FAULTS[name])) for name in lost]
             outcomes = await asyncio.gather(*[each.stop(name) for each, name in zip(sessions, names, strict=True)])
             assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
@@ -202,7 +201,7 @@ async def test_faults_that_do_not_end(server: Emulator) -> None:
         async with (
             some,
             FaultProxy(server.base_url, choose=lambda: FAULTS[name]) as proxy,
-            Hasty(api_key=KEY, base_url=proxy.base_url, max_body_bytes=SMALL) as session,
+            hasty_session(api_key=KEY, base_url=proxy.base_url, max_body_bytes=SMALL) as session,
         ):
             deadline = 20 if kind is Response else 0.6
             began = time.monotonic()
@@ -237,11 +236,11 @@ class TestConnections:
             writer.write(SHORT)
             writer.close()
 
-        class Waits(Hasty):
-            async def _sleep(self, _: float) -> None:
+        class Waits(HastyClock):
+            async def sleep(self, _: float) -> None:
                 relay.append(await asyncio.start_server(serve, "127.0.0.1", unused_tcp_port))
 
-        async with Waits(api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}") as session:
+        async with AsyncSession(api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}", clock=Waits()) as session:
             with pytest.raises(APIConnectionError, match="Connection refused"):
                 await session.cancel("x", max_retries=0)
             assert (await session.cancel("x")).attempts == 2
@@ -270,9 +269,11 @@ class TestConnections:
             writer.close()
 
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
-        async with Hasty(api_key=KEY, base_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}") as session:
+        async with AsyncSession(
+            clock=HastyClock(), api_key=KEY, base_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        ) as session:
             assert (await session.cancel("resp_1")).id == "resp_1"
-            [[(idle, _)]] = session._transport._client.connector._conns.values()
+            [[(idle, _)]] = session.caller.transport.client.connector._conns.values()
             sent.set()
             await until(lambda: idle.should_close or not idle.is_connected())
             assert (await session.cancel("resp_2")).id == "resp_1"  # as this server says of all
@@ -335,7 +336,7 @@ class TestTLS:
         async with (
             FaultProxy(server.base_url, tls=self.showing(certificate(self.AUTHORITY))) as proxy,
             aiohttp.ClientSession(connector=trusting) as client,
-            Hasty(api_key=KEY, base_url=proxy.base_url, client_session=client) as session,
+            hasty_session(api_key=KEY, base_url=proxy.base_url, client_session=client) as session,
         ):
             with pytest.raises(APIConnectionError, match=words) as caught:
                 await session.cancel("x")
@@ -349,7 +350,7 @@ class TestTLS:
         async with (
             FaultProxy(server.base_url, tls=self.showing(self.AUTHORITY.issue_cert("127.0.0.1"))) as proxy,
             aiohttp.ClientSession(connector=trusting) as client,
-            Hasty(api_key=KEY, base_url=proxy.base_url, client_session=client) as session,
+            hasty_session(api_key=KEY, base_url=proxy.base_url, client_session=client) as session,
         ):
             proxy.faults.append(FAULTS[name])
             outcome = await session.stop(identifier := server.add())
@@ -365,7 +366,9 @@ class TestTLS:
 
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
-        async with Hasty(api_key=KEY, base_url=f"https://127.0.0.1:{port}", max_retries=1) as session:
+        async with AsyncSession(
+            clock=HastyClock(), api_key=KEY, base_url=f"https://127.0.0.1:{port}", max_retries=1
+        ) as session:
             with pytest.raises(APIConnectionError) as caught:
                 await session.cancel("x")
             assert (caught.value.permanent, caught.value.attempts) == (False, 2)
@@ -374,7 +377,9 @@ class TestTLS:
     async def test_the_handshake_is_not_answered(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"https://127.0.0.1:{listener.getsockname()[1]}"
-            async with Hasty(api_key=KEY, base_url=url, connect_timeout=0.05, max_retries=1) as session:
+            async with AsyncSession(
+                clock=HastyClock(), api_key=KEY, base_url=url, connect_timeout=0.05, max_retries=1
+            ) as session:
                 with pytest.raises(APITimeoutError, match="No connection") as caught:
                     await session.cancel("x")
                 assert caught.value.attempts == 2

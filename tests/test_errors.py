@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 import openai_cancel
-from openai_cancel import errors
+from openai_cancel import WaitTimeoutError, errors
 from openai_cancel.errors import (
     APIConnectionError,
     APIStatusError,
@@ -26,7 +26,8 @@ PUBLIC = [
     and issubclass(value, Exception)
     and not issubclass(value, Warning)
     and not name.startswith("_")
-]
+    and not name.endswith("Result")  # a protocol
+] + [WaitTimeoutError]
 
 
 def make(kind: type[OpenAICancelError]) -> OpenAICancelError:
@@ -69,7 +70,7 @@ def test_pickle_and_copy_keep_everything(kind: type[OpenAICancelError], clone) -
 
 def test_the_text_says_status_words_request_and_what_to_do() -> None:
     assert str(make(RateLimitError)) == (
-        "429: Slow down. Wait before the next request; a used-up quota needs the plan or billing changed. "
+        "429: Slow down. Wait before the next request. If the quota is used up, change the plan or the billing. "
         "(request id req_1)"
     )
     assert str(APIStatusError("41000 tokens", status=410, headers={}, body=b"")) == "410: 41000 tokens."

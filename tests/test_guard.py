@@ -16,7 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import KEY, QuickSession, until
+from conftest import KEY, HastyClock, QuickClock, QuickSession, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,7 +31,9 @@ from openai_cancel import (
     Verdict,
     WaitTimeoutError,
 )
+from openai_cancel.caller import Caller
 from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.stop import stop
 
 SLOW = Fault(on="cancel", delay=0.05)
 
@@ -199,7 +201,7 @@ class TestWhatCannotBeStopped:
             async with session.guard(create()):
                 await session.close()
                 raise ValueError("mine")
-        assert "was not stopped (The session is closed: make another one.)" in notes(caught.value)[0]
+        assert "was not stopped (The session is closed: create another one.)" in notes(caught.value)[0]
 
     async def test_a_key_function_that_fails(self, server) -> None:
         def key() -> str:
@@ -570,11 +572,11 @@ class TestBadInput:
 
 
 class TestWait:
-    async def test_to_the_end(self, session: QuickSession, server, create, clock) -> None:
-        session._monotonic = clock
-        response = await session.wait(create(runs_for=20, says="Done."))
+    async def test_to_the_end(self, server, create, clock: QuickClock) -> None:
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            response = await session.wait(create(runs_for=20, says="Done."))
         assert (response.status, response.output_text) == ("completed", "Done.")
-        assert session.slept == [0.5, 1, 2, 4, 8, 8]
+        assert session.clock.slept == [0.5, 1, 2, 4, 8, 8]
         assert cancels(server) == 0
 
     @pytest.mark.parametrize("becomes", ["failed", "incomplete"])
@@ -590,30 +592,30 @@ class TestWait:
         server.faults += [Fault(status=503)] * 7 + [Fault(cut="connection"), Fault(status=200, body=b"<html>")]
         server.faults += [Fault(status=429, headers={"retry-after": "3"})]
         assert (await session.wait(create(runs_for=0), max_retries=1)).status == "completed"
-        assert session.slept[-1] == 3
+        assert session.clock.slept[-1] == 3
 
     async def test_retry_after(self, session: QuickSession, server, create) -> None:
         server.faults.append(
             Fault(status=200, body={"id": "resp_x", "status": "queued"}, headers={"retry-after-ms": "1500"})
         )
         await session.wait(create(runs_for=0))
-        assert session.slept == [1.5]
+        assert session.clock.slept == [1.5]
 
     async def test_a_time_out_stops_it(self, session: QuickSession, server, create) -> None:
         identifier = create()
         with pytest.raises(WaitTimeoutError) as caught:
             await session.wait(identifier, timeout=10)
         error = caught.value
-        assert str(error) == f"{identifier} was not over within 10 s: its status was 'in_progress'."
+        assert str(error) == f"{identifier} did not end within 10 s: its status was 'in_progress'."
         assert isinstance(error, TimeoutError)
         assert (error.outcome.verdict, error.response.status) == (Verdict.CANCELLED, "in_progress")
         assert server.responses[identifier].cancelled
-        assert sum(session.slept) == 10
+        assert sum(session.clock.slept) == 10
         assert notes(error) == []
 
     async def test_without_any_answer(self, session: QuickSession, server) -> None:
         server.faults += [Fault(status=503)] * 100
-        with pytest.raises(WaitTimeoutError, match="resp_x was not over within 5 s: no answer") as caught:
+        with pytest.raises(WaitTimeoutError, match="resp_x did not end within 5 s: no answer") as caught:
             await session.wait("resp_x", timeout=5, grace=3)
         assert caught.value.outcome.verdict is Verdict.UNKNOWN
         assert "resp_x was not stopped (unknown: 503" in notes(caught.value)[0]
@@ -910,8 +912,7 @@ async def interleave(turns: list[int], faults: list[Fault], *, ending: str) -> N
     """One run: never an orphan without a note, never a swallowed cancel, never a task that is left."""
     before = asyncio.all_tasks()
     async with Emulator(script=Script(runs_for=math.inf)) as server:
-        async with AsyncSession(base_url=server.base_url, api_key=KEY, max_retries=2) as session:
-            session._random = lambda: 0.0
+        async with AsyncSession(base_url=server.base_url, api_key=KEY, max_retries=2, clock=HastyClock()) as session:
             identifier = server.add()
             server.faults += faults
             seen: list[BaseException] = []
@@ -1089,17 +1090,16 @@ class TestRulesAtTheEdge:
     ) -> None:
         """As in a loop that shuts down, which cancels every task."""
         given: list[float] = []
-        stop = session.stop
 
-        async def cancelled_at_first(name: str, *, deadline: float):
+        async def cancelled_at_first(caller: Caller, name: str, *, deadline: float):
             given.append(deadline)
             if len(given) == 1:
-                session._monotonic.now += 4
+                session.clock.now += 4
                 asyncio.current_task().cancel()
                 await asyncio.sleep(0)
-            return await stop(name, deadline=deadline)
+            return await stop(caller, name, deadline=deadline)
 
-        monkeypatch.setattr(session, "stop", cancelled_at_first)
+        monkeypatch.setattr("openai_cancel.guard.stop", cancelled_at_first)
         with pytest.raises(ValueError, match="mine"):
             async with session.guard(create(), grace=10):
                 raise ValueError("mine")
@@ -1114,14 +1114,14 @@ class TestRulesAtTheEdge:
     async def test_an_error_says_when_to_look_again(self, session: QuickSession, server, create) -> None:
         server.faults.append(Fault(status=429, headers={"retry-after": "3"}))
         await session.wait(create(runs_for=0), max_retries=0)
-        assert session.slept == [3]
+        assert session.clock.slept == [3]
 
 
 def test_a_loop_that_is_closed_around_it(caplog: pytest.LogCaptureFixture) -> None:
     """The coroutine is thrown away: nothing can be stopped, and that is said."""
 
     async def main() -> object:
-        session = AsyncSession(base_url="http://127.0.0.1:9", api_key=KEY)
+        session = await AsyncSession(base_url="http://127.0.0.1:9", api_key=KEY).open()
 
         async def work() -> None:
             async with session.guard("resp_a"):
@@ -1130,7 +1130,8 @@ def test_a_loop_that_is_closed_around_it(caplog: pytest.LogCaptureFixture) -> No
         coroutine = work()
         task = asyncio.create_task(coroutine)
         await asyncio.sleep(0)
-        task._log_destroy_pending = False  # which is the point here
+        task._log_destroy_pending = False  # this is the point of the test
+        await session.close()
         return coroutine
 
     loop = asyncio.new_event_loop()

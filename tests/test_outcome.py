@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
-from conftest import KEY, Clock, QuickSession, until
+from conftest import KEY, QuickClock, QuickSession, until
 
 from openai_cancel import (
     APIConnectionError,
@@ -37,9 +37,10 @@ from openai_cancel import (
     UnprocessableEntityError,
     Verdict,
 )
+from openai_cancel.caller import Caller
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Reply, Script
 from openai_cancel.errors import detached
-from openai_cancel.outcome import Stop, judge
+from openai_cancel.outcome import judge
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -79,29 +80,21 @@ SCRIPTS: dict[str, dict[str, Any]] = {
 }
 
 
-class SharedClockSession(QuickSession):
-    """Its sleep is the time that passes on the server."""
-
-    def use(self, clock: Clock) -> "SharedClockSession":
-        self._monotonic = clock
-        return self
-
-
 @asynccontextmanager
 async def playing(
     dialect: str | Dialect, *, key: str = KEY, **options: Any
-) -> AsyncIterator[tuple[Emulator, SharedClockSession]]:
+) -> AsyncIterator[tuple[Emulator, QuickSession]]:
     """A server of a kind, which loses no real time over its answers, and a session on its clock."""
-    clock = Clock()
+    clock = QuickClock()
     ways = DIALECTS[dialect] if isinstance(dialect, str) else dialect
     async with (
-        Emulator(api_key=KEY, dialect=attrs.evolve(ways, cancel_takes=0), clock=clock) as server,
-        SharedClockSession(api_key=key, base_url=server.base_url, **options) as session,
+        Emulator(api_key=KEY, dialect=attrs.evolve(ways, cancel_takes=0), clock=clock.monotonic) as server,
+        QuickSession(api_key=key, base_url=server.base_url, clock=clock, **options) as session,
     ):
-        yield server, session.use(clock)
+        yield server, session
 
 
-@pytest.mark.parametrize(("state", "dialect"), EXPECTED, ids="-".join)
+@pytest.mark.parametrize(("state", "dialect"), EXPECTED, ids=str)
 async def test_every_server_in_every_state(state: str, dialect: str) -> None:
     wrong = "sk-this-is-not-the-key"
     async with playing(dialect, key=wrong if state == "stopped with a wrong key" else KEY) as (server, session):
@@ -110,8 +103,8 @@ async def test_every_server_in_every_state(state: str, dialect: str) -> None:
         work = server.responses[identifier]
         match state:
             case "cancelled before":
-                work.cancel(server._clock())
-                session._monotonic.now += 60
+                work.cancel(server.clock())
+                session.clock.now += 60
             case "unknown":
                 del server.responses[identifier]
             case "unknown, its id malformed":
@@ -135,7 +128,7 @@ async def test_every_server_in_every_state(state: str, dialect: str) -> None:
         assert (outcome.error is None) is is_over or outcome.verdict is Verdict.STILL_RUNNING
         # A verdict is true: what is said to be over is over on the server.
         if is_over and not ended:
-            assert work.status(server._clock()) == "cancelled"
+            assert work.status(server.clock()) == "cancelled"
 
 
 def test_the_table_is_whole() -> None:
@@ -154,20 +147,20 @@ class TestTime:
     async def test_looks_back_off_up_to_the_deadline(self, session: QuickSession, create) -> None:
         outcome = await session.stop(create(resumes_after=0, resumes=100), deadline=30)
         assert outcome.verdict is Verdict.STILL_RUNNING
-        assert session.slept[:5] == [0.5, 1, 2, 4, 8]
-        assert session.slept[5:] == [14.5 / 2 ** (halving + 1) for halving in range(5)]
-        assert outcome.elapsed == sum(session.slept) == pytest.approx(30, abs=0.5)
+        assert session.clock.slept[:5] == [0.5, 1, 2, 4, 8]
+        assert session.clock.slept[5:] == [14.5 / 2 ** (halving + 1) for halving in range(5)]
+        assert outcome.elapsed == sum(session.clock.slept) == pytest.approx(30, abs=0.5)
         assert outcome.error is None
         assert outcome.response.status == "in_progress"
 
     async def test_half_a_second_is_enough_for_one_more(self, session: QuickSession, create) -> None:
         await session.stop(create(resumes_after=0, resumes=100), deadline=1)
-        assert session.slept == [0.5, 0.25]
+        assert session.clock.slept == [0.5, 0.25]
 
     async def test_a_half_of_each_wait_is_left_to_chance(self, session: QuickSession, create) -> None:
-        session._random = lambda: 0.0
+        session.clock.drawn = 0.0
         await session.stop(create(resumes_after=0, resumes=100), deadline=30)
-        assert session.slept[:5] == [0.25, 0.5, 1, 2, 4]
+        assert session.clock.slept[:5] == [0.25, 0.5, 1, 2, 4]
 
     async def test_every_fourth_look_cancels_again(self, session: QuickSession, server: Emulator, create) -> None:
         await session.stop(create(resumes_after=0, resumes=100), deadline=30)
@@ -179,7 +172,7 @@ class TestTime:
         server.faults += [json_answer("in_progress", **{"Retry-After": "7"}), json_answer("completed")]
         outcome = await session.stop(identifier)
         assert outcome.verdict is Verdict.ALREADY_FINISHED
-        assert session.slept == [0.5, 7]
+        assert session.clock.slept == [0.5, 7]
 
     async def test_retry_after_with_an_error(self, session: QuickSession, server: Emulator, create) -> None:
         identifier = create(resumes_after=0)
@@ -187,19 +180,19 @@ class TestTime:
         server.faults.insert(1, Fault(on="retrieve", status=429, headers={"retry-after": "9"}))
         outcome = await session.stop(identifier, max_retries=0)
         assert (outcome.verdict, outcome.error) == (Verdict.ALREADY_FINISHED, None)
-        assert session.slept == [9, 1]
+        assert session.clock.slept == [9, 1]
 
     async def test_a_wish_past_the_deadline_is_met_half_way(self, session: QuickSession, server, create) -> None:
         identifier = create(resumes_after=0)
         server.faults += [json_answer("queued", **{"Retry-After": "50"}), json_answer("completed")]
         outcome = await session.stop(identifier, deadline=50.5)
-        assert (outcome.verdict, session.slept) == (Verdict.ALREADY_FINISHED, [0.5, 25])
+        assert (outcome.verdict, session.clock.slept) == (Verdict.ALREADY_FINISHED, [0.5, 25])
 
     @pytest.mark.parametrize("wish", [{"Retry-After": "0"}, {"Retry-After": "-5"}, {"Retry-After-Ms": "1"}])
     async def test_a_wish_for_no_wait_is_no_spin(self, session: QuickSession, server, create, wish) -> None:
         server.faults += [json_answer("queued", **wish)] * 9
         await session.stop(create(resumes_after=0, resumes=99), deadline=3)
-        assert session.slept[:3] == [0.5, 0.25, 0.25]
+        assert session.clock.slept[:3] == [0.5, 0.25, 0.25]
 
     async def test_a_server_that_hangs_in_the_middle_of_a_body(self) -> None:
         left = asyncio.Event()
@@ -235,12 +228,17 @@ class TestTime:
         assert 0.55 < outcome.elapsed < 0.8
 
     @pytest.mark.parametrize("deadline", [0.5, 1])
-    async def test_no_time_at_all(self, session: QuickSession, deadline: float) -> None:
-        clock = iter(range(100))
-        session._monotonic = lambda: next(clock)
-        outcome = await session.stop("resp_x", deadline=deadline)
+    async def test_no_time_at_all(self, server: Emulator, deadline: float) -> None:
+        seconds = iter(range(100))
+
+        class Racing(QuickClock):
+            def monotonic(self) -> float:
+                return next(seconds)
+
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=Racing()) as session:
+            outcome = await session.stop("resp_x", deadline=deadline)
         assert (outcome.verdict, outcome.attempts, outcome.stopped) == (Verdict.UNKNOWN, 0, False)
-        with pytest.raises(APITimeoutError, match=rf"The deadline of {deadline} s is over."):
+        with pytest.raises(APITimeoutError, match=rf"The deadline of {deadline} s has passed."):
             raise outcome.error
 
     async def test_what_each_request_may_take(self, session: QuickSession, create, monkeypatch) -> None:
@@ -252,8 +250,8 @@ class TestTime:
                 deadlines.append(deadline) or call(*args, deadline=deadline, **options)
             )
 
-        monkeypatch.setattr(session, "cancel", noting(session.cancel))
-        monkeypatch.setattr(session, "retrieve", noting(session.retrieve))
+        monkeypatch.setattr(Caller, "cancel", noting(Caller.cancel))
+        monkeypatch.setattr(Caller, "retrieve", noting(Caller.retrieve))
         await session.stop(create(resumes_after=3, runs_for=4), deadline=20, confirm=5)
         assert deadlines == [15, 15]
 
@@ -264,17 +262,17 @@ class TestTime:
 class TestConfirm:
     async def test_it_stayed_cancelled(self, session: QuickSession, create) -> None:
         outcome = await session.stop(create(), confirm=5)
-        assert (outcome.verdict, outcome.attempts, session.slept) == (Verdict.CANCELLED, 2, [5])
+        assert (outcome.verdict, outcome.attempts, session.clock.slept) == (Verdict.CANCELLED, 2, [5])
 
     async def test_what_was_over_is_not_looked_at_again(self, session: QuickSession, create) -> None:
         outcome = await session.stop(create(runs_for=0), confirm=5)
-        assert (outcome.verdict, session.slept) == (Verdict.ALREADY_FINISHED, [])
+        assert (outcome.verdict, session.clock.slept) == (Verdict.ALREADY_FINISHED, [])
 
     async def test_nothing_else_is_looked_at_again_either(self, session: QuickSession, server, create) -> None:
         assert (await session.stop("resp_none", confirm=5)).verdict is Verdict.NOT_FOUND
         server.faults.append(Fault(status=401))
         assert (await session.stop(create(), confirm=5)).verdict is Verdict.FORBIDDEN
-        assert session.slept == []
+        assert session.clock.slept == []
 
     @pytest.mark.parametrize(
         ("then", "verdict"),
@@ -289,7 +287,7 @@ class TestConfirm:
     ) -> None:
         server.faults += [Fault(on="cancel"), json_answer("in_progress"), *then]
         outcome = await session.stop(create(), confirm=5)
-        assert (outcome.verdict, session.slept, outcome.attempts) == (verdict, [5], 4)
+        assert (outcome.verdict, session.clock.slept, outcome.attempts) == (verdict, [5], 4)
 
     async def test_it_ran_to_its_end_all_the_same(self) -> None:
         async with playing("azure") as (server, session):
@@ -304,7 +302,7 @@ class TestConfirm:
             outcome = await session.stop(identifier, confirm=10)
         assert outcome.verdict is Verdict.CANCELLED
         assert outcome.attempts == 4
-        assert session.slept == [10, 10]
+        assert session.clock.slept == [10, 10]
 
     async def test_it_went_back_twice(self) -> None:
         async with playing("azure") as (server, session):
@@ -315,7 +313,7 @@ class TestConfirm:
 
     async def test_sooner_where_the_deadline_is_near(self, session: QuickSession, create) -> None:
         outcome = await session.stop(create(), confirm=100, deadline=31)
-        assert (outcome.verdict, session.slept) == (Verdict.CANCELLED, [15.5])
+        assert (outcome.verdict, session.clock.slept) == (Verdict.CANCELLED, [15.5])
 
     async def test_a_look_that_fails_leaves_the_servers_word(self, session: QuickSession, server, create) -> None:
         identifier = create()
@@ -527,7 +525,7 @@ def test_what_failed_decides_where_the_state_is_not_seen(refusal, error, unseen,
 )
 async def test_who_cancelled_it(session: QuickSession, server: Emulator, create, answers, verdict) -> None:
     identifier = create()
-    server.responses[identifier].cancel(server._clock())
+    server.responses[identifier].cancel(server.clock())
     server.faults += answers
     assert (await session.stop(identifier)).verdict is verdict
 
@@ -561,7 +559,7 @@ class TestCancelled:
             asleep.set()
             await asyncio.sleep(seconds * 1000)
 
-        session._sleep = sleep
+        session.clock.sleep = sleep
         task = asyncio.create_task(session.stop(create(resumes_after=0)))
         await asleep.wait()
         task.cancel()
@@ -622,7 +620,7 @@ class TestOutcome:
         gc.disable()
         try:
             await session.stop(identifier, max_retries=0)
-            assert not [thing for thing in gc.get_objects() if type(thing) is Stop]
+            assert not [thing for thing in gc.get_objects() if type(thing).__module__ == "openai_cancel.stop"]
         finally:
             gc.enable()
 

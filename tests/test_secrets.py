@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import aiohttp
 import pytest
 import trustme
-from conftest import until
+from conftest import hasty_session, until
 from faults import FAULTS, FaultProxy, NetFault, framed, head, instead
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,12 +38,6 @@ from openai_cancel.wire import SEGMENT
 
 MARKER = "M4RK3R0F7H3K3Y"
 KEY = f"sk-proj/{MARKER}+x="
-
-
-class Hasty(AsyncSession):
-    """Tries again at once."""
-
-    _random = staticmethod(lambda: 0.0)
 
 
 def shown(error: BaseException) -> dict[str, str]:
@@ -86,11 +80,11 @@ async def server() -> AsyncIterator[Emulator]:
 
 
 @asynccontextmanager
-async def behind(server: Emulator, fault: NetFault, **options: Any) -> AsyncIterator[Hasty]:
+async def behind(server: Emulator, fault: NetFault, **options: Any) -> AsyncIterator[AsyncSession]:
     """A session in whose every exchange the same goes wrong."""
     async with (
         FaultProxy(server.base_url, choose=lambda: fault) as proxy,
-        Hasty(api_key=KEY, base_url=proxy.base_url, max_retries=0, **options) as session,
+        hasty_session(api_key=KEY, base_url=proxy.base_url, max_retries=0, **options) as session,
     ):
         yield session
 
@@ -159,9 +153,9 @@ class TestNothingShowsIt:
         options: dict[str, Any] = {"timeout": 0.1, "max_retries": 0}
         async with FaultProxy(server.base_url, choose=lambda: ECHOES[name]) as proxy:
             make = {
-                "key": lambda: Hasty(api_key=KEY, base_url=proxy.base_url, **options),
-                "function": lambda: Hasty(api_key=lambda: KEY, base_url=proxy.base_url, **options),
-                "azure": lambda: Hasty.azure(proxy.base_url, api_key=KEY, **options),
+                "key": lambda: hasty_session(api_key=KEY, base_url=proxy.base_url, **options),
+                "function": lambda: hasty_session(api_key=lambda: KEY, base_url=proxy.base_url, **options),
+                "azure": lambda: AsyncSession.azure(proxy.base_url, api_key=KEY, **options),
             }[way]
             async with make() as session:
                 error = await failure(session.cancel("resp_1"))
@@ -170,7 +164,7 @@ class TestNothingShowsIt:
                 outcome = await session.stop("resp_1", deadline=0.1)
                 assert MARKER not in repr(outcome)
                 assert leaks(outcome.error) == []
-                assert MARKER not in f"{session!r} {session._settings!r} {session._wire!r} {vars(session)!r}"
+                assert MARKER not in f"{session!r} {session.caller!r} {vars(session)!r}"
         assert "openai_cancel" in log.getvalue()
         assert MARKER not in log.getvalue()
 
@@ -195,7 +189,7 @@ class TestNothingShowsIt:
     async def test_no_connection(self, unused_tcp_port: int, log: io.StringIO) -> None:
         for options in ({"api_key": KEY}, {"api_key": lambda: KEY}, {"headers": {"Authorization": f"Bearer {KEY}"}}):
             for url in (f"http://127.0.0.1:{unused_tcp_port}", f"https://127.0.0.1:{unused_tcp_port}"):
-                async with Hasty(base_url=url, max_retries=1, **options) as session:
+                async with hasty_session(base_url=url, max_retries=1, **options) as session:
                     assert leaks(await failure(session.cancel("resp_1"))) == []
         assert MARKER not in log.getvalue()
 
@@ -210,7 +204,7 @@ class TestNothingShowsIt:
         trace.on_connection_reuseconn.append(cut)
         async with (
             aiohttp.ClientSession(trace_configs=[trace]) as client,
-            Hasty(api_key=KEY, base_url=server.base_url, client_session=client, max_retries=0) as session,
+            hasty_session(api_key=KEY, base_url=server.base_url, client_session=client, max_retries=0) as session,
         ):
             await session.cancel(server.add())
             error = await failure(session.cancel("resp_1"))
@@ -220,7 +214,7 @@ class TestNothingShowsIt:
         assert len(server.received) == 1
 
     async def test_a_call_that_is_refused(self, server: Emulator) -> None:
-        session = Hasty(api_key=KEY, base_url=server.base_url)
+        session = hasty_session(api_key=KEY, base_url=server.base_url)
         errors = [await failure(session.cancel("resp_1"))]
         async with session:
             errors += [
@@ -251,11 +245,13 @@ class TestNothingShowsIt:
         assert leaks(caught.value) == []
 
     async def test_a_key_function_that_gives_what_can_be_none(self, server: Emulator) -> None:
-        async with Hasty(api_key=lambda: f"{KEY}\n", base_url=server.base_url) as session:
+        async with hasty_session(api_key=lambda: f"{KEY}\n", base_url=server.base_url) as session:
             assert leaks(await failure(session.cancel("resp_1"))) == []
 
     async def test_a_key_among_the_headers_of_a_call(self, unused_tcp_port: int) -> None:
-        async with Hasty(api_key="any", base_url=f"http://127.0.0.1:{unused_tcp_port}", max_retries=0) as session:
+        async with hasty_session(
+            api_key="any", base_url=f"http://127.0.0.1:{unused_tcp_port}", max_retries=0
+        ) as session:
             error = await failure(session.cancel("resp_1", headers={"Authorization": f"Bearer {KEY}"}))
         assert leaks(error) == []
 
@@ -274,7 +270,7 @@ class TestNothingShowsIt:
         def rotate() -> str:
             raise LookupError("no key today")
 
-        async with Hasty(api_key=rotate, base_url=server.base_url, headers={"X-Key": KEY}) as session:
+        async with hasty_session(api_key=rotate, base_url=server.base_url, headers={"X-Key": KEY}) as session:
             with pytest.raises(LookupError) as caught:
                 await session.cancel("resp_1")
         assert leaks(caught.value) == []
@@ -318,7 +314,7 @@ class TestNothingShowsIt:
         log = tmp_path / "log"
         more = ["--log", str(log), "--deadline", "0.6"] if command in {"stop", "status"} else []
         more = ["--timeout", "0.1", "--on-abandon", "leave"] if command == "wait" else more
-        monkeypatch.setattr(AsyncSession, "_random", staticmethod(lambda: 0.0))
+        monkeypatch.setattr("random.random", lambda: 0.0)
         async with FaultProxy(server.base_url, choose=lambda: ECHOES[echo]) as proxy:
             arguments = [command, "resp_1", "--json", "--key-file", str(key), "--base-url", proxy.base_url, *more]
             status = await asyncio.to_thread(cli.run, arguments)
@@ -433,7 +429,7 @@ class TestItGoesToOneServer:
                 monkeypatch.setenv(variable, proxy)
             make = AsyncSession.azure if azure else lambda url, **options: AsyncSession(base_url=url, **options)
             async with make(secure.base_url, api_key=KEY, proxy=None if variable else proxy) as session:
-                session._transport._client.connector._ssl = ours
+                session.caller.transport.client.connector._ssl = ours
                 await failure(session.cancel(server.add()))
             asked, _, rest = heard.partition(b"\r\n\r\n")
             assert asked.startswith(f"CONNECT {urlsplit(secure.base_url).netloc} HTTP/1.1\r\n".encode())
@@ -452,7 +448,7 @@ class TestItGoesToOneServer:
         said = head(f"HTTP/1.1 {status} Hm", "Location: https://127.0.0.1:9/", "Content-Length: 0", "Connection: close")
         async with listening(said + b"garbage") as (proxy, heard):
             monkeypatch.setenv("HTTPS_PROXY", proxy)
-            async with Hasty(api_key=KEY, base_url="https://secure.invalid/v1", max_retries=1) as session:
+            async with hasty_session(api_key=KEY, base_url="https://secure.invalid/v1", max_retries=1) as session:
                 error = await failure(session.cancel("resp_1"))
             assert isinstance(error, APIConnectionError)
             assert leaks(error) == []
@@ -470,7 +466,7 @@ class TestItGoesToOneServer:
     @pytest.mark.parametrize("azure", [False, True])
     async def test_it_is_in_one_header_and_nowhere_else(self, azure: bool) -> None:  # noqa: FBT001
         async with listening() as (origin, heard):
-            make = Hasty.azure if azure else lambda url, **options: Hasty(base_url=url, **options)
+            make = AsyncSession.azure if azure else lambda url, **options: AsyncSession(base_url=url, **options)
             async with make(origin, api_key=KEY, max_retries=0, query={"a": "b"}) as session:
                 for call in (session.cancel("resp_1"), session.retrieve("resp_1")):
                     await failure(call)
@@ -504,7 +500,7 @@ def request_lines(heard: bytearray) -> list[str]:
 async def heard_of(response_id: str, **options: Any) -> tuple[str, dict[str, str]]:
     """What arrives of a call: its target, and its headers."""
     async with listening() as (origin, heard):
-        async with Hasty(api_key=KEY, base_url=f"{origin}/v1", max_retries=0) as session:
+        async with hasty_session(api_key=KEY, base_url=f"{origin}/v1", max_retries=0) as session:
             await failure(session.cancel(response_id, **options))
         first, *headers = request_lines(heard)
     method, target, version = first.split(" ")
@@ -534,7 +530,7 @@ class TestNothingIsPutInItsWay:
 
     @pytest.mark.parametrize("response_id", REFUSED)
     async def test_what_could_be_more_is_not_sent(self, server: Emulator, response_id: str) -> None:
-        async with Hasty(api_key=KEY, base_url=server.base_url) as session:
+        async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
             for call in (session.cancel(response_id), session.retrieve(response_id), session.stop(response_id)):
                 assert isinstance(await failure(call), InvalidResponseIdError)
         assert server.received == []
@@ -564,20 +560,20 @@ class TestNothingIsPutInItsWay:
             {"query": {"a": text}},
             {"query": {text: "a"}},
         ):
-            async with Hasty(api_key=KEY, base_url=server.base_url) as session:
+            async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
                 assert isinstance(await failure(session.cancel("resp_1", **options)), ConfigurationError)
             with pytest.raises(ConfigurationError):
                 AsyncSession(api_key=KEY, base_url=server.base_url, **options)
         for options in ({"organization": text}, {"project": text}, {"api_key": text}, {"base_url": f"http://{text}/"}):
             with pytest.raises(ConfigurationError):
                 AsyncSession(**{"api_key": KEY, "base_url": server.base_url, **options})
-        async with Hasty(api_key=lambda: text, base_url=server.base_url) as session:
+        async with hasty_session(api_key=lambda: text, base_url=server.base_url) as session:
             assert isinstance(await failure(session.cancel("resp_1")), ConfigurationError)
         assert server.received == []
 
     @pytest.mark.parametrize("name", ["Transfer-Encoding", "content-length", "a b", "a:b", "é", "", "\u017ftatus"])
     async def test_a_name_that_could_frame_another_request(self, server: Emulator, name: str) -> None:
-        async with Hasty(api_key=KEY, base_url=server.base_url) as session:
+        async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
             assert isinstance(await failure(session.cancel("resp_1", headers={name: "a"})), ConfigurationError)
         assert server.received == []
 

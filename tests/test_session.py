@@ -11,7 +11,7 @@ import warnings
 
 import aiohttp
 import pytest
-from conftest import KEY, QuickSession, until
+from conftest import KEY, QuickClock, QuickSession, until
 
 from openai_cancel import (
     APIConnectionError,
@@ -19,6 +19,7 @@ from openai_cancel import (
     AsyncSession,
     AuthenticationError,
     BadRequestError,
+    Clock,
     ConfigurationError,
     ConflictError,
     InternalServerError,
@@ -54,7 +55,7 @@ class TestCalls:
         with pytest.raises(NotFoundError, match="Response with id 'resp_none' not found") as caught:
             await session.cancel("resp_none")
         assert caught.value.attempts == 1
-        assert session.slept == []
+        assert session.clock.slept == []
 
     async def test_an_id_that_is_refused_is_never_sent(self, session: QuickSession, server: Emulator) -> None:
         with pytest.raises(InvalidResponseIdError):
@@ -108,7 +109,7 @@ class TestKeys:
 
     async def test_what_it_gives_is_checked_and_not_sent(self, server: Emulator) -> None:
         async with QuickSession(api_key=lambda: f"{KEY}\n", base_url=server.base_url) as session:
-            with pytest.raises(ConfigurationError, match="what the api_key function returned begins or ends") as caught:
+            with pytest.raises(ConfigurationError, match="the api_key function returned begins or ends") as caught:
                 await session.cancel("x")
         assert server.received == []
         assert KEY not in str(caught.value)
@@ -120,7 +121,7 @@ class TestKeys:
         async with QuickSession(api_key=broken, base_url=server.base_url) as session:
             with pytest.raises(TimeoutError, match="the vault is asleep"):
                 await session.cancel("x")
-            assert session.slept == []
+            assert session.clock.slept == []
 
     async def test_one_that_hangs_is_bounded_as_an_attempt_is(self, server: Emulator) -> None:
         async def hang() -> str:
@@ -130,7 +131,7 @@ class TestKeys:
         async with QuickSession(api_key=hang, base_url=server.base_url) as session:
             with pytest.raises(APITimeoutError, match=r"No complete answer within 0.01 s"):
                 await session.cancel("x", timeout=0.01, max_retries=1)
-            assert len(session.slept) == 1
+            assert len(session.clock.slept) == 1
 
 
 class TestRetries:
@@ -150,7 +151,7 @@ class TestRetries:
     async def test_what_passes(self, session: QuickSession, server: Emulator, create, fault: Fault) -> None:
         server.faults += [fault, fault]
         assert (await session.cancel(create())).status == "cancelled"
-        assert session.slept == [0.5, 1.0]
+        assert session.clock.slept == [0.5, 1.0]
 
     @pytest.mark.parametrize(
         ("fault", "kind"),
@@ -173,7 +174,7 @@ class TestRetries:
         with pytest.raises(InternalServerError, match="The last one") as caught:
             await session.cancel("x")
         assert caught.value.attempts == 5
-        assert session.slept == [0.5, 1.0, 2.0, 4.0]
+        assert session.clock.slept == [0.5, 1.0, 2.0, 4.0]
 
     @pytest.mark.parametrize("max_retries", [0, 1, 2])
     async def test_as_often_as_the_call_says(self, session: QuickSession, server: Emulator, max_retries: int) -> None:
@@ -188,17 +189,17 @@ class TestRetries:
             Fault(status=503, headers={"retry-after": "9"}),
         ]
         await session.cancel(create())
-        assert session.slept == [1.5, 9.0]
+        assert session.clock.slept == [1.5, 9.0]
 
     async def test_within_the_deadline(self, session: QuickSession, server: Emulator) -> None:
         server.faults += [Fault(status=429, headers={"retry-after": "25"})] * 9
         with pytest.raises(RateLimitError) as caught:
             await session.cancel("x")
-        assert session.slept == [25.0, 25.0]
+        assert session.clock.slept == [25.0, 25.0]
         assert caught.value.attempts == 3
         with pytest.raises(RateLimitError):
             await session.cancel("x", deadline=20)
-        assert len(session.slept) == 2
+        assert len(session.clock.slept) == 2
 
     async def test_an_attempt_never_outlives_the_deadline(self, session: QuickSession, server: Emulator) -> None:
         server.faults += [HANG, HANG]
@@ -208,7 +209,7 @@ class TestRetries:
     async def test_time_outs_are_tried_again(self, session: QuickSession, server: Emulator, create) -> None:
         server.faults += [HANG, Fault(delay=math.inf, act=True)]
         assert (await session.cancel(create(), timeout=0.4)).status == "cancelled"
-        assert len(session.slept) == 2
+        assert len(session.clock.slept) == 2
 
     async def test_no_limit_at_all(self, session: QuickSession, create) -> None:
         assert (await session.cancel(create(), timeout=math.inf, deadline=math.inf)).status == "cancelled"
@@ -244,16 +245,16 @@ class TestLife:
     async def test_after_it_is_closed(self, server: Emulator) -> None:
         async with AsyncSession(api_key=KEY, base_url=server.base_url) as session:
             pass
-        with pytest.raises(SessionStateError, match="closed: make another one"):
+        with pytest.raises(SessionStateError, match="closed: create another one"):
             await session.cancel("x")
-        with pytest.raises(SessionStateError, match="opened once"):
+        with pytest.raises(SessionStateError, match="opened only once"):
             await session.open()
         await session.close()
 
     async def test_opened_and_closed_by_hand(self, server: Emulator, create) -> None:
         session = await AsyncSession(api_key=KEY, base_url=server.base_url).open()
         assert repr(session) == f"<AsyncSession {server.base_url} open>"
-        with pytest.raises(SessionStateError, match="opened once"):
+        with pytest.raises(SessionStateError, match="opened only once"):
             await session.open()
         assert (await session.cancel(create())).status == "cancelled"
         await session.close()
@@ -281,11 +282,16 @@ class TestLife:
             await call
 
     @pytest.mark.parametrize("who", ["session", "client"])
-    async def test_closed_while_the_name_of_the_server_is_looked_up(self, who: str) -> None:
+    async def test_closed_while_the_name_of_the_server_is_looked_up(
+        self, who: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """aiohttp cancels the look-up, and nobody has cancelled the task that waits for it."""
         looked_up = asyncio.Event()
 
         class Resolver(aiohttp.abc.AbstractResolver):
+            def __init__(self, **_: object) -> None:
+                pass
+
             async def resolve(self, *_: object, **__: object) -> list[aiohttp.abc.ResolveResult]:
                 looked_up.set()
                 await asyncio.Event().wait()
@@ -294,12 +300,12 @@ class TestLife:
             async def close(self) -> None:
                 pass
 
-        client = aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=Resolver()))
-        session = await AsyncSession(api_key=KEY, base_url="http://host.invalid", client_session=client).open()
-        session._transport._owned = who == "session"
+        monkeypatch.setattr("aiohttp.connector.DefaultResolver", Resolver)
+        client = aiohttp.ClientSession() if who == "client" else None
+        session = await AsyncSession(api_key="any", base_url="http://host.invalid", client_session=client).open()
         call = asyncio.create_task(session.cancel("x"))
         await looked_up.wait()
-        await (session.close() if who == "session" else client.close())
+        await (session if client is None else client).close()
         with pytest.raises(SessionStateError, match="closed"):
             await call
         await session.close()
@@ -307,14 +313,14 @@ class TestLife:
     async def test_closed_between_two_attempts(self, server: Emulator) -> None:
         """A client of the caller's stays open, and yet no more is sent through it."""
 
-        class Closing(QuickSession):
-            async def _sleep(self, _: float) -> None:
-                await self.close()
+        class Closing(QuickClock):
+            async def sleep(self, _: float) -> None:
+                await session.close()
 
         server.faults.append(BUSY)
         async with (
             aiohttp.ClientSession() as client,
-            Closing(api_key=KEY, base_url=server.base_url, client_session=client) as session,
+            QuickSession(api_key=KEY, base_url=server.base_url, client_session=client, clock=Closing()) as session,
         ):
             with pytest.raises(SessionStateError, match="closed"):
                 await session.cancel("x")
@@ -335,9 +341,7 @@ class TestLife:
         with pytest.warns(ResourceWarning) as caught:
             await forget()
             gc.collect()
-        assert "unclosed <AsyncSession https://api.openai.com/v1 open>: leave its `async with`" in str(
-            caught[0].message
-        )
+        assert "unclosed <AsyncSession https://api.openai.com/v1 open>: use `async with`" in str(caught[0].message)
         assert KEY not in str([warning.message for warning in caught])
         with warnings.catch_warnings(action="ignore"):  # what holds the session holds aiohttp's, which warns as well
             caught.clear()
@@ -371,8 +375,8 @@ class TestBeingCancelled:
     async def test_at_every_wait_it_ends_at_once_and_leaves_nothing(self, server: Emulator, moment: str) -> None:
         reached = asyncio.Event()
 
-        class Pausing(AsyncSession):
-            async def _sleep(self, _: float) -> None:
+        class Pausing(Clock):
+            async def sleep(self, _: float) -> None:
                 reached.set()
                 await asyncio.Event().wait()
 
@@ -390,7 +394,9 @@ class TestBeingCancelled:
             "pause": [BUSY],
             "pool": [HANG] * 101,
         }[moment]
-        async with Pausing(api_key=provide, base_url=server.base_url, timeout=math.inf) as session:
+        async with AsyncSession(
+            api_key=provide, base_url=server.base_url, timeout=math.inf, clock=Pausing()
+        ) as session:
             calls = [asyncio.create_task(session.cancel("x")) for _ in range(101 if moment == "pool" else 1)]
             if moment in {"answer", "body", "pool"}:
                 await until(lambda: len(server.received) >= len(calls) - (moment == "pool"))

@@ -31,6 +31,7 @@ from openai_cancel import (
     Verdict,
 )
 from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.worker import LoopThread
 
 HANG = Fault(delay=math.inf)
 
@@ -41,10 +42,14 @@ def blocking(server: Emulator) -> Iterator[Session]:
         yield session
 
 
+def session_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "openai-cancel"]
+
+
 @pytest.fixture(autouse=True)
 def no_thread_is_left() -> Iterator[None]:
     yield
-    assert not [thread for thread in threading.enumerate() if thread.name == "openai-cancel"]
+    assert not session_threads()
 
 
 async def test_the_same_calls(blocking: Session, server: Emulator, create) -> None:
@@ -184,22 +189,25 @@ class TestInterruptions:
         """Its other threads are frozen then: to wait for one would be to wait for ever."""
         with Session(api_key=KEY, base_url="http://127.0.0.1:9") as session, monkeypatch.context() as patched:
             patched.setattr(sys, "is_finalizing", lambda: True)
-            with pytest.raises(SessionStateError, match="The interpreter is ending"):
+            with pytest.raises(SessionStateError, match="The interpreter is shutting down"):
                 session.cancel("resp_x")
 
     async def test_an_interruption_before_the_call_was_handed_over(self, server: Emulator) -> None:
         def work() -> None:
-            with Session(api_key=KEY, base_url=server.base_url) as session:
-                loop = session._worker.loop.result()
-                hand_over = loop.call_soon_threadsafe
+            session = AsyncSession(api_key=KEY, base_url=server.base_url)
+            loop_thread = LoopThread(session)
+            loop_thread.start()
+            loop = loop_thread.loop.result()
+            hand_over = loop.call_soon_threadsafe
 
-                def interrupted(*_: object) -> None:
-                    loop.call_soon_threadsafe = hand_over
-                    raise KeyboardInterrupt
+            def interrupted(*_: object) -> None:
+                loop.call_soon_threadsafe = hand_over
+                raise KeyboardInterrupt
 
-                loop.call_soon_threadsafe = interrupted
-                with pytest.raises(KeyboardInterrupt):
-                    session.cancel("resp_x")
+            loop.call_soon_threadsafe = interrupted
+            with pytest.raises(KeyboardInterrupt):
+                loop_thread.run(session.cancel, "resp_x")
+            loop_thread.close()
 
         await asyncio.to_thread(work)
         assert not server.received
@@ -216,9 +224,14 @@ class TestInterruptions:
         with pytest.raises(KeyboardInterrupt):
             Session(api_key=KEY).open()
 
-    def test_close_that_is_interrupted_can_be_called_again(self) -> None:
+    def test_close_that_is_interrupted_can_be_called_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(_: threading.Thread) -> None:
+            raise KeyboardInterrupt
+
         session = Session(api_key=KEY).open()
-        session._closed = True  # as far as an interrupted close() came
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(threading.Thread, "join", interrupted)
+            session.close()
         session.close()
 
     def test_a_loop_that_could_not_be_made(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,12 +243,17 @@ class TestInterruptions:
             Session(api_key=KEY).open()
 
     def test_what_nobody_waits_for_is_not_hidden(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Failing(AsyncSession):
+            async def close(self) -> None:
+                await super().close()
+                raise RuntimeError("it could not be closed")
+
         shown: list[str] = []
         monkeypatch.setattr(threading, "excepthook", lambda hook: shown.append(str(hook.exc_value)))
-        session = Session(api_key=KEY).open()
-        session._worker.stop.set_exception(RuntimeError("stopped in another way"))
-        session.close()
-        assert shown == ["stopped in another way"]
+        loop_thread = LoopThread(Failing(api_key=KEY))
+        loop_thread.start()
+        loop_thread.close()
+        assert shown == ["it could not be closed"]
 
     def test_a_thread_that_could_not_start(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(_: threading.Thread) -> None:
@@ -253,7 +271,7 @@ class TestInterruptions:
         session.close()
 
     def test_closed_by_a_signal_handler_while_its_lock_is_held(self) -> None:
-        with Session(api_key=KEY) as session, session._lock:
+        with Session(api_key=KEY) as session, session._loop_thread._lock:
             session.close()
 
     async def test_a_failed_call_keeps_nothing_alive(self, blocking: Session, create) -> None:
@@ -292,9 +310,9 @@ class TestLife:
     def test_after_it_is_closed(self) -> None:
         with Session(api_key=KEY) as session:
             pass
-        with pytest.raises(SessionStateError, match="closed: make another one"):
+        with pytest.raises(SessionStateError, match="closed: create another one"):
             session.cancel("x")
-        with pytest.raises(SessionStateError, match="opened once"):
+        with pytest.raises(SessionStateError, match="opened only once"):
             session.open()
         session.close()
         assert repr(session) == "<Session https://api.openai.com/v1 closed>"
@@ -302,11 +320,11 @@ class TestLife:
     def test_closed_before_it_was_open(self) -> None:
         session = Session(api_key=KEY)
         session.close()
-        with pytest.raises(SessionStateError, match="opened once"):
+        with pytest.raises(SessionStateError, match="opened only once"):
             session.open()
 
     def test_opened_twice(self) -> None:
-        with Session(api_key=KEY) as session, pytest.raises(SessionStateError, match="opened once"):
+        with Session(api_key=KEY) as session, pytest.raises(SessionStateError, match="opened only once"):
             session.open()
 
     def test_a_setting_that_only_shows_when_it_opens(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,20 +334,23 @@ class TestLife:
 
     def test_forgotten(self) -> None:
         with warnings.catch_warnings(record=True, action="always") as caught:
-            thread = Session(api_key=KEY).open()._worker.thread
+            session = Session(api_key=KEY).open()
+            [thread] = session_threads()
+            del session
             gc.collect()
         assert [str(warning.message) for warning in caught] == [
-            "unclosed <Session https://api.openai.com/v1 open>: leave its `with`, or call its close()"
+            "unclosed <Session https://api.openai.com/v1 open>: use `with`, or call its close()"
         ]
         thread.join()
 
     def test_forgotten_after_its_loop_has_died(self) -> None:
         session = Session(api_key=KEY).open()
-        session._worker.stop.set_result(None)
-        session._worker.thread.join()
+        [thread] = session_threads()
+        session._loop_thread.request_stop()
+        thread.join()
         with pytest.warns(ResourceWarning, match="unclosed <Session"):
             session.__del__()
-        session._closed = True
+        session.close()
 
     def test_a_failed_constructor_is_silent_afterwards(self) -> None:
         with pytest.raises(ConfigurationError):
@@ -387,7 +408,7 @@ with Session(api_key="{KEY}", base_url="{server.base_url}") as session:
     )
     first, refused, own, last = done.stdout.splitlines()
     assert (first, own, last) == ("in_progress", "in_progress", "0 in_progress")
-    assert "its thread did not cross the fork: open a session in this process" in refused
+    assert "a fork does not copy its thread: open a session in this process" in refused
     assert done.stderr == ""
 
 

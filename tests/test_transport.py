@@ -26,14 +26,23 @@ from openai_cancel import (
     SessionStateError,
 )
 from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
+from openai_cancel.wire import Request
 
 DOCUMENT = b'{"id": "resp_1", "status": "cancelled"}'
 
 
+def opened(**options: object) -> Transport:
+    """A transport that is open in the running event loop."""
+    transport = Transport(Settings.openai(api_key="any", max_body_bytes=1000, **options), {}, None)
+    transport.open()
+    return transport
+
+
 @pytest.fixture
 async def transport() -> AsyncIterator[Transport]:
-    transport = Transport(connect_timeout=5.0, max_body_bytes=1000, proxy=None)
+    transport = opened()
     yield transport
     await transport.close()
 
@@ -65,7 +74,7 @@ async def secure_url(authority: Path) -> AsyncIterator[str]:
 
 class TestRequest:
     async def test_it_has_no_body_and_no_content_type(self, transport: Transport, server: Emulator) -> None:
-        await transport.send("POST", f"{server.base_url}/responses/x/cancel", {"authorization": "Bearer k"})
+        await transport.send(Request("POST", f"{server.base_url}/responses/x/cancel", {"authorization": "Bearer k"}))
         [received] = server.received
         assert received.body == b""
         assert "content-type" not in received.headers
@@ -73,24 +82,24 @@ class TestRequest:
 
     @pytest.mark.parametrize("segment", ["a%2Fb%2Bc%3D", "%252F", "a%20b", "%C3%A9", "..%2F", "%E2%82%AC"])
     async def test_the_path_is_sent_as_it_is(self, transport: Transport, server: Emulator, segment: str) -> None:
-        await transport.send("GET", f"{server.base_url}/responses/{segment}?q=%2F+%20", {})
+        await transport.send(Request("GET", f"{server.base_url}/responses/{segment}?q=%2F+%20", {}))
         assert server.received[0].path == f"/v1/responses/{segment}?q=%2F+%20"
 
 
 class TestAnswer:
     async def test_status_headers_and_body(self, transport: Transport, server: Emulator) -> None:
         server.faults.append(Fault(status=418, headers={"X-A": "1"}, body=b"tea"))
-        status, headers, body, complete = await transport.send("GET", f"{server.base_url}/x", {})
+        status, headers, body, complete = await transport.send(Request("GET", f"{server.base_url}/x", {}))
         assert (status, headers["x-a"], body, complete) == (418, "1", b"tea", True)
 
     async def test_redirects_are_not_followed(self, transport: Transport, server: Emulator) -> None:
         server.faults.append(Fault(status=303, headers={"Location": f"{server.base_url}/elsewhere"}))
-        assert (await transport.send("POST", f"{server.base_url}/x", {}))[0] == 303
+        assert (await transport.send(Request("POST", f"{server.base_url}/x", {})))[0] == 303
         assert len(server.received) == 1
 
     async def test_a_compressed_body(self, transport: Transport, server: Emulator) -> None:
         server.faults.append(Fault(status=200, headers={"Content-Encoding": "gzip"}, body=gzip.compress(DOCUMENT)))
-        assert (await transport.send("GET", f"{server.base_url}/x", {}))[2] == DOCUMENT
+        assert (await transport.send(Request("GET", f"{server.base_url}/x", {})))[2] == DOCUMENT
 
     @pytest.mark.parametrize(
         "fault",
@@ -105,11 +114,11 @@ class TestAnswer:
         self, transport: Transport, server: Emulator, fault: Fault
     ) -> None:
         server.faults.append(fault)
-        assert (await transport.send("GET", f"{server.base_url}/x", {}))[2:] == (b"", False)
+        assert (await transport.send(Request("GET", f"{server.base_url}/x", {})))[2:] == (b"", False)
 
     async def test_one_at_the_limit_is(self, transport: Transport, server: Emulator) -> None:
         server.faults.append(Fault(status=200, body=b"x" * 1000))
-        assert (await transport.send("GET", f"{server.base_url}/x", {}))[2:] == (b"x" * 1000, True)
+        assert (await transport.send(Request("GET", f"{server.base_url}/x", {})))[2:] == (b"x" * 1000, True)
 
     async def test_through_a_session(self, server: Emulator) -> None:
         async with QuickSession(api_key=KEY, base_url=server.base_url, max_body_bytes=10) as session:
@@ -148,14 +157,14 @@ class TestFailures:
     async def test_no_usable_answer(self, transport: Transport, server: Emulator, fault: Fault, words: str) -> None:
         server.faults.append(fault)
         with pytest.raises(APIConnectionError, match=words) as caught:
-            await transport.send("POST", f"{server.base_url}/x?key={KEY}", {"authorization": KEY})
+            await transport.send(Request("POST", f"{server.base_url}/x?key={KEY}", {"authorization": KEY}))
         assert not caught.value.permanent
         assert "\n" not in str(caught.value)
         assert KEY not in "".join(traceback.format_exception(caught.value))
 
     async def test_nobody_listens(self, transport: Transport, unused_tcp_port: int) -> None:
         with pytest.raises(APIConnectionError, match=r"Cannot connect to 127.0.0.1:\d+: Connection refused\."):
-            await transport.send("GET", f"http://127.0.0.1:{unused_tcp_port}/", {})
+            await transport.send(Request("GET", f"http://127.0.0.1:{unused_tcp_port}/", {}))
 
     async def test_a_name_that_nobody_has(self) -> None:
         class Resolver(aiohttp.abc.AbstractResolver):
@@ -175,16 +184,16 @@ class TestFailures:
 
     async def test_a_connection_that_is_not_made_in_time(self) -> None:
         # The kernel accepts the connection, and nobody answers the TLS handshake.
-        transport = Transport(connect_timeout=0.05, max_body_bytes=1000, proxy=None)
+        transport = opened(connect_timeout=0.05)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             with pytest.raises(APITimeoutError, match=r"No connection to 127.0.0.1 within 0.05 s"):
-                await transport.send("GET", f"https://127.0.0.1:{port}/", {})
+                await transport.send(Request("GET", f"https://127.0.0.1:{port}/", {}))
         await transport.close()
 
     async def test_no_limit_to_connecting(self, server: Emulator) -> None:
-        transport = Transport(connect_timeout=float("inf"), max_body_bytes=1000, proxy=None)
-        assert (await transport.send("GET", f"{server.base_url}/x", {}))[0] == 401
+        transport = opened(connect_timeout=float("inf"))
+        assert (await transport.send(Request("GET", f"{server.base_url}/x", {})))[0] == 401
         await transport.close()
 
 
@@ -371,7 +380,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_replaced() -> No
     async with QuickSession(api_key=KEY, base_url=f"http://127.0.0.1:{port}") as session:
         assert (await session.cancel("x")).status == "cancelled"
         assert (await session.cancel("x")).status == "cancelled"
-        assert session.slept == [0.5]
+        assert session.clock.slept == [0.5]
     assert connections == 2
     listener.close()
     await asyncio.sleep(0)
@@ -383,7 +392,7 @@ class TestPool:
         async with AsyncSession(api_key=KEY, base_url=server.base_url, max_connections=2) as session:
             cancels = asyncio.gather(*(session.cancel(create()) for _ in range(10)))
             await until(lambda: server.received)
-            assert len(session._transport._client.connector._acquired) == 2
+            assert len(session.caller.transport.client.connector._acquired) == 2
             await cancels
 
     async def test_what_is_traced(self, server: Emulator, create) -> None:
@@ -398,5 +407,5 @@ class TestPool:
             await session.cancel(create())
         assert seen == ["POST"]
         async with aiohttp.ClientSession() as client:
-            with pytest.raises(ConfigurationError, match="give them to yours"):
+            with pytest.raises(ConfigurationError, match="pass them to that client"):
                 AsyncSession(api_key=KEY, client_session=client, trace_configs=[trace])

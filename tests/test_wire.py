@@ -101,7 +101,9 @@ class TestRequest:
         "response_id", ["", " ", "\t\n", "\u3000", ".", "..", "resp_1\n", "resp\x00", "a\x7f", "a\x85b", "\ud800"]
     )
     def test_what_cannot_be_a_segment_is_refused(self, response_id: str) -> None:
-        with pytest.raises(InvalidResponseIdError, match="cannot be a response id: pass what the server called it"):
+        with pytest.raises(
+            InvalidResponseIdError, match="cannot be a response id: pass an id that the server"
+        ):
             WIRE.request("POST", response_id, "/cancel")
 
     @pytest.mark.parametrize(
@@ -116,9 +118,8 @@ class TestRequest:
             assert WIRE.request("GET", thing).url == "https://host/v1/responses/resp_1"
 
     def test_headers_of_a_call_win_whatever_their_case(self) -> None:
-        headers = WIRE.request(
-            "GET", "x", headers={"User-Agent": "mine", "AUTHORIZATION": "Basic x", "X-A": "1"}
-        ).headers
+        own = {"User-Agent": "mine", "AUTHORIZATION": "Basic x", "X-A": "1"}
+        headers = WIRE.with_options(headers=own, query=None).request("GET", "x").headers
         assert headers["user-agent"] == "mine"
         assert headers["authorization"] == "Basic x"
         assert headers["x-a"] == "1"
@@ -129,16 +130,20 @@ class TestRequest:
             Settings.openai(api_key=KEY, base_url="https://host/v1?api-version=1&a=b", query={"a": "c d"})
         )
         assert wire.request("GET", "x").url == "https://host/v1/responses/x?api-version=1&a=c+d"
-        assert wire.request("GET", "x", query={"e": "ü&"}).url.endswith("?api-version=1&a=c+d&e=%C3%BC%26")
-        assert wire.request("GET", "x", query={"a": "z"}).url.endswith("?api-version=1&a=z")
+        assert (
+            wire.with_options(headers=None, query={"e": "ü&"})
+            .request("GET", "x")
+            .url.endswith("?api-version=1&a=c+d&e=%C3%BC%26")
+        )
+        assert wire.with_options(headers=None, query={"a": "z"}).request("GET", "x").url.endswith("?api-version=1&a=z")
         twice = Wire.from_settings(Settings.openai(api_key=KEY, base_url="https://host/v1?a=1&a=2"))
         assert twice.request("GET", "x").url.endswith("?a=1&a=2")
 
     def test_bad_headers_and_query_of_a_call_are_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="line breaks"):
-            WIRE.request("GET", "x", headers={"a": "b\nc"})
+            WIRE.with_options(headers={"a": "b\nc"}, query=None)
         with pytest.raises(ConfigurationError, match="must be strings"):
-            WIRE.request("GET", "x", query={"a": 1})
+            WIRE.with_options(headers=None, query={"a": 1})
 
     def test_organization_and_project(self) -> None:
         wire = Wire.from_settings(Settings.openai(api_key=KEY, organization="org_1", project="proj_1"))
@@ -150,7 +155,7 @@ class TestRequest:
         request = wire.request("GET", "x")
         assert "authorization" not in request.headers
         assert wire.sign(request, KEY).headers["authorization"] == f"Bearer {KEY}"
-        own = wire.request("GET", "x", headers={"Authorization": "mine"})
+        own = wire.with_options(headers={"Authorization": "mine"}, query=None).request("GET", "x")
         assert wire.sign(own, KEY).headers["authorization"] == "mine"
 
     def test_azure_sends_its_own_header(self) -> None:
@@ -192,9 +197,9 @@ class TestSuccess:
             (b'{"id": "resp_1"', "The body is not JSON"),
             (b'{"id": "\xff"}', "The body is not JSON"),
             (b"[" * 100_000, "The body is not JSON"),
-            (b"null", "The body is no JSON object"),
-            (b"[]", "The body is no JSON object"),
-            (b'"text"', "The body is no JSON object"),
+            (b"null", "The body is not a JSON object"),
+            (b"[]", "The body is not a JSON object"),
+            (b'"text"', "The body is not a JSON object"),
             (b"{}", "The body has neither an id nor a status"),
             (b'{"id": 5, "status": null}', "The body has neither an id nor a status"),
         ],

@@ -5,38 +5,38 @@ import math
 
 import pytest
 
-from openai_cancel.timeouts import Alarm, Timeout
+from openai_cancel.cancellation import Timeout, TimeoutScheduler
 
 
 @pytest.fixture
-async def alarm() -> Alarm:
-    return Alarm()
+async def scheduler() -> TimeoutScheduler:
+    return TimeoutScheduler()
 
 
-async def test_in_time(alarm: Alarm) -> None:
-    with Timeout(alarm, 60) as timeout:
+async def test_in_time(scheduler: TimeoutScheduler) -> None:
+    with Timeout(scheduler, 60) as timeout:
         await asyncio.sleep(0)
     assert not timeout.expired
-    assert not alarm.running
+    assert not scheduler.running
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.0, -1.0])
-async def test_too_late(alarm: Alarm, seconds: float) -> None:
-    timeout = Timeout(alarm, seconds)
+async def test_too_late(scheduler: TimeoutScheduler, seconds: float) -> None:
+    timeout = Timeout(scheduler, seconds)
     with pytest.raises(TimeoutError), timeout:
         await asyncio.Event().wait()
     assert timeout.expired
     assert asyncio.current_task().cancelling() == 0
-    assert (alarm.running, alarm.at) == ({}, math.inf)
+    assert (scheduler.running, scheduler.at) == ({}, math.inf)
     await asyncio.sleep(0)
 
 
-async def test_each_at_its_own_time(alarm: Alarm) -> None:
+async def test_each_at_its_own_time(scheduler: TimeoutScheduler) -> None:
     ended: list[float] = []
 
     async def work(seconds: float) -> None:
         with pytest.raises(TimeoutError):  # noqa: SIM117 - the one around the other
-            with Timeout(alarm, seconds):
+            with Timeout(scheduler, seconds):
                 await asyncio.Event().wait()
         ended.append(seconds)
 
@@ -44,33 +44,33 @@ async def test_each_at_its_own_time(alarm: Alarm) -> None:
     assert ended == [0.01, 0.02, 0.02, 0.03, 0.04]
 
 
-async def test_one_timer_for_all(alarm: Alarm, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_timer_for_all(scheduler: TimeoutScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
     timers = []
-    call_at = alarm.loop.call_at
-    monkeypatch.setattr(alarm.loop, "call_at", lambda *timer: timers.append(timer) or call_at(*timer))
+    call_at = scheduler.loop.call_at
+    monkeypatch.setattr(scheduler.loop, "call_at", lambda *timer: timers.append(timer) or call_at(*timer))
     for _ in range(100):
-        with Timeout(alarm, 60):
+        with Timeout(scheduler, 60):
             pass
     assert len(timers) == 1
-    alarm.close()
-    assert alarm.at == math.inf
+    scheduler.close()
+    assert scheduler.at == math.inf
 
 
-async def test_no_bound_no_timer(alarm: Alarm) -> None:
-    with Timeout(alarm, math.inf):
-        assert alarm.at == math.inf
+async def test_no_bound_no_timer(scheduler: TimeoutScheduler) -> None:
+    with Timeout(scheduler, math.inf):
+        assert scheduler.at == math.inf
 
 
-async def test_what_still_runs_is_bounded_after_the_close(alarm: Alarm) -> None:
-    with pytest.raises(TimeoutError), Timeout(alarm, 0.01):
-        alarm.close()
+async def test_what_still_runs_is_bounded_after_the_close(scheduler: TimeoutScheduler) -> None:
+    with pytest.raises(TimeoutError), Timeout(scheduler, 0.01):
+        scheduler.close()
         await asyncio.Event().wait()
 
 
-async def test_another_error_is_left_alone(alarm: Alarm) -> None:
-    with pytest.raises(KeyError), Timeout(alarm, 60):
+async def test_another_error_is_left_alone(scheduler: TimeoutScheduler) -> None:
+    with pytest.raises(KeyError), Timeout(scheduler, 60):
         raise KeyError
-    with pytest.raises(KeyError), Timeout(alarm, 0):
+    with pytest.raises(KeyError), Timeout(scheduler, 0):
         try:
             await asyncio.Event().wait()
         finally:
@@ -79,8 +79,8 @@ async def test_another_error_is_left_alone(alarm: Alarm) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "beside", "after"])
-async def test_a_cancel_by_somebody_else_goes_on(alarm: Alarm, when: str) -> None:
-    timeout = Timeout(alarm, 60)
+async def test_a_cancel_by_somebody_else_goes_on(scheduler: TimeoutScheduler, when: str) -> None:
+    timeout = Timeout(scheduler, 60)
 
     async def work() -> None:
         with timeout:
@@ -101,14 +101,14 @@ async def test_a_cancel_by_somebody_else_goes_on(alarm: Alarm, when: str) -> Non
     assert task.cancelled() == (when != "after")
 
 
-async def test_a_task_that_was_being_cancelled_already(alarm: Alarm) -> None:
+async def test_a_task_that_was_being_cancelled_already(scheduler: TimeoutScheduler) -> None:
     """As in the clean-up of a cancelled task."""
 
     async def work() -> str:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            with pytest.raises(TimeoutError), Timeout(alarm, 0.01):
+            with pytest.raises(TimeoutError), Timeout(scheduler, 0.01):
                 await asyncio.Event().wait()
             return "cleaned up"
 
@@ -118,23 +118,23 @@ async def test_a_task_that_was_being_cancelled_already(alarm: Alarm) -> None:
     assert await task == "cleaned up"
 
 
-async def test_one_within_another(alarm: Alarm) -> None:
-    with pytest.raises(TimeoutError), Timeout(alarm, 0.02) as outer:
-        with pytest.raises(TimeoutError), Timeout(alarm, 0.01):
+async def test_one_within_another(scheduler: TimeoutScheduler) -> None:
+    with pytest.raises(TimeoutError), Timeout(scheduler, 0.02) as outer:
+        with pytest.raises(TimeoutError), Timeout(scheduler, 0.01):
             await asyncio.Event().wait()
         await asyncio.Event().wait()
     assert outer.expired
-    with pytest.raises(TimeoutError), Timeout(alarm, 0.01), Timeout(alarm, 60) as inner:
+    with pytest.raises(TimeoutError), Timeout(scheduler, 0.01), Timeout(scheduler, 60) as inner:
         await asyncio.Event().wait()
     assert not inner.expired
 
 
-async def test_what_expires_once_is_not_ended_again(alarm: Alarm) -> None:
-    """A block that takes a while to end is not cancelled again by the alarm of another one."""
-    first = Timeout(alarm, 0.01)
+async def test_what_expires_once_is_not_ended_again(scheduler: TimeoutScheduler) -> None:
+    """A block that takes a while to end is not cancelled again by the scheduler of another one."""
+    first = Timeout(scheduler, 0.01)
 
     async def other() -> None:
-        with pytest.raises(TimeoutError), Timeout(alarm, 0.02):
+        with pytest.raises(TimeoutError), Timeout(scheduler, 0.02):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(other())
@@ -146,14 +146,14 @@ async def test_what_expires_once_is_not_ended_again(alarm: Alarm) -> None:
     assert first.expired
 
 
-async def test_without_a_task(alarm: Alarm) -> None:
+async def test_without_a_task(scheduler: TimeoutScheduler) -> None:
     """Nothing can be ended there, and nothing is lost either."""
-    done = alarm.loop.create_future()
+    done = scheduler.loop.create_future()
 
     def callback() -> None:
-        with Timeout(alarm, -1) as timeout:
+        with Timeout(scheduler, -1) as timeout:
             timeout.expire()
         done.set_result(timeout.expired)
 
-    alarm.loop.call_soon(callback)
+    scheduler.loop.call_soon(callback)
     assert await done is False
