@@ -1,11 +1,14 @@
 """Time-outs of tasks, and what they do to a task that is cancelled beside them."""
 
 import asyncio
+import gc
 import math
+import weakref
 
 import pytest
 
-from openai_cancel.cancellation import Timeout, TimeoutScheduler
+from openai_cancel import ConfigurationError
+from openai_cancel.cancellation import Timeout, TimeoutScheduler, contain
 
 
 @pytest.fixture
@@ -157,3 +160,105 @@ async def test_without_a_task(scheduler: TimeoutScheduler) -> None:
 
     scheduler.loop.call_soon(callback)
     assert await done is False
+
+
+class Stubborn:
+    """A coroutine function that swallows every cancellation until it is released."""
+
+    def __init__(self) -> None:
+        self.started = asyncio.Event()
+        self.release = asyncio.Event()
+        self.swallowed = 0
+
+    async def __call__(self) -> str:
+        self.started.set()
+        while not self.release.is_set():
+            try:
+                await self.release.wait()
+            except asyncio.CancelledError:
+                self.swallowed += 1
+        return "late"
+
+
+class TestContain:
+    async def test_a_result_is_returned(self) -> None:
+        async def work() -> int:
+            await asyncio.sleep(0)
+            return 5
+
+        assert await contain(work()) == 5
+
+    @pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, SystemExit, KeyboardInterrupt])
+    async def test_any_exception_is_raised_here_and_does_not_end_the_loop(self, kind: type[BaseException]) -> None:
+        async def work() -> None:
+            raise kind("mine")
+
+        with pytest.raises(kind, match="mine"):
+            await contain(work())
+
+    async def test_a_cancellation_that_is_swallowed_cancels_the_caller_all_the_same(self) -> None:
+        stubborn = Stubborn()
+        task = asyncio.create_task(contain(stubborn()))
+        await stubborn.started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert stubborn.swallowed == 1
+        stubborn.release.set()
+        await asyncio.sleep(0)
+
+    async def test_a_cancelled_coroutine_may_clean_up_before_the_caller_goes_on(self) -> None:
+        steps: list[str] = []
+        started = asyncio.Event()
+
+        async def work() -> None:
+            try:
+                started.set()
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0)
+                steps.append("cleaned up")
+
+        async def call() -> None:
+            try:
+                await contain(work())
+            finally:
+                steps.append("went on")
+
+        task = asyncio.create_task(call())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert steps == ["cleaned up", "went on"]
+
+    async def test_a_second_cancellation_ends_the_wait_for_the_clean_up(self) -> None:
+        stubborn = Stubborn()
+        task = asyncio.create_task(contain(stubborn()))
+        await stubborn.started.wait()
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 2
+        stubborn.release.set()
+        await asyncio.sleep(0)
+
+    async def test_a_failure_keeps_nothing_alive(self) -> None:
+        async def work() -> None:
+            raise ConfigurationError("mine")
+
+        async def fail() -> weakref.ref[BaseException]:
+            try:
+                await contain(work())
+            except ConfigurationError as error:
+                return weakref.ref(error)
+            raise AssertionError
+
+        gc.collect()
+        gc.disable()
+        try:
+            assert (await fail())() is None
+        finally:
+            gc.enable()

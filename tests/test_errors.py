@@ -17,6 +17,7 @@ from openai_cancel.errors import (
     RateLimitError,
     ResponseDecodeError,
     SessionStateError,
+    detached,
 )
 
 PUBLIC = [
@@ -76,3 +77,37 @@ def test_the_text_says_status_words_request_and_what_to_do() -> None:
     assert str(APIStatusError("41000 tokens", status=410, headers={}, body=b"")) == "410: 41000 tokens."
     assert str(APIStatusError("410 Gone", status=410, headers={}, body=b"")) == "410: Gone."
     assert str(make(ResponseDecodeError)) == "429: The body is empty. Retrieve the response to see what became of it."
+
+
+class TestDetached:
+    def test_the_frames_of_the_whole_chain_are_dropped(self) -> None:
+        try:
+            try:
+                raise OSError("the cause")
+            except OSError as cause:
+                raise ConfigurationError("the error") from cause
+        except ConfigurationError as error:
+            found = detached(error)
+        assert found.__traceback__ is None
+        assert found.__cause__.__traceback__ is None
+
+    def test_an_error_that_is_its_own_cause_ends(self) -> None:
+        error = OSError("mine")
+        with pytest.raises(OSError, match="mine"):
+            raise error from error
+        assert detached(error).__traceback__ is None
+
+    def test_a_longer_cycle_ends(self) -> None:
+        first, second, third = OSError("1"), OSError("2"), OSError("3")
+        first.__cause__, second.__context__, third.__cause__ = second, third, first
+        for error in (first, second, third):
+            with pytest.raises(OSError, match=r"\d"):
+                raise error
+        detached(first)
+        assert [error.__traceback__ for error in (first, second, third)] == [None] * 3
+
+    def test_the_members_of_a_group_are_detached_too(self) -> None:
+        with pytest.raises(ValueError, match="mine") as caught:
+            raise ValueError("mine")
+        detached(ExceptionGroup("several", [caught.value]))
+        assert caught.value.__traceback__ is None

@@ -25,6 +25,7 @@ from openai_cancel import (
     ConfigurationError,
     InvalidResponseIdError,
     NotFoundError,
+    PermissionDeniedError,
     Response,
     Session,
     SessionStateError,
@@ -653,6 +654,108 @@ class TestWait:
         assert (str(other), other.outcome, other.response) == (
             str(caught.value), caught.value.outcome, caught.value.response,
         )  # fmt: skip
+
+
+class TestWaitThatIsRefused:
+    @pytest.mark.parametrize("status", [403, 404, 400, 410])
+    @pytest.mark.parametrize("times", [1, 2])
+    async def test_a_refusal_that_passes_does_not_end_the_wait(self, session, server, create, status, times) -> None:
+        server.faults += [Fault(on="retrieve", status=status)] * times
+        response = await session.wait(create(runs_for=0))
+        assert response.status == "completed"
+        assert cancels(server) == 0
+
+    async def test_refusals_between_which_the_server_reports_do_not_end_the_wait(self, server, create, clock) -> None:
+        refused = Fault(on="retrieve", status=404)
+        answer = Fault(on="retrieve", status=200, body={"id": "resp_x", "status": "in_progress"})
+        server.faults += [refused, refused, answer, refused, refused]
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            assert (await session.wait(create(runs_for=5))).status == "completed"
+
+    @pytest.mark.parametrize(("status", "kind"), [(403, PermissionDeniedError), (404, NotFoundError)])
+    async def test_three_refusals_in_a_row_end_it_and_the_error_has_the_outcome(
+        self, session, server, create, caplog: pytest.LogCaptureFixture, status: int, kind
+    ) -> None:
+        server.faults += [Fault(on="retrieve", status=status)] * 3
+        identifier = create()
+        with pytest.raises(kind) as caught:
+            await session.wait(identifier)
+        assert caught.value.outcome.verdict is Verdict.CANCELLED
+        assert notes(caught.value) == [f"openai-cancel: {identifier} was stopped (cancelled) as the wait ended"]
+        assert f"{identifier}: the wait ended with {kind.__name__}; the response: cancelled" in caplog.text
+        assert [request.method for request in server.received] == ["GET"] * 3 + ["POST"]
+
+    async def test_a_response_that_may_run_on_is_reported_too(self, session, server, create, caplog) -> None:
+        server.faults += [Fault(on="retrieve", status=403)] * 3
+        identifier = create()
+        with pytest.raises(PermissionDeniedError) as caught:
+            await session.wait(identifier, on_abandon="leave")
+        assert (caught.value.outcome, cancels(server)) == (None, 0)
+        assert (
+            f"{identifier}: the wait ended with PermissionDeniedError, and the response was not stopped" in caplog.text
+        )
+
+    async def test_an_unknown_id_is_not_found_after_three_looks(self, session, server) -> None:
+        with pytest.raises(NotFoundError) as caught:
+            await session.wait("resp_none")
+        assert caught.value.outcome.verdict is Verdict.NOT_FOUND
+        assert "resp_none was not stopped (not_found" in notes(caught.value)[0]
+
+    async def test_the_error_with_its_outcome_is_data(self, session, server, create) -> None:
+        server.faults += [Fault(on="retrieve", status=404)] * 3
+        with pytest.raises(NotFoundError) as caught:
+            await session.wait(create())
+        assert pickle.loads(pickle.dumps(caught.value)).outcome == caught.value.outcome
+
+
+class TestSessionThatCanStopNothing:
+    """A guard refuses its block if its session cannot send a request."""
+
+    async def test_a_session_that_is_not_open(self) -> None:
+        session = AsyncSession(api_key=KEY, base_url="http://127.0.0.1:9")
+        with pytest.raises(SessionStateError, match="The session is not open"):
+            async with session.guard("resp_x"):
+                pytest.fail("the block ran")
+
+    async def test_a_session_that_is_closed(self, session) -> None:
+        await session.close()
+        with pytest.raises(SessionStateError, match="The session is closed"):
+            async with session.guard("resp_x"):
+                pytest.fail("the block ran")
+
+    async def test_a_session_of_another_event_loop(self, session) -> None:
+        async def work() -> None:
+            async with session.guard("resp_x"):
+                pytest.fail("the block ran")
+
+        with pytest.raises(SessionStateError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, work())
+
+    async def test_a_guard_may_be_created_before_its_session_is_open(self, server, create) -> None:
+        identifier = create()
+        session = AsyncSession(api_key=KEY, base_url=server.base_url)
+        guard = session.guard(identifier)
+        with pytest.raises(ValueError, match="mine"):
+            async with session, guard:
+                raise ValueError("mine")
+        assert server.responses[identifier].cancelled
+
+    @pytest.mark.parametrize("call", ["wait", "stop", "cancel"])
+    async def test_other_calls_refuse_as_well(self, call: str) -> None:
+        session = AsyncSession(api_key=KEY, base_url="http://127.0.0.1:9")
+        with pytest.raises(SessionStateError, match="The session is not open"):
+            await getattr(session, call)("resp_x")
+
+    def test_a_blocking_session_that_is_not_open(self) -> None:
+        session = Session(api_key=KEY, base_url="http://127.0.0.1:9")
+        with pytest.raises(SessionStateError, match="The session is not open"), session.guard("resp_x"):
+            pytest.fail("the block ran")
+
+    def test_a_blocking_session_that_is_closed(self) -> None:
+        with Session(api_key=KEY, base_url="http://127.0.0.1:9") as session:
+            pass
+        with pytest.raises(SessionStateError, match="The session is closed"), session.guard("resp_x"):
+            pytest.fail("the block ran")
 
 
 class TestBlocking:

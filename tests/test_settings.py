@@ -402,13 +402,19 @@ class TestEnvironmentProxy:
 class TestPlainText:
     """A key that anybody on the way can read."""
 
-    @pytest.mark.parametrize("make", [AsyncSession, Session, AsyncSession.azure])
-    def test_it_is_warned_of_where_the_session_is_made(self, make) -> None:
-        url = "endpoint" if make == AsyncSession.azure else "base_url"
+    @pytest.mark.parametrize("kind", [AsyncSession, Session, type("Mine", (AsyncSession,), {})])
+    @pytest.mark.parametrize("way", ["constructor", "azure", "from_openai"])
+    def test_the_warning_points_to_the_line_that_creates_the_session(self, kind, way: str) -> None:
+        client = openai.OpenAI(api_key=KEY, base_url="http://host.invalid/v1")
+        make = {
+            "constructor": lambda: kind(api_key=KEY, base_url="http://host.invalid/v1"),
+            "azure": lambda: kind.azure("http://host.invalid", api_key=KEY),
+            "from_openai": lambda: kind.from_openai(client),
+        }[way]
         with pytest.warns(InsecureTransportWarning, match="The key goes to host.invalid in plain text") as caught:
-            make(api_key=KEY, **{url: "http://host.invalid/v1"})
+            make()
         assert KEY not in str(caught[0].message)
-        assert caught[0].filename.endswith(("test_settings.py", "sync.py"))
+        assert (caught[0].filename, caught[0].lineno) == (__file__, make.__code__.co_firstlineno)
 
     @pytest.mark.parametrize(
         ("url", "key"),

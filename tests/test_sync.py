@@ -17,6 +17,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import aiohttp
 import pytest
 from conftest import KEY, until
 
@@ -438,6 +439,15 @@ async def test_a_script_that_forgets_it_ends_all_the_same(python: str) -> None:
         subprocess.run, [python, "-c", script], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("make", [Session, Session.azure, Session.from_openai])
+async def test_an_aiohttp_session_is_refused_at_once(make) -> None:
+    """It belongs to the event loop of its owner."""
+    arguments = {Session: (), Session.azure: ("https://host",), Session.from_openai: (object(),)}[make]
+    async with aiohttp.ClientSession() as client:
+        with pytest.raises(TypeError, match="client_session"):
+            make(*arguments, client_session=client)
 
 
 NAMES = [

@@ -8,6 +8,7 @@ import subprocess
 import traceback
 import warnings
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import aiohttp
@@ -409,3 +410,44 @@ class TestPool:
         async with aiohttp.ClientSession() as client:
             with pytest.raises(ConfigurationError, match="pass them to that client"):
                 AsyncSession(api_key=KEY, client_session=client, trace_configs=[trace])
+
+
+class TestOneAttemptIsOneRequest:
+    """aiohttp sends a GET again by itself if a kept-alive connection turns out to be closed. Attempts would not count it."""
+
+    @pytest.fixture
+    async def closing(self) -> AsyncIterator[tuple[str, list[str]]]:
+        """A server that answers the first request of each connection, and closes it after it has read the second."""
+        seen: list[str] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(DOCUMENT), DOCUMENT))
+            with suppress(asyncio.IncompleteReadError):
+                seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            writer.close()
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}", seen
+        listener.close()
+
+    @pytest.mark.parametrize("owner", ["session", "caller"])
+    @pytest.mark.parametrize("call", ["retrieve", "cancel"])
+    async def test_without_retries_there_is_one(self, closing, owner: str, call: str) -> None:
+        base_url, seen = closing
+        async with AsyncExitStack() as opened:
+            client = await opened.enter_async_context(aiohttp.ClientSession()) if owner == "caller" else None
+            session = await opened.enter_async_context(
+                QuickSession(api_key=KEY, base_url=base_url, client_session=client, max_retries=0)
+            )
+            await session.retrieve("resp_1")
+            with pytest.raises(APIConnectionError, match="Server disconnected") as caught:
+                await getattr(session, call)("resp_1")
+        assert (caught.value.attempts, len(seen)) == (1, 2)
+
+    async def test_with_retries_the_attempts_are_counted(self, closing) -> None:
+        base_url, seen = closing
+        async with QuickSession(api_key=KEY, base_url=base_url) as session:
+            await session.retrieve("resp_1")
+            assert (await session.retrieve("resp_1")).attempts == 2
+        assert len(seen) == 3

@@ -101,9 +101,7 @@ class TestRequest:
         "response_id", ["", " ", "\t\n", "\u3000", ".", "..", "resp_1\n", "resp\x00", "a\x7f", "a\x85b", "\ud800"]
     )
     def test_what_cannot_be_a_segment_is_refused(self, response_id: str) -> None:
-        with pytest.raises(
-            InvalidResponseIdError, match="cannot be a response id: pass an id that the server"
-        ):
+        with pytest.raises(InvalidResponseIdError, match="cannot be a response id: pass an id that the server"):
             WIRE.request("POST", response_id, "/cancel")
 
     @pytest.mark.parametrize(
