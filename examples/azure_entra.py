@@ -1,6 +1,6 @@
-"""Azure OpenAI with Entra ID in place of a key: `azure_entra.py SECONDS ID…`, after `pip install azure-identity`.
+"""Stop responses on Azure OpenAI with Entra ID: `azure_entra.py SECONDS ID…`. Needs `pip install azure-identity`.
 
-The endpoint is AZURE_OPENAI_ENDPOINT. TOKEN_FUNCTION may name a function of yours that gives tokens: `module:function`.
+Set AZURE_OPENAI_ENDPOINT. To get tokens elsewhere, set TOKEN_FUNCTION to the name of a function: `module:function`.
 """
 
 import asyncio
@@ -17,18 +17,18 @@ SCOPE = "https://cognitiveservices.azure.com/.default"
 
 @asynccontextmanager
 async def token_function() -> AsyncGenerator[Callable[[], str | Awaitable[str]], None]:
-    """Give a function that is asked for a token before each attempt: one that has expired is never sent."""
+    """Yield a function that returns a token. The session calls it before each attempt, so no token is stale."""
     if name := os.environ.get("TOKEN_FUNCTION"):
         yield pkgutil.resolve_name(name)
         return
-    from azure.identity.aio import DefaultAzureCredential, get_bearer_token_provider  # where it is needed only
+    from azure.identity.aio import DefaultAzureCredential, get_bearer_token_provider  # only if it is used
 
     async with DefaultAzureCredential() as credential:  # `az login`, a managed identity, …
         yield get_bearer_token_provider(credential, SCOPE)
 
 
 async def main(seconds: float, ids: list[str]) -> None:
-    """Stop them, and look again after so many seconds: Azure was seen to run on with what it calls cancelled."""
+    """Stop all responses, and check each again after some seconds: on Azure, some went on after `cancelled`."""
     async with token_function() as token, AsyncSession.azure(token_provider=token) as session:
         async for outcome in session.stop_many(ids, confirm=seconds):
             print(outcome.response_id, outcome.verdict, outcome.error or "")

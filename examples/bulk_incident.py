@@ -1,6 +1,6 @@
-"""An incident: far too much runs. `bulk_incident.py IDS LEFT` stops every id in a file, and lists what is left.
+"""Stop every response in a file after an incident: `bulk_incident.py IDS LEFT`.
 
-A second run may take the LEFT of the first for its IDS.
+The ids that could not be stopped are written to LEFT. Pass that file as IDS to try again.
 """
 
 import sys
@@ -10,27 +10,27 @@ from pathlib import Path
 
 from openai_cancel import Session, Verdict
 
-OVER = {Verdict.CANCELLED, Verdict.ALREADY_FINISHED, Verdict.NOT_FOUND}
+DONE = {Verdict.CANCELLED, Verdict.ALREADY_FINISHED, Verdict.NOT_FOUND}
 
 
-def ids(path: Path) -> Iterator[str]:
-    """One id a line, read as they are needed: the file may be larger than the memory."""
+def read_ids(path: Path) -> Iterator[str]:
+    """Yield one id per line, without reading the whole file into memory."""
     with path.open() as lines:
         yield from filter(None, map(str.strip, lines))
 
 
 def main(path: Path, left: Path) -> int:
-    """Stop them all, as fast as the server allows; give the exit status."""
-    tally = Counter[Verdict]()
-    with Session() as session, left.open("w") as again:
-        for outcome in session.stop_many(ids(path), concurrency=128):
-            tally[outcome.verdict] += 1
-            if outcome.verdict not in OVER:
-                print(outcome.response_id, file=again)
+    """Stop all responses as fast as the server allows, and return the exit status."""
+    verdicts = Counter[Verdict]()
+    with Session() as session, left.open("w") as file:
+        for outcome in session.stop_many(read_ids(path), concurrency=128):
+            verdicts[outcome.verdict] += 1
+            if outcome.verdict not in DONE:
+                print(outcome.response_id, file=file)
                 print(outcome.response_id, outcome.verdict, outcome.error or "", file=sys.stderr)
-    for verdict, count in tally.most_common():
+    for verdict, count in verdicts.most_common():
         print(f"{count:8,} {verdict}")
-    return int(bool(tally.keys() - OVER))
+    return int(bool(verdicts.keys() - DONE))
 
 
 if __name__ == "__main__":

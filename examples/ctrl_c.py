@@ -1,4 +1,4 @@
-"""A script that leaves nothing running when it is ended by Ctrl-C, or by the SIGTERM of a deploy: `ctrl_c.py ID`."""
+"""Stop a response when the script is ended by Ctrl-C, or by the SIGTERM of a deployment: `ctrl_c.py ID`."""
 
 import signal
 import sys
@@ -7,12 +7,12 @@ import time
 from openai_cancel import Session
 
 
-def leave(number: int, _: object) -> None:
-    """Python dies of a SIGTERM without a word; as an exception, it leaves every block in order."""
+def terminate(number: int, _: object) -> None:
+    """Raise SystemExit, so that every `with` block is left. By default, SIGTERM ends Python at once."""
     sys.exit(128 + number)
 
 
-signal.signal(signal.SIGTERM, leave)
+signal.signal(signal.SIGTERM, terminate)
 
 with Session() as session, session.guard(sys.argv[1]):
     while not (response := session.retrieve(sys.argv[1])).is_terminal:

@@ -1,4 +1,4 @@
-"""The same with FastAPI, which leaves it to the handler to notice that its client has gone."""
+"""Stop a response when its HTTP client disconnects, in a service on FastAPI, which does not cancel the handler."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,7 +11,7 @@ from openai_cancel import AsyncSession
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
-    """One session for the life of the service."""
+    """Keep one session open while the service runs."""
     async with AsyncSession() as app.state.session:
         yield
 
@@ -19,8 +19,8 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
 app = FastAPI(lifespan=lifespan)
 
 
-async def cancel_when_gone(request: Request, task: "asyncio.Task[object]") -> None:
-    """Cancel a task when the client disconnects."""
+async def cancel_on_disconnect(request: Request, task: "asyncio.Task[object]") -> None:
+    """Cancel the task when the client disconnects."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     task.cancel()
@@ -28,9 +28,9 @@ async def cancel_when_gone(request: Request, task: "asyncio.Task[object]") -> No
 
 @app.get("/answers/{response_id}")
 async def answer(response_id: str, request: Request) -> dict[str, str | None]:
-    """Wait for a response; a cancel of the wait ends the response."""
+    """Wait for a response. If the wait is cancelled, it stops the response."""
     waiting = asyncio.create_task(request.app.state.session.wait(response_id, timeout=600))
-    watching = asyncio.create_task(cancel_when_gone(request, waiting))
+    watching = asyncio.create_task(cancel_on_disconnect(request, waiting))
     try:
         response = await waiting
     finally:

@@ -1,6 +1,7 @@
-"""One of two processes: it guards a response, and may be killed. The other is `openai-cancel ledger sweep`.
+"""Guard a response with a ledger, so that it is stopped even if this process is killed: `ledger_guard.py URL ID`.
 
-python examples/ledger_guard.py sqlite:///ledger.db resp_123
+URL is a database, such as sqlite:///ledger.db. Another process runs `openai-cancel ledger sweep`, which stops the
+responses whose process has died.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from openai_cancel.ledger import Ledger
 
 
 async def main(url: str, response_id: str) -> None:
-    """Wait for a response which is stopped, whatever becomes of this process."""
+    """Record the response in the ledger, then wait for it."""
     async with Ledger(url, lease=15) as ledger, AsyncSession(ledger=ledger) as session:
         async with session.guard(response_id):
             print("guarding", flush=True)

@@ -1,6 +1,6 @@
-"""LiteLLM's proxy, which calls a response by another id in each reply: `litellm.py SECONDS FILE`, of lines `ID NAME`.
+"""Stop responses behind a LiteLLM proxy: `litellm.py SECONDS FILE`. Each line of the file is `ID NAME`.
 
-OPENAI_BASE_URL and OPENAI_API_KEY are the proxy's, such as http://localhost:4000/v1 and its master key.
+Set OPENAI_BASE_URL and OPENAI_API_KEY to the proxy's, such as http://localhost:4000/v1 and its master key.
 """
 
 import sys
@@ -10,13 +10,13 @@ from openai_cancel import Session
 
 
 def main(seconds: float, lines: list[str]) -> None:
-    """Stop them all. An outcome has the id as it was given, which leads back to one's own records."""
+    """Stop all responses. LiteLLM returns a new id in each reply; an outcome keeps the id that was passed in."""
     names = dict(line.split(maxsplit=1) for line in lines)
     with Session() as session:
-        # It was seen to run on after `cancelled`: look again after so many seconds.
+        # Check again after some seconds: some responses went on after `cancelled`.
         for outcome in session.stop_many(names, confirm=seconds):
-            other = outcome.response is not None and outcome.response.id != outcome.response_id
-            print(f"{names[outcome.response_id]}: {outcome.verdict}{', by another id' * other}")
+            new_id = outcome.response is not None and outcome.response.id != outcome.response_id
+            print(f"{names[outcome.response_id]}: {outcome.verdict}{', with a new id' * new_id}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""A span for each response that is stopped, and in it one for each request: `opentelemetry_tracing.py ID…`.
+"""Trace each stop as a span, with a child span for each request: `opentelemetry_tracing.py ID…`.
 
-After `pip install opentelemetry-sdk opentelemetry-instrumentation-aiohttp-client`.
+Needs `pip install opentelemetry-sdk opentelemetry-instrumentation-aiohttp-client`.
 """
 
 import sys
@@ -12,12 +12,12 @@ from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProces
 
 from openai_cancel import Session
 
-# A service sends them somewhere, with a BatchSpanProcessor and the OTLPSpanExporter.
+# Prints the spans. A service would send them to a collector: BatchSpanProcessor(OTLPSpanExporter()).
 exporter = ConsoleSpanExporter(formatter=lambda span: f"{span.to_json(indent=None)}\n")
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
 trace.set_tracer_provider(provider)
-AioHttpClientInstrumentor().instrument()  # before the session opens: it makes the spans of the requests
+AioHttpClientInstrumentor().instrument()  # creates the spans of the requests; call it before the session opens
 
 with Session() as session:
     for response_id in sys.argv[1:]:

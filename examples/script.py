@@ -1,4 +1,4 @@
-"""Stop the responses whose ids are the arguments, and say what became of each."""
+"""Stop responses from a script: `script.py ID…`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""A service that cancels responses for its users: `POST /runs/{id}/cancel`."""
+"""Cancel responses from a service on aiohttp: `POST /runs/{id}/cancel`."""
 
 from collections.abc import AsyncIterator
 
@@ -10,7 +10,7 @@ SESSION = web.AppKey("session", AsyncSession)
 
 
 async def cancel(request: web.Request) -> web.Response:
-    """Pass the server's answer on, and keep its request id out of the reader's sight."""
+    """Cancel a response, and pass an error on with its status and message."""
     try:
         response = await request.app[SESSION].cancel(request.match_info["id"])
     except APIStatusError as error:
@@ -21,13 +21,13 @@ async def cancel(request: web.Request) -> web.Response:
 
 
 async def open_session(app: web.Application) -> AsyncIterator[None]:
-    """One session for the life of the service: all requests share its connections."""
+    """Keep one session open while the service runs, so that requests share its connections."""
     async with AsyncSession() as app[SESSION]:
         yield
 
 
 def make_app() -> web.Application:
-    """Make the application. The key and the server come from OPENAI_API_KEY and OPENAI_BASE_URL."""
+    """Create the application. Set OPENAI_API_KEY and, for another server, OPENAI_BASE_URL."""
     app = web.Application()
     app.add_routes([web.post("/runs/{id}/cancel", cancel)])
     app.cleanup_ctx.append(open_session)

@@ -1,10 +1,10 @@
-"""A task of Celery whose response ends with it: `celery -A task_queue worker`, with a `celeryconfig.py` of yours.
+"""Stop a response when its Celery task ends early. Run `celery -A task_queue worker` beside your `celeryconfig.py`.
 
     result = task_queue.answer.delay(response_id)
     result.revoke(terminate=True, signal="SIGUSR1")
 
-The signal is the one of the soft time limit. It ends the task by an exception, and that stops the response; SIGTERM and
-SIGKILL give the task no time to.
+SIGUSR1 raises SoftTimeLimitExceeded in the task, as the soft time limit does, so `wait` can stop the response. SIGTERM
+and SIGKILL end the process at once, and the response runs on.
 """
 
 from celery import Celery
@@ -17,6 +17,6 @@ app.config_from_object("celeryconfig")
 
 @app.task(soft_time_limit=600, time_limit=630)
 def answer(response_id: str) -> str:
-    """Wait for the response. The session is opened here, for none crosses the fork of a worker."""
+    """Wait for a response. Open the session in the task: it cannot be shared with a forked worker process."""
     with Session() as session:
         return session.wait(response_id, grace=20).output_text

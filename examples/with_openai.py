@@ -1,4 +1,4 @@
-"""The official client creates the response, and this package ends it: `with_openai.py SECONDS QUESTION`."""
+"""Create a response with the official client, and stop it after a timeout: `with_openai.py SECONDS QUESTION`."""
 
 import asyncio
 import sys
@@ -9,7 +9,7 @@ from openai_cancel import AsyncSession
 
 
 async def ask(question: str) -> str:
-    """Ask, and wait for the answer; whatever ends the wait early ends the work."""
+    """Ask a question and poll for the answer. An exception, such as a cancellation, stops the response."""
     async with openai.AsyncOpenAI() as client, AsyncSession.from_openai(client) as session:
         response = await client.responses.create(model="gpt-5", input=question, background=True)
         async with session.guard(response.id):
@@ -20,11 +20,11 @@ async def ask(question: str) -> str:
 
 
 async def main(seconds: float, question: str) -> None:
-    """Give it so many seconds."""
+    """Wait for the answer for some seconds."""
     try:
         print(await asyncio.wait_for(ask(question), seconds))
     except TimeoutError:
-        print("It took too long, and was stopped.")
+        print("Timed out. The response was stopped.")
 
 
 if __name__ == "__main__":

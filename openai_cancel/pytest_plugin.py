@@ -1,7 +1,7 @@
-"""A plugin of pytest: `openai_emulator`, a server of the Responses API for users' own tests.
+"""A pytest plugin with the fixture `openai_emulator`: a server of the Responses API for your own tests.
 
-pytest imports this module wherever the package is installed, for whatever it runs: what the fixture needs is imported
-when a test asks for it.
+pytest imports this module in every run where the package is installed, so the emulator is imported only when a test
+asks for the fixture.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the marker known, as `--strict-markers` asks."""
+    """Register the marker, which `--strict-markers` requires."""
     config.addinivalue_line(
         "markers",
-        'openai_emulator(dialect="openai", script=None, api_key=None, rate_limit=None, ...): how the fixture '
-        "openai_emulator behaves; takes the options of openai_cancel.emulator.Emulator.",
+        'openai_emulator(dialect="openai", script=None, api_key=None, rate_limit=None, ...): options for the fixture '
+        "openai_emulator, the same as for openai_cancel.emulator.Emulator.",
     )
 
 
 @pytest.fixture
 def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Generator[Emulator, None, None]:
-    """A server of the Responses API, of this test alone, for tests that are async and for those that are not.
+    """Run a server of the Responses API for one test, async or not.
 
     ```python
     @pytest.mark.openai_emulator(dialect="vllm")
-    def test_that_nothing_runs_on(openai_emulator):
+    def test_nothing_is_left_running(openai_emulator):
         running = openai_emulator.add()
         ...
         assert openai_emulator.responses[running].cancelled
     ```
 
-    Its event loop runs in a thread of its own. `OPENAI_BASE_URL` and `OPENAI_API_KEY` lead to it as long as the test
-    runs, so that an `AsyncSession()`, or an `openai.OpenAI()`, needs no argument. `add`, `responses`, `faults` and
-    `received` can be used from the test at any time; copy what is to be gone through while requests are under way.
+    `OPENAI_BASE_URL` and `OPENAI_API_KEY` point to it during the test, so `AsyncSession()` and `openai.OpenAI()` need
+    no arguments. The marker `openai_emulator` takes the options of `openai_cancel.emulator.Emulator`; the marker
+    closest to the test applies.
 
-    See `openai_cancel.emulator.Emulator`, whose options the marker `openai_emulator` takes; of several markers the
-    nearest counts.
+    The server's event loop runs in another thread. Use `add`, `responses`, `faults` and `received` at any time, but
+    copy a collection before you iterate over it while requests are in progress.
     """
-    from openai_cancel.emulator import Emulator  # with aiohttp's server, a fifth of a second
+    from openai_cancel.emulator import Emulator  # imports aiohttp's server, which takes a fifth of a second
 
     marker = request.node.get_closest_marker("openai_emulator")
     arguments: tuple[Any, ...] = marker.args if marker else ()
@@ -54,7 +54,7 @@ def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     with _running(Emulator(*arguments, **options)) as emulator:
         monkeypatch.setenv("OPENAI_BASE_URL", emulator.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", options.get("api_key") or "any")
-        # What is set in lower case counts before the other.
+        # The lower-case name takes precedence where both are set.
         no_proxy = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
         monkeypatch.setenv(no_proxy, options.get("host", "127.0.0.1"), prepend=",")
         yield emulator
@@ -62,24 +62,24 @@ def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 @contextmanager
 def _running(emulator: Emulator) -> Generator[Emulator, None, None]:
-    """The emulator, in an event loop of its own."""
-    import asyncio  # this and the next are not there in every run of pytest
+    """Run the emulator in an event loop in another thread."""
+    import asyncio  # not every run of pytest imports this and the next
     from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-    opened: Future[None] = Future()
-    over: Future[None] = Future()
+    started: Future[None] = Future()
+    finished: Future[None] = Future()
 
     async def serve() -> None:
         async with emulator:
-            opened.set_result(None)
-            await asyncio.wrap_future(over)
+            started.set_result(None)
+            await asyncio.wrap_future(finished)
 
-    with ThreadPoolExecutor(1, "openai-emulator") as threads:
-        serving = threads.submit(asyncio.run, serve())
-        wait({opened, serving}, return_when=FIRST_COMPLETED)
+    with ThreadPoolExecutor(1, "openai-emulator") as executor:
+        serving = executor.submit(asyncio.run, serve())
+        wait({started, serving}, return_when=FIRST_COMPLETED)
         try:
-            if opened.done():
+            if started.done():
                 yield emulator
         finally:
-            over.set_result(None)
-            serving.result()  # raises what kept it from listening
+            finished.set_result(None)
+            serving.result()  # raises the error that kept it from listening

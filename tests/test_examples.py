@@ -1,4 +1,4 @@
-"""The examples, and the code in the README, run as they stand."""
+"""The examples and the code blocks of the README run as they are."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ async def execute(*command: str) -> str:
         subprocess.run, command,
         env=os.environ, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
-    # On a busy machine, asyncio's debug mode says that something took a tenth of a second.
+    # On a busy machine, asyncio's debug mode reports callbacks that took more than 0.1 s.
     complaints = [line for line in done.stderr.splitlines() if not re.match("Executing .* took", line)]
     assert (done.returncode, complaints) == (0, [])
     return done.stdout
@@ -61,11 +61,11 @@ def example(name: str) -> str:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_they_are_short(path: Path) -> None:
+def test_an_example_has_at_most_40_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 40
 
 
-async def test_script(python: str, create: Callable[..., str]) -> None:
+async def test_script_stops_each_id_and_prints_its_verdict(python: str, create: Callable[..., str]) -> None:
     running, over = create(), create(runs_for=0)
     ended = await execute(python, *STRICT, example("script"), running, over, "resp_none")
     lines = ended.splitlines()
@@ -73,15 +73,19 @@ async def test_script(python: str, create: Callable[..., str]) -> None:
     assert lines[2].startswith("resp_none not_found 404: Response with id 'resp_none' not found.")
 
 
-async def test_worker(python: str, server: Emulator, create: Callable[..., str]) -> None:
+async def test_worker_stops_a_response_that_times_out(
+    python: str, server: Emulator, create: Callable[..., str]
+) -> None:
     running, over = create(), create(runs_for=0)
     ended = await execute(python, *STRICT, example("worker"), "0.2", running, over)
-    assert ended.splitlines() == [f"{running} took too long: cancelled", f"{over} completed: Forty-two."]
+    assert ended.splitlines() == [f"{running} timed out: cancelled", f"{over} completed: Forty-two."]
     assert server.responses[running].cancelled
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
-async def test_ctrl_c(python: str, server: Emulator, create: Callable[..., str], number: int, status: int) -> None:
+async def test_ctrl_c_stops_the_response_on_sigint_and_sigterm(
+    python: str, server: Emulator, create: Callable[..., str], number: int, status: int
+) -> None:
     running = create()
     process = await asyncio.create_subprocess_exec(
         python, *STRICT, example("ctrl_c"), running, stdout=PIPE, stderr=PIPE
@@ -93,24 +97,24 @@ async def test_ctrl_c(python: str, server: Emulator, create: Callable[..., str],
     assert server.responses[running].cancelled
 
 
-async def test_ctrl_c_that_nobody_presses(python: str, create: Callable[..., str]) -> None:
+async def test_ctrl_c_prints_the_text_of_a_response_that_completes(python: str, create: Callable[..., str]) -> None:
     assert await execute(python, *STRICT, example("ctrl_c"), create(runs_for=0)) == "Forty-two.\n"
 
 
-async def test_with_openai(python: str, server: Emulator) -> None:
-    """Without `-W error`: what another package does at its end is not ours."""
-    assert await execute(python, example("with_openai"), "2", "Why?") == "It took too long, and was stopped.\n"
+async def test_with_openai_stops_the_response_after_the_timeout(python: str, server: Emulator) -> None:
+    """Without `-W error`, since the `openai` package warns when it is closed."""
+    assert await execute(python, example("with_openai"), "2", "Why?") == "Timed out. The response was stopped.\n"
     (work,) = server.responses.values()
     assert work.cancelled
 
 
-async def test_with_openai_to_the_end(python: str, server: Emulator) -> None:
-    server._script = Script(runs_for=0)
+async def test_with_openai_prints_the_text_of_a_response_that_completes(python: str, server: Emulator) -> None:
+    server.script = Script(runs_for=0)
     assert await execute(python, example("with_openai"), "30", "Why?") == "Forty-two.\n"
 
 
-async def leave(url: str, server: Emulator) -> None:
-    """Ask for an answer, and go before there is one."""
+async def disconnect(url: str, server: Emulator) -> None:
+    """Send a request, disconnect before it is answered, and wait until a response is cancelled."""
     async with aiohttp.ClientSession() as client:
         asking = asyncio.create_task(client.get(url))
         await until(lambda: server.received)
@@ -119,33 +123,39 @@ async def leave(url: str, server: Emulator) -> None:
     await until(lambda: any(work.cancelled for work in server.responses.values()))
 
 
-async def test_a_client_of_aiohttp_that_leaves(server: Emulator, create: Callable[..., str]) -> None:
+async def test_guard_aiohttp_stops_the_response_of_a_client_that_disconnects(
+    server: Emulator, create: Callable[..., str]
+) -> None:
     app = runpy.run_path(example("guard_aiohttp"))["make_app"]()
     over, running = create(runs_for=0), create()
-    async with TestClient(TestServer(app)) as client:  # which cancels handlers
+    async with TestClient(TestServer(app)) as client:  # cancels handlers, as the example asks for
         async with client.get(f"/answers/{over}") as answer:
             assert await answer.json() == {"status": "completed", "text": "Forty-two."}
         server.received.clear()
-        await leave(str(client.make_url(f"/answers/{running}")), server)
+        await disconnect(str(client.make_url(f"/answers/{running}")), server)
 
 
-async def test_a_client_of_fastapi_that_leaves(server: Emulator, create: Callable[..., str]) -> None:
+async def test_guard_fastapi_stops_the_response_of_a_client_that_disconnects(
+    server: Emulator, create: Callable[..., str]
+) -> None:
     app = runpy.run_path(example("guard_fastapi"))["app"]
     over, running = create(runs_for=0), create()
     uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    uvicorn_server.capture_signals = contextlib.nullcontext  # they belong to the tests
+    uvicorn_server.capture_signals = contextlib.nullcontext  # pytest handles signals
     serving = asyncio.create_task(uvicorn_server.serve())
     await until(lambda: uvicorn_server.started)
     url = f"http://127.0.0.1:{uvicorn_server.servers[0].sockets[0].getsockname()[1]}/answers"
     async with aiohttp.ClientSession() as client, client.get(f"{url}/{over}") as answer:
         assert await answer.json() == {"status": "completed", "text": "Forty-two."}
     server.received.clear()
-    await leave(f"{url}/{running}", server)
+    await disconnect(f"{url}/{running}", server)
     uvicorn_server.should_exit = True
     await serving
 
 
-async def test_ledger(python: str, server: Emulator, create: Callable[..., str], tmp_path: Path) -> None:
+async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
+    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path
+) -> None:
     url, running, over = f"sqlite:///{tmp_path}/ledger.db", create(), create(runs_for=0)
     assert await execute(python, *STRICT, example("ledger_guard"), url, over) == "guarding\ncompleted Forty-two.\n"
     process = await asyncio.create_subprocess_exec(python, example("ledger_guard"), url, running, stdout=PIPE)
@@ -160,7 +170,7 @@ async def test_ledger(python: str, server: Emulator, create: Callable[..., str],
     assert server.responses[running].cancelled
 
 
-async def test_service(server: Emulator, create: Callable[..., str]) -> None:
+async def test_service_cancels_a_response_and_passes_errors_on(server: Emulator, create: Callable[..., str]) -> None:
     app = runpy.run_path(str(ROOT / "examples" / "service.py"))["make_app"]()
     identifier = create()
     async with TestClient(TestServer(app)) as client:
@@ -177,10 +187,12 @@ async def post(client: TestClient, identifier: str) -> tuple[int, dict[str, str]
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
-async def test_readme(block: str, python: str, create: Callable[..., str], server: Emulator) -> None:
+async def test_a_python_block_of_the_readme_runs(
+    block: str, python: str, create: Callable[..., str], server: Emulator
+) -> None:
     identifier = create()
     await execute(python, *STRICT, "-c", block.replace("resp_123", identifier))
-    if "Ledger(" in block:  # where nothing goes wrong, and it is let go
+    if "Ledger(" in block:  # the block succeeds, so its response is released and runs on
         async with Ledger("sqlite:///ledger.db") as ledger:
             assert await states(ledger) == {identifier: "released"}
     else:
@@ -188,7 +200,7 @@ async def test_readme(block: str, python: str, create: Callable[..., str], serve
 
 
 def fenced(beginning: str, replaced: dict[str, str]) -> str:
-    """The block of the README that begins so, with what is at hand in the place of what is not."""
+    """Return the block of the README that starts with a text, with some parts replaced."""
     (text,) = [text for _, text in FENCED if text.startswith(beginning)]
     for old, new in replaced.items():
         assert old in text
@@ -204,20 +216,22 @@ async def bash(script: str) -> AsyncIterator[Process]:
     try:
         yield process
     finally:
-        if process.returncode is None:  # a test that fails leaves none behind
+        if process.returncode is None:  # the test has failed
             process.kill()
             await process.wait()
 
 
 async def printed(script: str) -> list[str]:
-    """What it prints, once it has ended well."""
+    """Run a script, check that it succeeds, and return the lines that it prints."""
     async with bash(script) as process:
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     return out.decode().splitlines()
 
 
-async def test_readme_stop(server: Emulator, create: Callable[..., str], postgres: Postgres, tmp_path: Path) -> None:
+async def test_the_stop_commands_of_the_readme_run(
+    server: Emulator, create: Callable[..., str], postgres: Postgres, tmp_path: Path
+) -> None:
     first, second, in_file, in_log, in_table = (create() for _ in range(5))
     (tmp_path / "ids.txt").write_text(f"{in_file}\n{in_log}\n")
     (tmp_path / "results.jsonl").write_text(json.dumps({"id": in_log, "stopped": True}) + "\n")
@@ -233,12 +247,12 @@ async def test_readme_stop(server: Emulator, create: Callable[..., str], postgre
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-async def test_readme_ledger(create: Callable[..., str], url: str) -> None:
-    """A sweep runs while the other commands do, until it is told to end."""
+async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str], url: str) -> None:
+    """The sweep runs beside the other commands until it is terminated."""
     lapsed, later, over, added = (create() for _ in range(4))
     replaced = {
         "postgresql://openai_cancel@db/openai_cancel": shlex.quote(url),
-        "openai-cancel ledger sweep": "exec openai-cancel ledger sweep",  # in the place of bash, to take its signals
+        "openai-cancel ledger sweep": "exec openai-cancel ledger sweep",  # replaces bash, so that it gets the signals
         "30s": "0.1s",
         "resp_123": added,
     }
@@ -248,6 +262,7 @@ async def test_readme_ledger(create: Callable[..., str], url: str) -> None:
         for name in (lapsed, later, over):
             await ledger.track(name, session=session, ttl=3600)
         await ledger.release(over, session=session)
+        # seam: ledger, to be replaced by a public one
         await ledger._open_book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
         await lapse(ledger, lapsed)
         async with bash(block) as sweep:
@@ -264,7 +279,9 @@ async def test_readme_ledger(create: Callable[..., str], url: str) -> None:
         assert await states(ledger) == {lapsed: "cancelled", later: "tracked", added: "cancelled"}
 
 
-async def test_readme_systemd(server: Emulator, create: Callable[..., str], tmp_path: Path) -> None:
+async def test_the_systemd_unit_of_the_readme_sweeps_the_ledger(
+    server: Emulator, create: Callable[..., str], tmp_path: Path
+) -> None:
     running, url, file = create(), f"sqlite:///{tmp_path}/ledger.db", tmp_path / "environment"
     async with Ledger(url) as ledger:
         await ledger.track(running, session=AsyncSession(), ttl=3600)
@@ -273,22 +290,22 @@ async def test_readme_systemd(server: Emulator, create: Callable[..., str], tmp_
     block = fenced("[Service]\n", {"/etc/openai-cancel.env": str(file), "/usr/bin/openai-cancel": shlex.quote(COMMAND)})
     unit = dict(line.split("=", 1) for line in block.splitlines()[1:])
     assert unit.keys() == {"Type", "EnvironmentFile", "ExecStart"}
-    assert unit["Type"] == "oneshot"  # what ends by itself
+    assert unit["Type"] == "oneshot"  # the type for commands that end
     (line,) = await printed(f"env -i $(cat {unit['EnvironmentFile']}) {unit['ExecStart']}")
     assert json.loads(line)["verdict"] == "cancelled"
     assert server.responses[running].cancelled
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
-async def test_readme_curl(server: Emulator) -> None:
+async def test_the_curl_command_of_the_readme_creates_a_response(server: Emulator) -> None:
     lines = await printed(fenced("export OPENAI_BASE_URL=", {"http://127.0.0.1:8080/v1": server.base_url}))
     created = json.loads("\n".join(lines))
     work = server.responses[created["id"]]
     assert (created["status"], work.background, work.script.runs_for) == ("queued", True, 600)
 
 
-def test_every_block_of_the_readme_is_of_a_kind_that_runs() -> None:
-    """Here, or by `.ci/run`: the commands that make an environment, of one line. The tree of errors is a drawing."""
+def test_every_block_of_the_readme_is_run_by_a_test() -> None:
+    """By this file or, for the lines that create an environment, by `.ci/run`. The tree of errors is a drawing."""
     known = {
         "python": r"",
         "sh": r"openai-cancel stop|export OPENAI_(CANCEL_LEDGER|BASE_URL)=|python3 -m venv.*\n\Z",
@@ -299,7 +316,7 @@ def test_every_block_of_the_readme_is_of_a_kind_that_runs() -> None:
     assert len(re.findall(r"^\s*(?:```|~~~)", README, re.MULTILINE)) == 2 * len(FENCED)
 
 
-def test_links_in_the_readme_lead_somewhere() -> None:
+def test_links_in_the_readme_resolve() -> None:
     headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]

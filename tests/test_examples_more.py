@@ -1,4 +1,4 @@
-"""The examples that need somebody else's package or server, run as they stand."""
+"""The examples that need another package or another server run as they are."""
 
 import asyncio
 import json
@@ -34,26 +34,34 @@ def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def execute(*command: object, status: int = 0, complaints: str = "") -> list[str]:
-    """What an example prints, once it has ended with a status and with complaints, a regular expression."""
+    """Run an example, check its status and stderr, and return the lines that it prints.
+
+    Args:
+        command: the arguments for Python.
+        status: the expected exit status.
+        complaints: a regular expression for the expected stderr.
+    """
     done = await asyncio.to_thread(
         subprocess.run, [sys.executable, *map(str, command)],
         env=os.environ, capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
-    # On a busy machine, asyncio's debug mode says that something took a tenth of a second.
+    # On a busy machine, asyncio's debug mode reports callbacks that took more than 0.1 s.
     complained = "\n".join(line for line in done.stderr.splitlines() if not re.match("Executing .* took", line))
     assert done.returncode == status, complained
     assert re.fullmatch(complaints, complained)
     return done.stdout.splitlines()
 
 
-def test_they_are_short() -> None:
+def test_example_tests_and_the_notebook_have_at_most_40_lines() -> None:
     for path in EXAMPLES.rglob("test_*.py"):
         assert len(path.read_text().splitlines()) <= 40
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     assert sum(len(cell["source"]) for cell in cells) <= 40
 
 
-async def test_bulk_incident(tmp_path: Path, server: Emulator, create: Callable[..., str]) -> None:
+async def test_bulk_incident_writes_the_ids_left_for_a_second_run(
+    tmp_path: Path, server: Emulator, create: Callable[..., str]
+) -> None:
     running = [create() for _ in range(20)]
     ids, left = tmp_path / "ids", tmp_path / "left"
     ids.write_text("\n".join([*running, "", create(runs_for=0), "resp_none", "a\x01b"]))
@@ -69,7 +77,7 @@ async def test_bulk_incident(tmp_path: Path, server: Emulator, create: Callable[
     assert ids.read_text() == ""
 
 
-async def test_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_vllm_prints_the_first_response_and_stops_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Emulator(dialect="vllm") as server:
         over, *running = [server.add(Script(runs_for=seconds)) for seconds in (0, 600, 600)]
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -79,15 +87,17 @@ async def test_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(server.responses[name].cancelled for name in running)
 
 
-async def test_litellm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_litellm_matches_outcomes_to_the_ids_that_were_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with Emulator(dialect="litellm") as server:
         inner = [server.add(Script(resumes_after=0.1)), server.add(Script(runs_for=0))]
-        shown = [server._dialect.show_id(name) for name in inner]  # as its replies have them
+        shown = [server.dialect.show_id(name) for name in inner]
         ids = tmp_path / "ids"
         ids.write_text(f"{shown[0]} a question\n{shown[1]} another one\n")
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         lines = await execute(*STRICT, EXAMPLES / "litellm.py", "0.2", ids)
-    assert set(lines) == {"a question: cancelled, by another id", "another one: already_finished, by another id"}
+    assert set(lines) == {"a question: cancelled, with a new id", "another one: already_finished, with a new id"}
     assert server.responses[inner[0]].cancels == 2
 
 
@@ -106,7 +116,9 @@ def token():
 """
 
 
-async def test_azure_entra(azure: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_azure_entra_sends_a_new_token_with_each_attempt(
+    azure: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     running = azure.add()
     (tmp_path / "tokens.py").write_text(TOKENS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -117,8 +129,8 @@ async def test_azure_entra(azure: Emulator, tmp_path: Path, monkeypatch: pytest.
     assert sent == [f"Bearer token-{number}" for number in range(1, len(sent) + 1)]
 
 
-async def test_azure_entra_with_a_managed_identity(azure: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Microsoft's own package, and what an App Service has beside it to get tokens from."""
+async def test_azure_entra_uses_a_managed_identity(azure: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Microsoft's package, and a token endpoint like that of Azure App Service."""
 
     async def identity(request: web.Request) -> web.Response:
         assert request.headers["X-IDENTITY-HEADER"] == "secret"
@@ -132,13 +144,13 @@ async def test_azure_entra_with_a_managed_identity(azure: Emulator, monkeypatch:
         monkeypatch.setenv("IDENTITY_ENDPOINT", str(identities.make_url("/token")))
         monkeypatch.setenv("IDENTITY_HEADER", "secret")
         running = azure.add()
-        # Without `-W error`: what another package does is not ours.
+        # Without `-W error`, for warnings of the other package.
         assert await execute(EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
     sent = {request.headers["authorization"] for request in azure.received}
     assert sent == {"Bearer token-for-https://cognitiveservices.azure.com"}
 
 
-async def test_opentelemetry_tracing(create: Callable[..., str]) -> None:
+async def test_opentelemetry_tracing_prints_a_span_per_stop_and_request(create: Callable[..., str]) -> None:
     running = create()
     lines = await execute(EXAMPLES / "opentelemetry_tracing.py", running, "resp_none")
     spans = list(map(json.loads, lines))
@@ -153,7 +165,7 @@ async def test_opentelemetry_tracing(create: Callable[..., str]) -> None:
 
 @pytest.fixture
 def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
-    """A worker of its own process, and a client of it; between them a folder in place of a broker."""
+    """Run a Celery worker in another process, with a folder as the broker; yield a client for it."""
     folder = tmp_path / "broker"
     folder.mkdir()
     settings = {
@@ -169,7 +181,7 @@ def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     (tmp_path / "celeryconfig.py").write_text("\n".join(f"{name} = {value!r}" for name, value in settings.items()))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{EXAMPLES}")
     command = [sys.executable, "-m", "celery", "-A", "task_queue", "worker", "--concurrency=2", "--without-mingle"]
-    # Its processes fork, and are killed: coverage of them would be lost, and slows their ends down.
+    # Without coverage, which is lost when the forked processes are killed, and slows them down.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     with (tmp_path / "log").open("wb") as log:
         worker = subprocess.Popen(
@@ -179,11 +191,13 @@ def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     with Celery("task_queue", broker=settings["broker_url"], backend=settings["result_backend"]) as app:
         app.conf.update(settings)
         yield app
-    os.killpg(worker.pid, signal.SIGKILL)  # its orderly end takes seconds, and shows nothing here
+    os.killpg(worker.pid, signal.SIGKILL)  # a clean shutdown takes seconds
     worker.wait()
 
 
-async def test_task_queue(celery: Celery, server: Emulator, create: Callable[..., str]) -> None:
+async def test_task_queue_stops_the_response_of_a_task_that_ends_early(
+    celery: Celery, server: Emulator, create: Callable[..., str]
+) -> None:
     over, late, revoked = create(runs_for=0), create(), create()
     done = celery.send_task("task_queue.answer", [over])
     ends = celery.send_task("task_queue.answer", [late], soft_time_limit=1)
@@ -193,20 +207,20 @@ async def test_task_queue(celery: Celery, server: Emulator, create: Callable[...
     celery.control.revoke(ended.id, terminate=True, signal="SIGUSR1")
     with pytest.raises(SoftTimeLimitExceeded):
         await asyncio.to_thread(ends.get, timeout=20)
-    with pytest.raises((SoftTimeLimitExceeded, TaskRevokedError)):  # as the task ends, or before, as the worker says
+    with pytest.raises((SoftTimeLimitExceeded, TaskRevokedError)):  # from the task, or earlier from the worker
         await asyncio.to_thread(ended.get, timeout=20)
     assert server.responses[late].cancelled
     await until(lambda: server.responses[revoked].cancelled)
 
 
-def test_pytest_fixture(pytester: pytest.Pytester) -> None:
+def test_the_example_tests_pass(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         "-W", "error", "-p", "no:cacheprovider", EXAMPLES / "pytest_fixture", timeout=30
     )
     result.assert_outcomes(passed=3)
 
 
-async def test_notebook(server: Emulator, create: Callable[..., str]) -> None:
+async def test_every_cell_of_the_notebook_runs(server: Emulator, create: Callable[..., str]) -> None:
     running = create()
     cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
     manager, client = await start_new_async_kernel()
@@ -228,5 +242,5 @@ async def test_notebook(server: Emulator, create: Callable[..., str]) -> None:
 
 
 def text_of(content: dict) -> str:
-    """What a message of the kernel shows, if anything."""
+    """Return the text that a message of the kernel shows, or an empty string."""
     return content.get("text", content.get("data", {}).get("text/plain", "")).strip()

@@ -1,11 +1,12 @@
-"""The plugin, in runs of pytest of their own, as its users have it.
+"""The pytest plugin, as users run it: each test runs pytest in another process.
 
-In the run of this suite it is switched off (`-p no:openai_cancel`, in pyproject.toml): pytest imports plugins before it
-measures coverage, and with this one would come the package, whose definitions would count as never run. The runs here
-are processes, which coverage's `patch = ["subprocess"]` measures from their first line.
+The plugin is off in this suite (`-p no:openai_cancel`, in pyproject.toml). pytest imports plugins before coverage
+starts, and the plugin imports the package, so all its definitions would count as not covered. Coverage measures the
+other processes from their first line (`patch = ["subprocess"]`).
 """
 
 import subprocess
+import sys
 
 import pytest
 
@@ -21,7 +22,9 @@ filterwarnings = error
 """
 
 ALL_KINDS = """
+import asyncio
 import os
+import sys
 import time
 
 import aiohttp
@@ -40,7 +43,7 @@ def anyio_backend():
     return "asyncio"
 
 
-def test_plain(openai_emulator):
+def test_a_blocking_test_uses_the_emulator(openai_emulator):
     running = openai_emulator.add()
     openai_emulator.faults.append(Fault(status=503, headers={"retry-after-ms": "1"}))
     with Session() as session:
@@ -50,21 +53,31 @@ def test_plain(openai_emulator):
     USED.append(openai_emulator.base_url)
 
 
-def test_it_is_gone_after_the_test():
+def test_the_emulator_is_gone_after_its_test():
     assert not {"OPENAI_BASE_URL", "OPENAI_API_KEY", "NO_PROXY"} & os.environ.keys()
     with pytest.raises(ConnectionRefusedError):
         __import__("socket").create_connection(("127.0.0.1", int(USED[0].split(":")[2].removesuffix("/v1"))))
 
 
 @pytest.mark.asyncio
-async def test_asyncio(openai_emulator):
+async def test_an_asyncio_test_uses_the_emulator(openai_emulator):
     running = openai_emulator.add(Script(runs_for=3600))
     async with AsyncSession() as session:
         assert (await session.stop(running)).verdict is Verdict.CANCELLED
 
 
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory came with Python 3.12")
+@pytest.mark.asyncio
+async def test_an_event_loop_with_eager_tasks_uses_the_emulator(openai_emulator):
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    running = [openai_emulator.add() for _ in range(10)]
+    async with AsyncSession() as session:
+        outcomes = await asyncio.gather(*map(session.stop, running))
+    assert [outcome.verdict for outcome in outcomes] == [Verdict.CANCELLED] * 10
+
+
 @pytest.mark.anyio
-async def test_anyio(openai_emulator):
+async def test_an_anyio_test_uses_the_emulator(openai_emulator):
     running = openai_emulator.add()
     async with AsyncSession() as session:
         with anyio.move_on_after(0.01):
@@ -73,7 +86,7 @@ async def test_anyio(openai_emulator):
     assert openai_emulator.responses[running].cancelled
 
 
-def test_the_official_client(openai_emulator):
+def test_the_official_client_uses_the_emulator(openai_emulator):
     with openai.OpenAI() as client:
         created = client.responses.create(model="any", input="hi", background=True, metadata={"runs_for": "0"})
     assert (created.status, list(openai_emulator.responses)) == ("completed", [created.id])
@@ -81,13 +94,13 @@ def test_the_official_client(openai_emulator):
 
 @pytest.mark.openai_emulator(dialect="vllm")
 class TestMarkers:
-    def test_of_the_class(self, openai_emulator):
+    def test_the_marker_of_the_class_applies(self, openai_emulator):
         with Session() as session:
             with pytest.raises(APIStatusError, match="Cannot cancel a synchronous response"):
                 session.cancel(openai_emulator.add(Script(runs_for=0)))
 
     @pytest.mark.openai_emulator(dialect="ogx", api_key="right", script=Script(runs_for=0))
-    def test_of_the_test(self, openai_emulator):
+    def test_the_marker_of_the_test_takes_precedence(self, openai_emulator):
         with Session() as session, pytest.raises(ConflictError):
             session.cancel(openai_emulator.add())
         with Session(api_key="wrong") as session, pytest.raises(AuthenticationError):
@@ -103,18 +116,22 @@ TAKEN = socket.create_server(("127.0.0.1", 0))
 
 
 @pytest.mark.openai_emulator(port=TAKEN.getsockname()[1])
-def test_a_port_that_is_taken(openai_emulator): ...
+def test_a_port_in_use(openai_emulator): ...
 
 
 @pytest.mark.openai_emulator(dialect="foo")
-def test_no_such_dialect(openai_emulator): ...
+def test_an_unknown_dialect(openai_emulator): ...
+
+
+@pytest.mark.openai_emulator(rate_limit=0)
+def test_a_rate_limit_of_zero(openai_emulator): ...
 
 
 @pytest.mark.openai_emulator("vllm")
-def test_a_marker_that_does_not_say_what_is_vllm(openai_emulator): ...
+def test_a_positional_argument(openai_emulator): ...
 
 
-def test_the_end():
+def test_cleanup():
     TAKEN.close()
 """
 
@@ -122,9 +139,13 @@ UNUSED = """
 import sys
 
 
-def test_not_one_of_it_is_imported():
+def test_the_emulator_is_not_imported():
     assert not {"openai_cancel.emulator", "aiohttp.web_runner"} & sys.modules.keys()
 """
+
+
+SKIPPED = int(sys.version_info < (3, 12))
+"""The tests in ALL_KINDS that are skipped on this version of Python."""
 
 
 @pytest.fixture(autouse=True)
@@ -132,27 +153,32 @@ def settings(pytester: pytest.Pytester) -> None:
     pytester.makeini(SETTINGS)
 
 
-def test_any_kind_of_test_can_use_it(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # which would answer nothing
+def test_every_kind_of_test_can_use_the_fixture(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
     pytester.makepyfile(ALL_KINDS)
-    pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=7)
+    pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=8 - SKIPPED, skipped=SKIPPED)
 
 
-def test_mistakes_are_named(pytester: pytest.Pytester) -> None:
+def test_mistakes_in_the_marker_are_reported(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(MISTAKES)
     result = pytester.runpytest_subprocess(timeout=30)
-    result.assert_outcomes(passed=1, errors=3)
+    result.assert_outcomes(passed=1, errors=4)
     result.stdout.fnmatch_lines(
-        ["E *OSError: *address already in use*", "E *no such dialect: 'foo'*", "E *takes 1 positional argument*"]
+        [
+            "E *OSError: *address already in use*",
+            "E *no such dialect: 'foo'*",
+            "E *rate_limit must be a number of requests per second above 0*",
+            "E *takes 1 positional argument*",
+        ]
     )
 
 
-def test_who_does_not_use_it_pays_for_no_server(pytester: pytest.Pytester) -> None:
+def test_the_emulator_is_not_imported_until_a_test_uses_the_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(UNUSED)
     pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=1)
 
 
-def test_the_plugin_itself_imports_nothing_that_pytest_has_not(python: str) -> None:
+def test_the_plugin_imports_no_module_that_pytest_does_not_import(python: str) -> None:
     script = """
 import sys
 from _pytest.config import get_config

@@ -1,4 +1,4 @@
-"""How servers of the Responses API differ, as data: what each answers to a cancel, by the state of the response."""
+"""The servers that the emulator can play, as data: how each answers a cancel, by the state of the response."""
 
 import base64
 import json
@@ -7,9 +7,12 @@ import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 import attrs
+
+from openai_cancel.emulator.checks import check_seconds
 
 SYNCHRONOUS = "Cannot cancel a synchronous response."
 NOT_FOUND = "Response with id '{id}' not found."
@@ -26,14 +29,14 @@ BAD_KEY = (
 
 @attrs.frozen
 class Reply:
-    """What a request is answered with.
+    """The answer to a request.
 
     Attributes:
-        status: of HTTP.
-        words: of the error; may hold `{id}`, `{key}` and `{status}`. None for the response itself.
+        status: the HTTP status.
+        words: the message of an error; it may contain `{id}`, `{key}` and `{status}`. None to answer with the response.
         cancels: whether the response is cancelled first.
-        reports: the status that the response claims to have, in place of the one that it has.
-        code: of the error.
+        reports: a status to report in place of the response's own.
+        code: the code of an error.
         plain: whether the words are sent as plain text.
     """
 
@@ -47,14 +50,14 @@ class Reply:
 
 @attrs.frozen(kw_only=True)
 class Failure:
-    """An error that is about to be written.
+    """An error, before a dialect turns it into a body.
 
     Attributes:
-        status: of HTTP.
+        status: the HTTP status.
         message: what is wrong.
         param: the parameter that is wrong, or None.
-        code: the API's word for it, or None.
-        request_id: the emulator's id of the request.
+        code: the error code, or None.
+        request_id: the id that the emulator gave the request.
     """
 
     status: int
@@ -65,7 +68,7 @@ class Failure:
 
 
 CANCELS = Reply(cancels=True)
-AS_IT_IS = Reply()
+REPORTS = Reply()
 
 
 def _openai_error(failure: Failure) -> Any:
@@ -91,7 +94,7 @@ def _azure_error(failure: Failure) -> Any:
 
 
 def _open_error(failure: Failure) -> Any:
-    missing = failure.status == 404  # noqa: PLR2004 - RFC 9110, section 15.5.5
+    missing = failure.status == HTTPStatus.NOT_FOUND
     return {
         "error": {
             "message": failure.message,
@@ -103,7 +106,7 @@ def _open_error(failure: Failure) -> Any:
 
 
 def _vllm_error(failure: Failure) -> Any:
-    if failure.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
+    if failure.status == HTTPStatus.UNAUTHORIZED:
         return {"error": "Unauthorized"}
     return {
         "error": {
@@ -126,7 +129,7 @@ def _flat_error(failure: Failure) -> Any:
 
 
 def _fastapi_error(failure: Failure) -> Any:
-    if failure.status == 401:  # noqa: PLR2004 - RFC 9110, section 15.5.2
+    if failure.status == HTTPStatus.UNAUTHORIZED:
         return {"error": {"message": failure.message}}
     return {"detail": failure.message}
 
@@ -138,12 +141,13 @@ def _litellm_error(failure: Failure) -> Any:
 
 
 def _litellm_id(response_id: str) -> str:
-    """Another one each time, which leads to the same response; with `+`, `/` and `=`, as base64 has them."""
+    """Return a new id for the response, with the `+`, `/` and `=` of base64. LiteLLM does so in every reply."""
     inner = b"\xfb\xef\xff" + secrets.token_bytes(240) + f";response_id:{response_id}".encode()
     return f"resp_{base64.b64encode(inner).decode()}"
 
 
 def _id_in_litellm_id(shown: str) -> str:
+    """Return the id that `_litellm_id` was called with."""
     try:
         return base64.b64decode(shown.removeprefix("resp_")).rpartition(b";response_id:")[2].decode()
     except ValueError:
@@ -161,29 +165,36 @@ _CONFLICT = {
 
 
 def _running_or(reply: Reply) -> dict[str, Reply]:
-    """The same words for everything that does not run."""
+    """Cancel what is queued or running, and reply the same to everything else."""
     return {**_RUNNING, **dict.fromkeys((*_ENDED, "cancelled", "not_background"), reply)}
 
 
 @attrs.frozen(kw_only=True)
 class Dialect:
-    """One server's ways.
+    """How one server speaks the Responses API.
 
     Attributes:
         cancel: the reply to a cancel, by the state of the response: its status, or `not_background`.
-        unknown: the reply where no response has the id.
-        malformed: the reply where the id has not the form of `id_form`; None: as for `unknown`.
+        unknown: the reply for an id that no response has.
+        malformed: the reply for an id that does not match `id_form`. None to reply as for an unknown id.
         id_form: the form of the server's ids.
-        no_key, bad_key: the replies to a request without a key, or with a wrong one; None where nobody looks.
-        error: the body of an error.
-        new_id: makes an id.
-        show_id, read_id: to the id that a reply has, and back.
-        create, retrieve: what they report in place of a status.
-        lacks, adds: fields of the response that are not there, or are besides.
-        cancel_takes: seconds until a cancel is answered.
-        cancelling_for: seconds in which a cancelled response says `cancelling`.
+        no_key: the reply to a request without a key. None if the server does not check.
+        bad_key: the reply to a request with a wrong key. None if the server does not check.
+        error: builds the body of an error.
+        new_id: creates an id.
+        show_id: returns the id to put into a reply, which may differ each time.
+        read_id: returns the id behind one that `show_id` returned.
+        create: the status that a create reports, by the response's own.
+        retrieve: the status that a retrieve reports, by the response's own.
+        lacks: fields that the server leaves out of a response.
+        adds: fields that the server adds to a response.
+        cancel_takes: seconds that a cancel takes.
+        cancelling_for: seconds for which a cancelled response reports `cancelling`.
         takes_body: whether a cancel may have a body.
-        compresses: whether replies are, with gzip.
+        compresses: whether replies are compressed with gzip.
+
+    Raises:
+        ValueError: a time is negative or NaN.
     """
 
     cancel: Mapping[str, Reply]
@@ -200,8 +211,8 @@ class Dialect:
     retrieve: Mapping[str, str] = attrs.field(factory=dict[str, str])
     lacks: frozenset[str] = frozenset()
     adds: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
-    cancel_takes: float = 0.0
-    cancelling_for: float = 0.0
+    cancel_takes: float = attrs.field(default=0.0, validator=check_seconds)
+    cancelling_for: float = attrs.field(default=0.0, validator=check_seconds)
     takes_body: bool = True
     compresses: bool = False
 
@@ -269,7 +280,7 @@ DIALECTS: Mapping[str, Dialect] = {
             **_CONFLICT,
             "completed": CANCELS,
             "failed": CANCELS,
-            "incomplete": AS_IT_IS,
+            "incomplete": REPORTS,
         },
         malformed=Reply(400, NOT_FOUND),
         id_form=re.compile("litellm_poll_"),
@@ -296,4 +307,4 @@ DIALECTS: Mapping[str, Dialect] = {
     ),
     "gomodel": attrs.evolve(OPENAI, takes_body=False),
 }
-"""By name. What is recorded of each server is followed to the letter; where nothing is, OpenAI's way."""
+"""The dialects by name. Each follows the recorded answers of its server; where there are none, those of OpenAI."""

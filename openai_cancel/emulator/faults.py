@@ -1,48 +1,61 @@
-"""What goes wrong between a client and a server, on demand."""
+"""Faults between a client and the emulator, on demand."""
 
 import asyncio
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal, TypeAlias, cast
 
 import attrs
 from aiohttp import web
 
+from openai_cancel.emulator.checks import check_seconds, one_of
+
 Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """One thing that goes wrong, once.
+    """A fault that strikes one request.
 
     Attributes:
-        on: the only operation that it strikes, or None for any.
-        delay: seconds before anything else happens; `math.inf` hangs until the client leaves.
-        act: whether the request takes effect before its answer is replaced.
-        status: of the answer in place of the real one; None leaves the real one.
-        headers: of that answer.
-        body: of that answer: bytes, text, or what JSON can hold.
-        cut: `connection` closes it without an answer, `body` in the middle of the body.
-        raw: bytes that are sent as they are, in place of HTTP.
+        on: the operation that it strikes, or None for any.
+        delay: seconds to wait first. `math.inf` waits until the client disconnects.
+        act: whether the request takes effect although its answer is replaced.
+        status: the status of an answer that replaces the real one. None to keep the real one.
+        headers: the headers of that answer.
+        body: the body of that answer: bytes, text, or anything that JSON can hold.
+        cut: `connection` closes the connection without an answer, `body` in the middle of the body.
+        raw: bytes to send in place of an HTTP answer.
+
+    Raises:
+        ValueError: the delay is negative or NaN, or `on` or `cut` has a value that is not listed here.
     """
 
-    on: Literal["create", "retrieve", "cancel", "delete"] | None = None
-    delay: float = 0.0
+    on: Literal["create", "retrieve", "cancel", "delete"] | None = attrs.field(
+        default=None, validator=one_of("create", "retrieve", "cancel", "delete", None)
+    )
+    delay: float = attrs.field(default=0.0, validator=check_seconds)
     act: bool = False
     status: int | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict[str, str])
     body: Any = b""
-    cut: Literal["connection", "body"] | None = None
+    cut: Literal["connection", "body"] | None = attrs.field(default=None, validator=one_of("connection", "body", None))
     raw: bytes | None = None
 
     async def strike(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer the request in the way that this fault says."""
-        if self.delay == float("inf"):
+        """Answer a request with this fault.
+
+        Args:
+            request: the request.
+            handler: returns the real answer.
+        """
+        if self.delay == math.inf:
             await asyncio.Event().wait()
         await asyncio.sleep(self.delay)
         answer = await handler(request) if self.act or self._keeps_answer() else None
         if self.raw is not None or self.cut == "connection":
-            # Handlers are cancelled when their client leaves: as long as one runs, there is a transport.
+            # aiohttp cancels the handler when its client disconnects, so here the request still has a transport.
             transport = cast("asyncio.Transport", request.transport)
             transport.write(self.raw or b"")
             transport.close()
@@ -63,7 +76,7 @@ class Fault:
 
 
 async def _cut_short(request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
-    """Send the first half of a body, and close the connection."""
+    """Send the first half of the body, then close the connection."""
     body = answer.body if isinstance(answer, web.Response) and isinstance(answer.body, bytes) else b""
     half = web.StreamResponse(status=answer.status, headers=answer.headers)
     half.content_length = len(body)

@@ -1,29 +1,40 @@
-"""The emulator's HTTP side: the routes and the checks of OpenAI, and the answers of the server that it plays."""
+"""The HTTP server of the emulator: OpenAI's routes and checks, with the answers of the dialect that it plays."""
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Self
 
 import attrs
 from aiohttp import hdrs, web
 
+from openai_cancel.emulator.checks import check_port, check_rate_limit
 from openai_cancel.emulator.dialects import DIALECTS, Dialect, Failure, Reply
 from openai_cancel.emulator.faults import Fault, Handler
+from openai_cancel.emulator.rate_limit import PRECISION, TokenBucket
 from openai_cancel.emulator.work import Script, ScriptError, Work
 
-_REQUEST_ID: ContextVar[str] = ContextVar("request_id")
+_REQUEST_ID = web.RequestKey("request_id", str)
 
 _API = "/{api:v1|openai/v1|openai}/responses"
-"""Where OpenAI has it; where Azure has its v1 API, and those of a date."""
+"""The paths of OpenAI, of Azure's v1 API, and of Azure's dated API versions."""
+
+_MAX_BODY = 64 * 2**20
 
 
 @attrs.frozen
 class Received:
-    """A request that arrived: its path as it was sent, header names in lower case, its body."""
+    """A request that the emulator received.
+
+    Attributes:
+        method: the HTTP method.
+        path: the path and the query, as they were sent.
+        headers: the headers, with names in lower case.
+        body: the body.
+    """
 
     method: str
     path: str
@@ -39,28 +50,36 @@ class Emulator:
         async with AsyncSession(base_url=server.base_url, api_key="any") as session: ...
     ```
 
-    Without its `/v1`, the `base_url` is an endpoint for `AsyncSession.azure`.
+    Its `base_url` without the `/v1` is an endpoint for `AsyncSession.azure`.
 
-    It needs its event loop: call a blocking `Session` from another thread, or use `openai-cancel emulate`.
+    It runs in the event loop that enters it. Call a blocking `Session` from another thread, or run the emulator with
+    `openai-cancel emulate`.
 
     Args:
         host: the address to listen on.
-        port: the port to listen on; 0 takes a free one.
-        api_key: the only key that is accepted; None accepts any, but not none.
-        script: how background responses go, unless a request's `metadata` says otherwise.
-        dialect: which server it plays: one of `DIALECTS`, or a `Dialect` of your own.
-        rate_limit: requests a second; what is more, after a second's worth at once, gets a 429. None: no limit.
-        clock: seconds since the epoch, for tests that set the time themselves.
+        port: the port to listen on. 0 picks a free one.
+        api_key: the only key that is accepted. None accepts any key.
+        script: the course of background responses. The `metadata` of a request can change it for one response.
+        dialect: the server to play: a name in `DIALECTS`, or a `Dialect` of your own.
+        rate_limit: requests per second, which may be less than 1. As many requests as are allowed in a second, and at
+            least one, are accepted at once. Any above that get a 429, whose `retry-after` says how many seconds to
+            wait. None or `math.inf` for no limit.
+        clock: returns the time in seconds since the epoch. Pass one that a test controls to skip waiting.
 
     Attributes:
-        base_url: what a client is given, once the server runs.
-        responses: what was created, by id.
-        faults: what goes wrong next: the first that fits a request strikes it and is gone.
-        received: every request so far.
+        base_url: the URL to give to a client. It is set when the emulator is entered.
+        clock: the clock that was passed, for tests that call `Work.cancel` and `Work.status`.
+        dialect: the `Dialect` that the emulator plays, for tests that compare its ids and replies.
+        script: the course of background responses. Assign another one to use it for all responses created from then
+            on; those that exist keep theirs.
+        responses: the responses that exist, by id.
+        faults: the faults to come. Each request takes the first one that matches it off the list.
+        received: the requests received so far.
 
     Raises:
-        ValueError: there is no such dialect.
-        OSError: it cannot listen there; when it is entered.
+        ValueError: the dialect, the port or the rate limit is not valid.
+        TypeError: the dialect, the script or the clock has the wrong type.
+        OSError: the emulator cannot listen on this host and port. Raised on entering it.
 
     See https://platform.openai.com/docs/api-reference/responses.
     """
@@ -76,26 +95,28 @@ class Emulator:
         rate_limit: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        check_port(port)
+        if not callable(clock):
+            raise TypeError(f"clock must be a function that returns seconds since the epoch; got {clock!r}")
+        if not isinstance(script, Script | None):
+            raise TypeError(f"script must be a Script, such as Script(runs_for=5), or None; got {script!r}")
         self._host = host
         self._port = port
         self._api_key = api_key
-        self._script = script or Script()
-        if isinstance(dialect, str) and dialect not in DIALECTS:
-            raise ValueError(f"no such dialect: {dialect!r}; choose one of {', '.join(DIALECTS)}.")
-        self._dialect = DIALECTS[dialect] if isinstance(dialect, str) else dialect
-        self._rate_limit = rate_limit
-        self._allowance = rate_limit or 0.0  # a bucket that holds a second's worth
-        self._filled = clock()
-        self._clock = clock
+        self._limit = _token_bucket(rate_limit, clock)
+        self._runner: web.AppRunner | None = None
         self.base_url: str = ""
+        self.clock: Callable[[], float] = clock
+        self.dialect: Dialect = _find_dialect(dialect)
+        self.script: Script = script or Script()
         self.responses: dict[str, Work] = {}
         self.faults: list[Fault] = []
         self.received: list[Received] = []
-        self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> Self:
-        middlewares = [self._record, self._go_wrong, self._authenticate, self._limit]
-        app = web.Application(middlewares=middlewares, client_max_size=64 * 2**20)
+        app = web.Application(
+            middlewares=[self._record, self._strike, self._authenticate, self._limit_rate], client_max_size=_MAX_BODY
+        )
         app.add_routes(
             [
                 web.post(_API, self._create, name="create"),
@@ -104,7 +125,7 @@ class Emulator:
                 web.delete(f"{_API}/{{id}}", self._delete, name="delete"),
             ]
         )
-        # Handlers are cancelled when their client leaves, and when the server closes: a fault may hang for ever.
+        # A fault may wait forever: cancel its handler when the client disconnects and when the server closes.
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         try:
@@ -123,11 +144,19 @@ class Emulator:
             await self._runner.cleanup()
 
     def add(self, script: Script | None = None, *, background: bool = True) -> str:
-        """Put a response there without a request; gives its id."""
-        return self._add({"model": "emulated", "input": "", "background": background}, script or self._script).id
+        """Create a response without a request.
+
+        Args:
+            script: its course. Defaults to the `script` of the emulator.
+            background: whether it runs in the background. If not, it has ended already.
+
+        Returns:
+            Its id, a key of `responses`.
+        """
+        return self._add({"model": "emulated", "input": "", "background": background}, script or self.script).id
 
     def _add(self, request: Mapping[str, Any], script: Script) -> Work:
-        work = Work(request=request, script=script, started=self._clock(), id=self._dialect.new_id())
+        work = Work(request=request, script=script, started=self.clock(), id=self.dialect.new_id())
         self.responses[work.id] = work
         return work
 
@@ -135,14 +164,14 @@ class Emulator:
     async def _record(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append(Received(request.method, request.raw_path, headers, await request.read()))
-        _REQUEST_ID.set(f"req_{len(self.received):032x}")
+        request[_REQUEST_ID] = f"req_{len(self.received):032x}"
         answer = await handler(request)
         if not answer.prepared:
-            answer.headers.setdefault("x-request-id", _REQUEST_ID.get())
+            answer.headers.setdefault("x-request-id", request[_REQUEST_ID])
         return answer
 
     @web.middleware
-    async def _go_wrong(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def _strike(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         operation = request.match_info.route.name
         for fault in self.faults:
             if fault.on in {None, operation}:
@@ -154,24 +183,19 @@ class Emulator:
     async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         bearer = request.headers.get("Authorization", "").removeprefix("Bearer ").strip()
         key = bearer or request.headers.get("api-key", "")
-        if not key and self._dialect.no_key:
-            return self._refuse(self._dialect.no_key, id="", status="", key="")
-        if key != (self._api_key or key) and self._dialect.bad_key:
-            hidden = f"{key[:8]}{'*' * max(len(key) - 12, 4)}{key[-4:]}" if len(key) > 12 else key  # noqa: PLR2004
-            return self._refuse(self._dialect.bad_key, id="", status="", key=hidden)
+        if not key and self.dialect.no_key:
+            return self._refuse(request, self.dialect.no_key)
+        if key != (self._api_key or key) and self.dialect.bad_key:
+            return self._refuse(request, self.dialect.bad_key, key=_masked(key))
         return await handler(request)
 
     @web.middleware
-    async def _limit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if self._rate_limit is not None:
-            now = self._clock()
-            self._allowance = min(self._rate_limit, self._allowance + (now - self._filled) * self._rate_limit)
-            self._filled = now
-            if self._allowance < 1:
-                answer = self._fail(429, "Rate limit reached for requests.", code="rate_limit_exceeded")
-                answer.headers["retry-after"] = "1"
-                return answer
-            self._allowance -= 1
+    async def _limit_rate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._limit and (wait := self._limit.take(self.clock())):
+            answer = self._fail(request, 429, "Rate limit reached for requests.", code="rate_limit_exceeded")
+            # Whole seconds: https://www.rfc-editor.org/rfc/rfc9110#section-10.2.3
+            answer.headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(wait - PRECISION)))
+            return answer
         return await handler(request)
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -180,81 +204,109 @@ class Emulator:
         except ValueError:
             body = None
         if body.__class__ is not dict:
-            return self._fail(400, "We could not parse the JSON body of your request.")
+            return self._fail(request, 400, "We could not parse the JSON body of your request.")
         if not isinstance(body.get("model"), str):
-            return self._fail(
-                400, "Missing required parameter: 'model'.", param="model", code="missing_required_parameter"
-            )
+            message = "Missing required parameter: 'model'."
+            return self._fail(request, 400, message, param="model", code="missing_required_parameter")
         if body.get("stream"):
-            return self._fail(400, "The emulator does not stream: leave out 'stream'.", param="stream")
+            return self._fail(request, 400, "The emulator does not stream: leave out 'stream'.", param="stream")
         if body.get("background") is True and body.get("store") is False:
-            return self._fail(400, "Background mode requires 'store' to be true.", param="store")
+            return self._fail(request, 400, "Background mode requires 'store' to be true.", param="store")
         try:
-            script = self._script.amended(body.get("metadata") or {})
+            script = self.script.amended(body.get("metadata") or {})
         except ScriptError as error:
-            return self._fail(400, f"Invalid 'metadata': {error}", param="metadata")
-        return self._show(self._add(body, script), self._dialect.create)
+            return self._fail(request, 400, f"Invalid 'metadata': {error}", param="metadata")
+        return self._show(self._add(body, script), self.dialect.create)
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         work = self._find(request)
-        return self._show(work, self._dialect.retrieve) if work else self._deny(request)
+        return self._show(work, self.dialect.retrieve) if work else self._refuse_id(request)
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        dialect = self._dialect
+        dialect = self.dialect
         if not dialect.takes_body and (await request.read() or hdrs.CONTENT_TYPE in request.headers):
-            return self._fail(400, "A cancel takes no body.")
+            return self._fail(request, 400, "A cancel takes no body.")
         work = self._find(request)
         if work is None:
-            return self._deny(request)
-        status = work.status(self._clock())
+            return self._refuse_id(request)
+        status = work.status(self.clock())
         reply = dialect.cancel.get(status if work.background else "not_background", Reply())
         if reply.words is not None:
-            return self._refuse(reply, id=request.match_info["id"], status=status, key="")
+            return self._refuse(request, reply, status=status)
         if reply.cancels:
             await asyncio.sleep(dialect.cancel_takes)
-            if work.status(self._clock()) == status:  # it may have ended meanwhile
-                work.cancel(self._clock())
+            if work.status(self.clock()) == status:  # unless it ended meanwhile
+                work.cancel(self.clock())
         return self._show(work, {"cancelled": reply.reports} if reply.reports else {})
 
     async def _delete(self, request: web.Request) -> web.Response:
         work = self._find(request)
         if work is None:
-            return self._deny(request)
+            return self._refuse_id(request)
         del self.responses[work.id]
         return self._json({"id": request.match_info["id"], "object": "response", "deleted": True})
 
     def _find(self, request: web.Request) -> Work | None:
-        return self.responses.get(self._dialect.read_id(request.match_info["id"]))
+        return self.responses.get(self.dialect.read_id(request.match_info["id"]))
 
-    def _show(self, work: Work, reports: Mapping[str, str] | None = None) -> web.Response:
-        """The response, as the server that is played describes it."""
-        dialect, now = self._dialect, self._clock()
+    def _show(self, work: Work, reports: Mapping[str, str]) -> web.Response:
+        """Answer with a response, as the dialect describes it.
+
+        Args:
+            work: the response.
+            reports: the status to report in place of another.
+        """
+        dialect, now = self.dialect, self.clock()
         document = {**work.document(now), **dialect.adds, "id": dialect.show_id(work.id)}
         if work.cancelled is not None and work.cancelled <= now < work.cancelled + dialect.cancelling_for:
             document["status"] = "cancelling"
-        document["status"] = (reports or {}).get(document["status"], document["status"])
+        document["status"] = reports.get(document["status"], document["status"])
         return self._json({name: value for name, value in document.items() if name not in dialect.lacks})
 
-    def _deny(self, request: web.Request) -> web.Response:
-        shown = request.match_info["id"]
-        formed = self._dialect.id_form.match(shown)
-        reply = self._dialect.unknown if formed or not self._dialect.malformed else self._dialect.malformed
-        return self._refuse(reply, id=shown, status="", key="")
+    def _refuse_id(self, request: web.Request) -> web.Response:
+        dialect = self.dialect
+        if dialect.malformed and not dialect.id_form.match(request.match_info["id"]):
+            return self._refuse(request, dialect.malformed)
+        return self._refuse(request, dialect.unknown)
 
-    def _refuse(self, reply: Reply, **names: str) -> web.Response:
-        words = (reply.words or "").format(**names)
-        return (
-            web.Response(status=reply.status, text=words)
-            if reply.plain
-            else self._fail(reply.status, words, code=reply.code)
-        )
+    def _refuse(self, request: web.Request, reply: Reply, *, status: str = "", key: str = "") -> web.Response:
+        """Answer with the error of a reply."""
+        words = (reply.words or "").format(id=request.match_info.get("id", ""), status=status, key=key)
+        if reply.plain:
+            return web.Response(status=reply.status, text=words)
+        return self._fail(request, reply.status, words, code=reply.code)
 
-    def _fail(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> web.Response:
-        failure = Failure(status=status, message=message, param=param, code=code, request_id=_REQUEST_ID.get())
-        return self._json(self._dialect.error(failure), status=status)
+    def _fail(
+        self, request: web.Request, status: int, message: str, *, param: str | None = None, code: str | None = None
+    ) -> web.Response:
+        failure = Failure(status=status, message=message, param=param, code=code, request_id=request[_REQUEST_ID])
+        return self._json(self.dialect.error(failure), status=status)
 
     def _json(self, document: Any, *, status: int = 200) -> web.Response:
         answer = web.json_response(document, status=status)
-        if self._dialect.compresses:
+        if self.dialect.compresses:
             answer.enable_compression(web.ContentCoding.gzip)
         return answer
+
+
+def _find_dialect(dialect: str | Dialect) -> Dialect:
+    if isinstance(dialect, Dialect):
+        return dialect
+    if not isinstance(dialect, str):
+        raise TypeError(f"dialect must be a name or a Dialect; got {dialect!r}")
+    if dialect not in DIALECTS:
+        raise ValueError(f"no such dialect: {dialect!r}; choose one of {', '.join(DIALECTS)}.")
+    return DIALECTS[dialect]
+
+
+def _token_bucket(rate_limit: float | None, clock: Callable[[], float]) -> TokenBucket | None:
+    if rate_limit is None or rate_limit == math.inf:
+        return None
+    check_rate_limit(rate_limit)
+    return TokenBucket(rate=rate_limit, updated=clock())
+
+
+def _masked(key: str) -> str:
+    """Return a key as OpenAI quotes it: its beginning, stars, and its last four characters."""
+    start, stars, end = key[:8], len(key) - 12, key[-4:]
+    return f"{start}{'*' * max(stars, 4)}{end}" if stars > 0 else key

@@ -1,4 +1,4 @@
-"""What the emulator pretends to do: a response that runs for a while and then ends, computed from the clock alone."""
+"""The emulator's responses. Each runs for a while and then ends; its state is computed from the clock alone."""
 
 import math
 import secrets
@@ -7,46 +7,47 @@ from typing import Any, Self
 
 import attrs
 
-TERMINAL = frozenset({"completed", "failed", "incomplete", "cancelled"})
-
+from openai_cancel.emulator.checks import check_seconds, one_of
 
 _SECONDS = ("queued_for", "runs_for", "resumes_after")
 
 
 class ScriptError(ValueError):
-    """A metadata entry that no script can be made of."""
+    """The metadata of a request does not describe a script."""
 
 
 @attrs.frozen
 class Script:
-    """How a background response goes.
+    """The course of a background response.
 
     Attributes:
         queued_for: seconds in `queued`.
-        runs_for: seconds in `in_progress`, after that; `math.inf` for ever.
+        runs_for: seconds in `in_progress` after that. `math.inf` to run forever.
         becomes: the status at the end: `completed`, `failed` or `incomplete`.
         says: the text of a completed response.
-        resumes_after: seconds after which it goes on as if it had not been cancelled; `math.inf`: it stays so.
-        resumes: how many cancels it shakes off in this way.
+        resumes_after: seconds after a cancel until the response goes on as if it had not been cancelled. `math.inf`
+            to stay cancelled.
+        resumes: the number of cancels after which it goes on in this way.
 
     Raises:
-        ValueError: a time is less than 0, or `becomes` is no such status.
+        ValueError: a time is negative or NaN, or `becomes` is not one of these statuses.
     """
 
-    queued_for: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-    runs_for: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
-    becomes: str = attrs.field(
-        default="completed", validator=attrs.validators.in_(("completed", "failed", "incomplete"))
-    )
+    queued_for: float = attrs.field(default=0.0, validator=check_seconds)
+    runs_for: float = attrs.field(default=60.0, validator=check_seconds)
+    becomes: str = attrs.field(default="completed", validator=one_of("completed", "failed", "incomplete"))
     says: str = "Forty-two."
-    resumes_after: float = attrs.field(default=math.inf, validator=attrs.validators.ge(0))
+    resumes_after: float = attrs.field(default=math.inf, validator=check_seconds)
     resumes: int = 1
 
     def amended(self, metadata: Any) -> Self:
-        """The script with what the metadata of a request changes: any of its attributes but `resumes`.
+        """Return a copy with the changes that the metadata of a request asks for.
+
+        Args:
+            metadata: new values, as strings, for any attribute except `resumes`. Other names are ignored.
 
         Raises:
-            ScriptError: a value cannot be read.
+            ScriptError: a value is not valid.
         """
         if metadata.__class__ is not dict or any(value.__class__ is not str for value in metadata.values()):
             raise ScriptError("expected an object of strings.")
@@ -60,15 +61,15 @@ class Script:
 
 @attrs.define
 class Work:
-    """One response. Its state follows from the clock: nothing runs in the background.
+    """A response. Its state follows from the clock, so that no task runs for it.
 
     Attributes:
         request: the body of the request that created it.
-        script: how it goes.
+        script: its course.
         started: when it was created, in seconds of the emulator's clock.
-        cancelled: when it was cancelled last, or None.
-        cancels: how often it was.
-        id: what the server calls it.
+        cancelled: when it was last cancelled, or None.
+        cancels: how many times it was cancelled.
+        id: its id.
     """
 
     request: Mapping[str, Any]
@@ -80,20 +81,28 @@ class Work:
 
     @property
     def background(self) -> bool:
-        """Whether it was created to run in the background; otherwise it was done when the request was answered."""
+        """Whether it runs in the background. If not, it had ended when its request was answered."""
         return self.request.get("background") is True
 
     def cancel(self, now: float) -> None:
-        """Cancel it, at a time of the emulator's clock."""
+        """Cancel it.
+
+        Args:
+            now: the time in seconds of the emulator's clock.
+        """
         self.cancelled = now
         self.cancels += 1
 
     def ends(self) -> float:
-        """When it ends by itself, in seconds of the emulator's clock."""
+        """Return when it ends unless it is cancelled, in seconds of the emulator's clock."""
         return self.started + (self.script.queued_for + self.script.runs_for if self.background else 0.0)
 
     def status(self, now: float) -> str:
-        """The status at a time of the emulator's clock."""
+        """Return its status at a time.
+
+        Args:
+            now: the time in seconds of the emulator's clock.
+        """
         if self.cancelled is not None and (
             self.cancels > self.script.resumes or now < self.cancelled + self.script.resumes_after
         ):
@@ -103,43 +112,27 @@ class Work:
         return "queued" if now < self.started + self.script.queued_for else "in_progress"
 
     def document(self, now: float) -> dict[str, Any]:
-        """The response object, as OpenAI sends it at that time."""
+        """Return the response object as OpenAI sends it.
+
+        Args:
+            now: the time in seconds of the emulator's clock.
+        """
         status = self.status(now)
-        request = self.request
-        completed = status == "completed"
+        has_output = status in {"completed", "incomplete"}
+        failure = {"code": "server_error", "message": "The emulator was told to fail."}
         return {
             "id": self.id,
             "object": "response",
             "created_at": math.floor(self.started),
             "status": status,
             "background": self.background,
-            "completed_at": math.floor(self.ends()) if completed else None,
-            "error": {"code": "server_error", "message": "The emulator was told to fail."}
-            if status == "failed"
-            else None,
+            "completed_at": math.floor(self.ends()) if status == "completed" else None,
+            "error": failure if status == "failed" else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "instructions": request.get("instructions"),
-            "max_output_tokens": request.get("max_output_tokens"),
-            "max_tool_calls": None,
-            "model": request["model"],
-            "output": [self._message(status)] if status in {"completed", "incomplete"} else [],
-            "parallel_tool_calls": True,
-            "previous_response_id": request.get("previous_response_id"),
-            "prompt_cache_key": None,
-            "reasoning": {"effort": None, "summary": None},
-            "safety_identifier": None,
-            "service_tier": "default" if completed else "auto",
-            "store": True,
-            "temperature": 1.0,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
-            "tool_choice": "auto",
-            "tools": [],
-            "top_logprobs": 0,
-            "top_p": 1.0,
-            "truncation": "disabled",
-            "usage": _USAGE if status in {"completed", "incomplete"} else None,
-            "user": None,
-            "metadata": request.get("metadata") or {},
+            "output": [self._message(status)] if has_output else [],
+            "service_tier": "default" if status == "completed" else "auto",
+            "usage": _USAGE if has_output else None,
+            **_options(self.request),
         }
 
     def _message(self, status: str) -> dict[str, Any]:
@@ -150,6 +143,31 @@ class Work:
             "content": [{"type": "output_text", "annotations": [], "logprobs": [], "text": self.script.says}],
             "role": "assistant",
         }
+
+
+def _options(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that repeat the options of the request, or OpenAI's defaults."""
+    return {
+        "instructions": request.get("instructions"),
+        "max_output_tokens": request.get("max_output_tokens"),
+        "max_tool_calls": None,
+        "model": request["model"],
+        "parallel_tool_calls": True,
+        "previous_response_id": request.get("previous_response_id"),
+        "prompt_cache_key": None,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": None,
+        "store": True,
+        "temperature": 1.0,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": 0,
+        "top_p": 1.0,
+        "truncation": "disabled",
+        "user": None,
+        "metadata": request.get("metadata") or {},
+    }
 
 
 _USAGE = {

@@ -1,10 +1,10 @@
-"""Any number of ids: `stop_many` beside a naive `asyncio.gather` over the official client and over bare aiohttp.
+"""Measure `stop_many` beside `asyncio.gather` over the official client and over aiohttp.
 
     python -m pip install --group benchmarks
-    python tests/benchmarks/many.py             # takes some minutes
+    python tests/benchmarks/many.py             # takes a few minutes
 
-Every figure is from a process of its own: ids a second, and the peak of its memory. The server is in another process:
-first the emulator, then a stub that answers at once, and last an emulator that allows so many requests a second.
+Each client runs in a new process, and prints the ids per second and its peak memory. The server runs in another: first
+the emulator, then a stub that answers at once, and last an emulator with a rate limit.
 """
 
 import asyncio
@@ -14,13 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import stub
 
 from openai_cancel.emulator import Emulator, Script
 
+GENERATED = "generated"
 
-def identifiers(count: int) -> Iterator[str]:
+
+def identifiers(count: int, source: str) -> Iterator[str]:
+    """Return the ids in a file, or if the source is GENERATED, `count` of them that no server has."""
+    if source != GENERATED:
+        return iter(Path(source).read_text().split())
     return map("resp_67ccd2bed1ec8190b14f964abc0542670bb6a6b4{:010x}".format, range(count))
 
 
@@ -58,41 +64,42 @@ async def aiohttp(base_url: str, ids: Iterator[str]) -> int:
 CLIENTS: dict[str, Callable[..., object]] = {"stop_many": stop_many, "openai": openai, "aiohttp": aiohttp}
 
 
-def measure(client: str, base_url: str, count: int, source: str = "made up") -> None:
-    """Run a client in a process of its own."""
+def measure(client: str, base_url: str, count: int, source: str = GENERATED) -> None:
+    """Run a client in a new process, and print what it prints."""
     command = [sys.executable, __file__, client, base_url, str(count), source]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print(f"{client:12}{count:10,} ids  {done.stdout.strip() or done.stderr.strip().splitlines()[-1]}", flush=True)
 
 
 async def run(client: str, base_url: str, count: int, source: str) -> None:
-    """What the process of a client does."""
-    if source == "made up":
-        ids = identifiers(count)
-    else:
-        with open(source) as file:  # noqa: ASYNC230, PTH123 - before anything is measured
-            ids = iter(file.read().split())
+    """Stop the ids with a client, and print the rate and the peak memory."""
+    ids = identifiers(count, source)
     began = time.perf_counter()
     stopped = await CLIENTS[client](base_url, ids)
     seconds = time.perf_counter() - began
-    with open("/proc/self/status") as status:  # noqa: ASYNC230, PTH123 - getrusage begins with what the parent had
-        peak = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
-    print(f"{count / seconds:7,.0f}/s {peak:8.1f} MB  {stopped / count:4.0%} cancelled")
+    print(f"{count / seconds:7,.0f}/s {peak_memory():8.1f} MB  {stopped / count:4.0%} cancelled")
+
+
+def peak_memory() -> float:
+    """Return the peak memory of this process in MB. `getrusage` would count what its parent used before the exec."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 @contextlib.contextmanager
-def emulator(count: int, allows: float = 0) -> Iterator[list[str]]:
-    """An emulator in a process of its own, with so many responses that run; gives its base URL and the file of ids."""
-    command = [sys.executable, __file__, "serve", str(count), str(allows)]
+def emulator(count: int, rate_limit: float = 0) -> Iterator[list[str]]:
+    """Run an emulator with `count` responses in another process; yield its base URL and a file with their ids."""
+    command = [sys.executable, __file__, "serve", str(count), str(rate_limit)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         yield process.stdout.readline().split()
         process.kill()
 
 
-async def serve(count: int, allows: float) -> None:
+async def serve(count: int, rate_limit: float) -> None:
+    """Run an emulator until this process is killed; a limit of 0 means none."""
     import tempfile
 
-    async with Emulator(script=Script(runs_for=1e9), rate_limit=allows or None) as server:
+    async with Emulator(script=Script(runs_for=1e9), rate_limit=rate_limit or None) as server:
         with tempfile.NamedTemporaryFile("w") as file:
             file.write("\n".join(server.add() for _ in range(count)))
             file.flush()
@@ -100,15 +107,15 @@ async def serve(count: int, allows: float) -> None:
             await asyncio.Event().wait()
 
 
-async def keep_to(allows: float, base_url: str, ids: list[str]) -> None:
-    """How `stop_many` keeps to a limit: what it wasted and what it used, after the first two seconds."""
+async def obey(rate_limit: float, base_url: str, ids: list[str]) -> None:
+    """Run `stop_many` against a rate limit, and print what it wasted and used of it after the first two seconds."""
     from openai_cancel import AsyncSession
 
     attempts: list[tuple[float, bool]] = []
 
     class Attempts(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.levelno == logging.DEBUG:  # an attempt; above it are outcomes
+            if record.levelno == logging.DEBUG:  # an attempt; outcomes have higher levels
                 attempts.append((time.perf_counter(), "429" in record.getMessage()))
 
     log = logging.getLogger("openai_cancel")
@@ -121,34 +128,35 @@ async def keep_to(allows: float, base_url: str, ids: list[str]) -> None:
             pass
     seconds = time.perf_counter() - began - 2
     late = [refused for at, refused in attempts if at - began > 2]
-    wasted, used = late.count(True) / len(late), late.count(False) / (seconds * allows)
-    print(f"{allows:4} requests a second allowed: {wasted:5.1%} of the requests refused, {used:4.0%} of the rate used")
+    wasted, used = late.count(True) / len(late), late.count(False) / (seconds * rate_limit)
+    print(f"{rate_limit:4} requests per second: {wasted:5.1%} of the requests refused, {used:4.0%} of the rate used")
 
 
-def main() -> None:
-    match sys.argv[1:]:
-        case ["serve", count, allows]:
-            asyncio.run(serve(int(count), float(allows)))
-        case [client, base_url, count, source]:
-            asyncio.run(run(client, base_url, int(count), source))
-        case _:
-            print("the emulator:")
-            for client in CLIENTS:
-                with emulator(10_000) as (base_url, source):
-                    measure(client, base_url, 10_000, source)
-            print("\na stub that answers at once:")
-            with stub.running(1_700) as base_url:
-                for client, count in (
-                    ("stop_many", 1_000), ("openai", 1_000), ("aiohttp", 1_000),
-                    ("stop_many", 100_000), ("openai", 10_000), ("aiohttp", 100_000),
-                    ("stop_many", 1_000_000),
-                ):  # fmt: skip
-                    measure(client, base_url, count)
-            print("\na limit:")
-            for allows in (5, 20, 100):
-                with emulator(allows * 30, allows) as (base_url, source), open(source) as file:  # noqa: PTH123 - short
-                    asyncio.run(keep_to(allows, base_url, file.read().split()))
+def compare() -> None:
+    """Measure every client, and `stop_many` against rate limits."""
+    print("the emulator:")
+    for client in CLIENTS:
+        with emulator(10_000) as (base_url, source):
+            measure(client, base_url, 10_000, source)
+    print("\na stub that answers at once:")
+    with stub.running(1_700) as base_url:
+        for client, count in (
+            ("stop_many", 1_000), ("openai", 1_000), ("aiohttp", 1_000),
+            ("stop_many", 100_000), ("openai", 10_000), ("aiohttp", 100_000),
+            ("stop_many", 1_000_000),
+        ):  # fmt: skip
+            measure(client, base_url, count)
+    print("\na rate limit:")
+    for rate_limit in (5, 20, 100):
+        with emulator(rate_limit * 30, rate_limit) as (base_url, source):
+            asyncio.run(obey(rate_limit, base_url, list(identifiers(rate_limit * 30, source))))
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["serve", count, rate_limit]:
+            asyncio.run(serve(int(count), float(rate_limit)))
+        case [client, base_url, count, source]:
+            asyncio.run(run(client, base_url, int(count), source))
+        case _:
+            compare()

@@ -1,9 +1,9 @@
-"""Many stops through a network that fails 5 % of all exchanges at random: none lost, none wrong, and memory flat.
+"""Stop many responses through a proxy that breaks 5 % of all exchanges at random.
 
     python tests/benchmarks/soak.py [COUNT [SEED]]      # 200,000 take a few minutes
 
-The emulator and the proxy before it run in a process of their own, and so does the client, in which every warning is an
-error. What the client was told is compared with what the emulator has; the exit status is 1 if anything differs.
+No outcome may be lost or wrong, and memory must not grow. The emulator and the proxy run in one process, the client in
+another, where warnings are errors. The exit status is 1 if an outcome does not match the emulator's response.
 """
 
 import asyncio
@@ -19,17 +19,17 @@ from random import Random
 
 CONCURRENCY = 200
 FAILING = 0.05
-FLAT = 8.0
-"""MB by which the client's memory may grow after the first fifth."""
+MAX_GROWTH = 8.0
+"""MB by which the client's memory may grow after the first fifth of the stops."""
 
-LEFT_OUT = ("MB", "bomb", "end", "for ever", "time to time", "kept", "101", "30")
-"""In the names of faults that take time, of which there are enough, or that are no accident: a redirect will last."""
+SKIPPED = ("MB", "bomb", "end", "for ever", "time to time", "kept", "101", "30")
+"""Words in the names of faults to skip: those that take long, and redirects, which are not transient."""
 
 KINDS = ("completed", "failed", "foreground", "unknown", *["running"] * 6)
 VERDICTS = {
     "completed": {"already_finished"},
     "failed": {"already_finished"},
-    "foreground": {"not_background", "already_finished"},  # the latter where the words of the refusal were lost
+    "foreground": {"not_background", "already_finished"},  # the latter if the message of the refusal was lost
     "unknown": {"not_found"},
     "running": {"cancelled"},
 }
@@ -37,13 +37,15 @@ STATUSES = {"foreground": "completed", "running": "cancelled"}
 
 
 async def serve(count: int, seed: int, folder: Path) -> None:
-    """The process of the server: gives its address; told to, writes down what it has, and what went wrong."""
+    """Run the server: print its URL, wait for a line on standard input, then write the state of each response."""
     from faults import FAULTS, FaultProxy, NetFault
 
     from openai_cancel.emulator import Emulator, Script
 
     chance = Random(seed)
-    names = [name for name in FAULTS if not any(word in name for word in LEFT_OUT)]
+    unknown = [word for word in SKIPPED if not any(word in name for name in FAULTS)]
+    assert not unknown, f"no fault to skip has {unknown} in its name"
+    names = [name for name in FAULTS if not any(word in name for word in SKIPPED)]
     struck: Counter[str] = Counter()
 
     def choose() -> NetFault | None:
@@ -67,11 +69,11 @@ async def serve(count: int, seed: int, folder: Path) -> None:
         with (folder / "states").open("w") as file:
             for work in server.responses.values():
                 file.write(f"{work.id} {work.status(time.time())} {work.cancels}\n")
-    print(f"{struck.pop('nothing'):,} exchanges went well, and {struck.total():,} wrong, of {len(struck)} kinds")
+    print(f"{struck.pop('nothing'):,} exchanges without a fault, {struck.total():,} with one of {len(struck)} kinds")
 
 
 async def stop(count: int, base_url: str, folder: Path) -> None:
-    """The process of the client: writes down each outcome."""
+    """Run the client: stop all responses and write each outcome to a file."""
     from openai_cancel import AsyncSession
 
     memory: list[float] = []
@@ -92,17 +94,18 @@ async def stop(count: int, base_url: str, folder: Path) -> None:
     growth = max(memory[2:]) - memory[1]
     print(f"{done:,} stops in {seconds:.1f} s, {done / seconds:,.0f}/s, {attempts / done:.2f} attempts each")
     print(f"the longest took {longest:.1f} s; memory in MB: {' '.join(f'{each:.1f}' for each in memory)}")
-    if growth > FLAT:
+    if growth > MAX_GROWTH:
         sys.exit(f"the client's memory grew by {growth:.1f} MB")
 
 
 def resident() -> float:
+    """Return the memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def differences(folder: Path) -> Iterator[str]:
-    """Where what the client was told is not what the server has."""
+    """Yield a line for each outcome that does not match the state of its response on the server."""
     kinds = dict(line.split() for line in (folder / "ids").open())
     states = {name: (status, int(cancels)) for name, status, cancels in map(str.split, (folder / "states").open())}
     told: Counter[str] = Counter()
@@ -119,7 +122,7 @@ def differences(folder: Path) -> Iterator[str]:
 
 
 def main(count: int = 200_000, seed: int = 9) -> None:
-    """Run both processes, and compare."""
+    """Run both processes and compare their files."""
     python = [sys.executable, "-W", "error", __file__]
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     with tempfile.TemporaryDirectory() as name:

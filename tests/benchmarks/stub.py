@@ -1,9 +1,9 @@
-"""A server that answers every request at once, with the same body: what is measured against it is the client.
+"""A server that answers every request at once with the same body, to measure clients against.
 
     python tests/benchmarks/stub.py BYTES
 
-It prints its base URL, and runs until it is killed or its standard input ends. It reads no more of a request than where
-it ends, so requests must have no body.
+It prints its base URL, and runs until it is killed or its standard input ends. It looks only for the end of the
+headers, so requests must not have a body.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ END = b"\r\n\r\n"
 
 
 def body(size: int) -> bytes:
-    """A cancelled response of about so many bytes, most of them in many short messages."""
+    """Return a cancelled response of about `size` bytes, most of them in many short messages."""
     request = {"model": "gpt-4o-2024-08-06", "background": True, "metadata": {"tenant": "a", "job": "b"}}
     work = Work(request=request, script=Script(runs_for=0, says="It depicts a wooden boardwalk. " * 8), started=1.7e9)
     document = work.document(2e9) | {"status": "cancelled"}
@@ -33,7 +33,7 @@ def body(size: int) -> bytes:
 
 
 class Stub(asyncio.Protocol):
-    """One connection."""
+    """A connection."""
 
     def __init__(self, answer: bytes) -> None:
         self._answer = answer
@@ -62,7 +62,7 @@ async def serve(size: int) -> None:
 
 @contextlib.contextmanager
 def running(size: int) -> Iterator[str]:
-    """A stub in a process of its own, on the last core while this process keeps to the others; gives its base URL."""
+    """Run a stub in another process, on the last core, and keep this process off that core. Yield its base URL."""
     *others, last = sorted(os.sched_getaffinity(0))
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__)), str(size)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

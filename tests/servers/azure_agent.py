@@ -1,7 +1,7 @@
-"""Microsoft's server for the Responses protocol, with an agent that does as the input says: run, completed, failed,
-incomplete.
+"""Run Microsoft's server for the Responses protocol: `azure_agent.py FILE`.
 
-It listens on a free port of this machine, which it writes into the file that is its argument.
+It listens on a free port, and writes the port to FILE. The input of a request tells its agent what to do: run,
+completed, failed or incomplete.
 """
 
 import asyncio
@@ -24,18 +24,18 @@ app = ResponsesAgentServerHost()
 async def agent(
     request: CreateResponse, context: ResponseContext, cancellation_signal: asyncio.Event
 ) -> AsyncIterator[object]:
-    told = await context.get_input_text()
+    instruction = await context.get_input_text()
     stream = ResponseEventStream(response_id=context.response_id, request=request)
     yield stream.emit_created()
     yield stream.emit_in_progress()
-    if told == "failed":
+    if instruction == "failed":
         raise RuntimeError("told to fail")
-    if told == "run":
+    if instruction == "run":
         await cancellation_signal.wait()
         return
     for event in stream.output_item_message("done"):
         yield event
-    yield stream.emit_incomplete(reason="max_output_tokens") if told == "incomplete" else stream.emit_completed()
+    yield stream.emit_incomplete(reason="max_output_tokens") if instruction == "incomplete" else stream.emit_completed()
 
 
 with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,7 +1,7 @@
-"""A server of the Open Responses API, with an agent that does as the input says: run, completed, failed, incomplete.
+"""Run a server of the Open Responses API: `open_responses.py FILE`.
 
-It listens on a free port of this machine, which it writes into the file that is its argument. If the environment has
-an `OPEN_RESPONSES_API_KEY`, it asks for that.
+It listens on a free port, and writes the port to FILE. The input of a request tells its agent what to do: run,
+completed, failed or incomplete. If OPEN_RESPONSES_API_KEY is set, requests must have that key.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from fastresponses import AdapterEvent, AgentAdapter, AgentRun, Incomplete, Text
 
 class Agent(AgentAdapter):
     async def run(self, run: AgentRun) -> AsyncIterator[AdapterEvent]:
-        told = run.new_items[-1].text()
-        if told == "failed":
+        instruction = run.new_items[-1].text()
+        if instruction == "failed":
             raise RuntimeError("told to fail")
-        if told == "run":
+        if instruction == "run":
             await asyncio.Event().wait()
         yield TextDelta("done")
-        if told == "incomplete":
+        if instruction == "incomplete":
             yield Incomplete()
 
 
