@@ -12,7 +12,7 @@ import aiohttp
 import attrs
 import openai
 import pytest
-from conftest import KEY, Clock, until
+from conftest import KEY, QuickClock, until
 
 from openai_cancel import AsyncSession, InternalServerError
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Script
@@ -49,7 +49,7 @@ class TestOfficialClient:
         assert (await client.responses.retrieve(created.id)).status == "cancelled"
 
     async def test_a_response_is_queued_then_runs_then_completes(
-        self, client: openai.AsyncOpenAI, clock: Clock
+        self, client: openai.AsyncOpenAI, clock: QuickClock
     ) -> None:
         metadata = {"queued_for": "2", "runs_for": "5", "says": "Hello."}
         created = await client.responses.create(model="m", input="hi", background=True, metadata=metadata)
@@ -309,10 +309,10 @@ class TestRateLimit:
     """On a clock that moves only when a test moves it."""
 
     @asynccontextmanager
-    async def limited(self, rate: float | None, clock: Clock) -> AsyncIterator[Callable[[], Awaitable[str]]]:
+    async def limited(self, rate: float | None, clock: QuickClock) -> AsyncIterator[Callable[[], Awaitable[str]]]:
         """Run an emulator; yield a function that sends a request and returns its `retry-after`, or "" if accepted."""
         async with (
-            Emulator(rate_limit=rate, clock=clock) as server,
+            Emulator(rate_limit=rate, clock=clock.monotonic) as server,
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
         ):
             name = server.add()
@@ -331,7 +331,7 @@ class TestRateLimit:
         [(0.001, "1000"), (0.1, "10"), (0.3, "4"), (0.5, "2"), (2 / 3, "2"), (0.999, "2"), (1, "1"), (1.5, "1")],
     )
     async def test_a_request_is_accepted_after_the_wait_that_retry_after_says(
-        self, clock: Clock, rate: float, wait: str
+        self, clock: QuickClock, rate: float, wait: str
     ) -> None:
         async with self.limited(rate, clock) as send:
             for _ in range(3):
@@ -339,7 +339,7 @@ class TestRateLimit:
                 assert await send() == wait
                 clock.now += int(wait)
 
-    async def test_retry_after_counts_down_while_the_client_waits(self, clock: Clock) -> None:
+    async def test_retry_after_counts_down_while_the_client_waits(self, clock: QuickClock) -> None:
         waits = []
         async with self.limited(0.1, clock) as send:
             for _ in range(12):
@@ -347,7 +347,7 @@ class TestRateLimit:
                 clock.now += 1
         assert waits == ["", "9", "8", "7", "6", "5", "4", "3", "2", "1", "", "9"]
 
-    async def test_refused_requests_do_not_delay_the_next_one(self, clock: Clock) -> None:
+    async def test_refused_requests_do_not_delay_the_next_one(self, clock: QuickClock) -> None:
         async with self.limited(0.5, clock) as send:
             assert await send() == ""
             for _ in range(200):
@@ -355,12 +355,12 @@ class TestRateLimit:
                 clock.now += 0.01
             assert await send() == ""
 
-    async def test_the_requests_of_one_second_are_accepted_at_once(self, clock: Clock) -> None:
+    async def test_the_requests_of_one_second_are_accepted_at_once(self, clock: QuickClock) -> None:
         async with self.limited(5, clock) as send:
             clock.now += 3600  # adds no more than the bucket holds
             assert [await send() for _ in range(7)] == ["", "", "", "", "", "1", "1"]
 
-    async def test_a_clock_that_is_set_back_does_not_stop_the_refill(self, clock: Clock) -> None:
+    async def test_a_clock_that_is_set_back_does_not_stop_the_refill(self, clock: QuickClock) -> None:
         async with self.limited(0.5, clock) as send:
             assert await send() == ""
             clock.now -= 3600
@@ -369,7 +369,7 @@ class TestRateLimit:
             assert await send() == ""
 
     @pytest.mark.parametrize("rate", [None, math.inf])
-    async def test_none_and_infinity_mean_no_limit(self, clock: Clock, rate: float | None) -> None:
+    async def test_none_and_infinity_mean_no_limit(self, clock: QuickClock, rate: float | None) -> None:
         async with self.limited(rate, clock) as send:
             assert [await send() for _ in range(20)] == [""] * 20
 
@@ -446,7 +446,7 @@ class TestAttributes:
         statuses = [(await client.responses.retrieve(name)).status for name in (before, after)]
         assert (statuses, created.status, created.output_text) == (["in_progress", "completed"], "completed", "Done.")
 
-    async def test_the_clock_is_the_one_that_was_passed(self, server: Emulator, clock: Clock) -> None:
+    async def test_the_clock_is_the_one_that_was_passed(self, server: Emulator, clock: QuickClock) -> None:
         work = server.responses[server.add()]
         assert (server.clock(), work.started) == (clock.now, clock.now)
         clock.now += 5
@@ -474,9 +474,9 @@ class TestEagerTasks:
     """In an event loop where `create_task` runs the task at once, up to its first wait."""
 
     @pytest.fixture
-    async def server(self, clock: Clock) -> AsyncIterator[Emulator]:
+    async def server(self, clock: QuickClock) -> AsyncIterator[Emulator]:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
-        async with Emulator(script=Script(runs_for=math.inf), clock=clock, rate_limit=1000) as server:
+        async with Emulator(script=Script(runs_for=math.inf), clock=clock.monotonic, rate_limit=1000) as server:
             yield server
         asyncio.get_running_loop().set_task_factory(None)
 

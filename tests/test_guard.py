@@ -674,10 +674,10 @@ class TestWaitThatIsRefused:
 
     @pytest.mark.parametrize(("status", "kind"), [(403, PermissionDeniedError), (404, NotFoundError)])
     async def test_three_refusals_in_a_row_end_it_and_the_error_has_the_outcome(
-        self, session, server, create, caplog: pytest.LogCaptureFixture, status: int, kind
+        self, session, server, caplog, status: int, kind
     ) -> None:
         server.faults += [Fault(on="retrieve", status=status)] * 3
-        identifier = create()
+        identifier = server.add()
         with pytest.raises(kind) as caught:
             await session.wait(identifier)
         assert caught.value.outcome.verdict is Verdict.CANCELLED
@@ -695,7 +695,7 @@ class TestWaitThatIsRefused:
             f"{identifier}: the wait ended with PermissionDeniedError, and the response was not stopped" in caplog.text
         )
 
-    async def test_an_unknown_id_is_not_found_after_three_looks(self, session, server) -> None:
+    async def test_an_unknown_id_is_not_found_after_three_looks(self, session) -> None:
         with pytest.raises(NotFoundError) as caught:
             await session.wait("resp_none")
         assert caught.value.outcome.verdict is Verdict.NOT_FOUND

@@ -413,7 +413,7 @@ class TestPool:
 
 
 class TestOneAttemptIsOneRequest:
-    """aiohttp sends a GET again by itself if a kept-alive connection turns out to be closed. Attempts would not count it."""
+    """aiohttp itself would send a GET again after a disconnect, and no count of attempts would show it."""
 
     @pytest.fixture
     async def closing(self) -> AsyncIterator[tuple[str, list[str]]]:
