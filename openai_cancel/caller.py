@@ -152,7 +152,7 @@ class Caller:
         began = clock.monotonic()
         attempts = 0
         while True:
-            sent = await self._turn(began + policy.deadline, attempts)
+            sent = 0.0 if self.pace is None else await _turn(self.pace, began + policy.deadline, attempts)
             attempts += 1
             result = await self._attempt(request, policy, left=policy.deadline - (clock.monotonic() - began))
             self._note(request, response_id, result, sent, attempts)
@@ -167,16 +167,6 @@ class Caller:
                 del result  # its traceback refers to this frame, which would refer to it
             await clock.sleep(delay)
             transport.check_open()
-
-    async def _turn(self, until: float, attempts: int) -> float:
-        """Wait until the pace allows a request, and return the time."""
-        if self.pace is None:
-            return 0.0
-        try:
-            return await self.pace.turn(until)
-        except APITimeoutError as error:
-            error.attempts = attempts
-            raise
 
     async def _attempt(self, request: Request, policy: RetryPolicy, *, left: float) -> Response | OpenAICancelError:
         """Make one attempt in the time that is left, and return the response or the error."""
@@ -217,6 +207,15 @@ class Caller:
             self.pace.note(sent, None if isinstance(result, Response) else result)
         if _log.isEnabledFor(logging.DEBUG):
             _log_attempt(request, response_id, result)
+
+
+async def _turn(pace: Pace, until: float, attempts: int) -> float:
+    """Wait until the pace allows a request, and return the time."""
+    try:
+        return await pace.turn(until)
+    except APITimeoutError as error:
+        error.attempts = attempts
+        raise
 
 
 def _log_attempt(request: Request, response_id: ResponseId, result: Response | OpenAICancelError) -> None:

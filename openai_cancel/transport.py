@@ -4,8 +4,9 @@ import asyncio
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 from aiohttp.client_reqrep import ConnectionKey
@@ -146,8 +147,8 @@ class Transport:
         """Return a block that raises a `TimeoutError` after that many seconds."""
         return Timeout(self.scheduler, seconds)
 
-    async def send(self, request: Request) -> Answer:
-        """Send a request without a body.
+    def send(self, request: Request) -> Coroutine[Any, Any, Answer]:
+        """Send a request without a body. Await the result.
 
         Its URL is sent as it is. Header names are in lower case. A body over the limit is not read.
 
@@ -159,9 +160,8 @@ class Transport:
         client = self.client
         if client is None or client.closed:
             raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
-        if self._runs_foreign_code:
-            return await contain(self._exchange(client, request))
-        return await self._exchange(client, request)
+        exchange = self._exchange(client, request)
+        return contain(exchange) if self._runs_foreign_code else exchange
 
     async def _exchange(self, client: aiohttp.ClientSession, request: Request) -> Answer:
         method, url, headers = request
