@@ -1,4 +1,4 @@
-"""`python -m openai_cancel` is the command `openai-cancel`."""
+"""Run the command: `python -m openai_cancel`."""
 
 from openai_cancel.cli import main
 

@@ -1,4 +1,4 @@
-"""What files of ids may look like, and how they are read."""
+"""The ids of a run: the files that hold them, and how they are read."""
 
 import asyncio
 import codecs
@@ -25,26 +25,26 @@ def read(text: str) -> list[str | BadLine]:
 
 
 def numbers(text: str) -> list[str | int]:
-    """The ids, and the numbers of the bad lines."""
+    """Return the ids, and the numbers of the bad lines."""
     return [item.number if isinstance(item, BadLine) else item for item in read(text)]
 
 
 class TestPlain:
-    def test_one_a_line(self) -> None:
+    def test_each_line_is_an_id(self) -> None:
         assert read("resp_1\nresp_2\nresp_2\n") == ["resp_1", "resp_2", "resp_2"]
 
-    def test_what_is_passed_over(self) -> None:
+    def test_blank_lines_and_comments_are_skipped(self) -> None:
         assert read("# a comment\r\n\r\n  resp_1 \r\n\t\n#\nresp_2 # why\nresp#3\n") == ["resp_1", "resp_2", "resp#3"]
 
-    def test_ids_of_any_form(self) -> None:
+    def test_an_id_may_contain_almost_any_character(self) -> None:
         assert read("a+b/c=\nresponse/1?x\n") == ["a+b/c=", "response/1?x"]
 
     @pytest.mark.parametrize(
         ("line", "words"),
         [
-            ("resp_1 resp_2", "holds a space"),
-            ("resp_1\u00a0resp_2", "holds a space"),
-            ("resp_1,running", "its first line must name a column id or response_id"),
+            ("resp_1 resp_2", "contains a space"),
+            ("resp_1\u00a0resp_2", "contains a space"),
+            ("resp_1,running", "the first line has no column id or response_id"),
             ("resp_1;running", "looks like a table"),
             ("..", "'..' cannot be a response id"),
             ("resp\x00", r"'resp\x00' cannot"),
@@ -53,14 +53,14 @@ class TestPlain:
             ("," * 200_000, "looks like a table"),
             ("{", "is not JSON"),
             ("[" * 100_000, "is not JSON"),
-            ('["resp_1"]', "is a list; give one object or one id a line"),
+            ('["resp_1"]', "is a list; write one object or one id per line"),
             ('{"name": "resp_1"}', "has no field id or response_id"),
             ('{"id": 17}', "17 cannot be a response id"),
             ('{"id": null, "name": 1}', "None cannot be a response id"),
             ('{"id": ""}', "'' cannot be a response id"),
         ],
     )
-    def test_what_is_wrong_touches_nothing_else(self, line: str, words: str) -> None:
+    def test_a_bad_line_does_not_affect_other_lines(self, line: str, words: str) -> None:
         before, bad, after = read(f"resp_1\n{line}\nresp_2\n")
         assert (before, after) == ("resp_1", "resp_2")
         assert isinstance(bad, BadLine)
@@ -70,66 +70,67 @@ class TestPlain:
 
 
 class TestJson:
-    def test_lines(self) -> None:
+    def test_lines_of_json_and_plain_ids_can_be_mixed(self) -> None:
         assert read('{"id": "resp_1", "x": 1}\n"resp_2"\nresp_3\n') == ["resp_1", "resp_2", "resp_3"]
 
-    def test_the_name_that_says_more_counts(self) -> None:
+    def test_response_id_is_preferred_to_id(self) -> None:
         assert read('{"id": 17, "response_id": "resp_1"}') == ["resp_1"]
 
-    def test_what_the_command_writes(self) -> None:
+    def test_the_output_of_the_command_can_be_its_input(self) -> None:
         assert read('{"id": "resp_1", "verdict": "unknown", "stopped": false}') == ["resp_1"]
 
 
 class TestTable:
     @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
     @pytest.mark.parametrize("name", ["id", "response_id", " Response_ID ", '"id"'])
-    def test_the_column_is_found(self, delimiter: str, name: str) -> None:
+    def test_the_column_of_the_ids_is_found(self, delimiter: str, name: str) -> None:
         rows = [("", name, "status"), ("1", "resp_1", "queued"), ("2", ' "resp_2"', "x"), ("3", "resp_3", "y")]
         table = "\r\n".join(delimiter.join(row) for row in rows).replace(' "', '"')
         assert read(f"# export\n\n{table}\n") == ["resp_1", "resp_2", "resp_3"]
 
-    def test_a_header_and_nothing_else(self) -> None:
+    def test_a_table_may_have_no_records_or_one_column(self) -> None:
         assert read("id\n") == []
         assert read("id\nresp_1\n") == ["resp_1"]
 
-    def test_fields_with_line_breaks(self) -> None:
+    def test_a_field_may_contain_line_breaks(self) -> None:
         assert read('id,said\nresp_1,"one\ntwo, ""three""\n\n# four"\nresp_2,x\n') == ["resp_1", "resp_2"]
 
-    def test_comments_and_blank_lines(self) -> None:
+    def test_comments_and_blank_lines_in_a_table_are_skipped(self) -> None:
         assert read("id,x\n# none\n\nresp_1,1\n") == ["resp_1"]
 
-    def test_a_record_that_is_short(self) -> None:
+    def test_a_record_with_too_few_columns_is_a_bad_line(self) -> None:
         assert read("x,id\nresp_1\n1,resp_2\n") == [
             BadLine(2, "has 1 columns; the id should be in column 2"),
             "resp_2",
         ]
 
-    def test_an_id_that_is_missing(self) -> None:
+    def test_a_record_without_an_id_is_a_bad_line(self) -> None:
         assert numbers("id,x\n,1\nresp_2,2\n") == [2, "resp_2"]
 
-    def test_a_quote_that_is_never_closed(self) -> None:
-        """It takes no other line with it."""
+    def test_a_quote_that_is_never_closed_affects_only_its_line(self) -> None:
         found = read('id,x\nresp_1,"oh\nresp_2,2\nresp_3,3\n')
-        assert found == [BadLine(2, "is no record of a table: a quote is not closed"), "resp_2", "resp_3"]
+        assert found == [BadLine(2, "is not a record of a table: a quote is not closed"), "resp_2", "resp_3"]
 
-    def test_quotes_that_close_in_the_wrong_place(self) -> None:
+    def test_misplaced_quotes_affect_only_their_lines(self) -> None:
         assert numbers('id,x\nresp_1,"oh\nresp_2,"no\nresp_3,3\n') == [2, 3, "resp_3"]
         assert numbers('id,x\nresp_1,"oh"no\nresp_2,2\n') == [2, "resp_2"]
 
-    def test_a_record_without_an_end_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_record_with_too_many_lines_is_a_bad_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ids, "RECORD_LIMIT", 3)
         reader = IdReader()
         found = [item for line in ["id,x", 'a,"', "b,1", "c,2", "d,3"] for item in reader.read(line)]
         assert [item if isinstance(item, str) else item.number for item in found] == [2, "b", "c", "d"]
 
-    def test_a_field_that_is_too_long(self) -> None:
+    def test_a_field_that_is_too_long_is_a_bad_line(self) -> None:
         assert numbers(f"id,x\nresp_1,{'x' * csv.field_size_limit()}x\nresp_2,2\n") == [2, "resp_2"]
 
     @given(
         st.lists(st.tuples(st.text("abc/=+_", min_size=1), st.text('a,;"\n\r\t #', max_size=8))),
         st.sampled_from([csv.excel, csv.excel_tab, csv.unix_dialect]),
     )
-    def test_whatever_csv_writes(self, rows: list[tuple[str, str]], dialect: type[csv.Dialect]) -> None:
+    def test_every_table_that_csv_writes_can_be_read(
+        self, rows: list[tuple[str, str]], dialect: type[csv.Dialect]
+    ) -> None:
         class Lines(list[str]):
             def write(self, text: str) -> None:
                 self.append(text)
@@ -140,13 +141,11 @@ class TestTable:
 
 
 class TestSource:
-    """Of files, pipes and arguments."""
-
     @pytest.fixture
     def collect(self) -> Callable[..., object]:
-        async def collect(*names: str, files: tuple[object, ...] = (), passes=lambda _: False) -> tuple[list[str], ...]:
+        async def collect(*names: str, files: tuple[object, ...] = (), skip=lambda _: False) -> tuple[list[str], ...]:
             problems: list[str] = []
-            with Source(names, [str(file) for file in files], complain=problems.append, passes=passes) as source:
+            with Source(names, [str(file) for file in files], complain=problems.append, skip=skip) as source:
                 self.source = source
                 return [name async for name in source.read()], problems
 
@@ -162,13 +161,15 @@ class TestSource:
             lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
         ],
     )
-    async def test_encodings(self, collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encode, chunk) -> None:
+    async def test_files_may_be_in_utf_8_or_utf_16(
+        self, collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encode, chunk
+    ) -> None:
         file = tmp_path / "ids"
         file.write_bytes(encode("é_1\r\nresp_2\r\nresp_3"))
         monkeypatch.setattr(ids, "CHUNK", max(chunk, 2))
         assert await collect(files=(file,)) == (["é_1", "resp_2", "resp_3"], [])
 
-    async def test_bytes_that_are_no_text(self, collect, tmp_path: Path) -> None:
+    async def test_bytes_that_are_not_text_make_a_bad_line(self, collect, tmp_path: Path) -> None:
         file = tmp_path / "ids"
         file.write_bytes(b"resp_1\n\xff\xe9\nresp_3\n")
         assert await collect(files=(file,)) == (
@@ -176,7 +177,9 @@ class TestSource:
             [rf"{file}, line 2: '\ufffd\ufffd' cannot be a response id"],
         )
 
-    async def test_a_line_without_an_end(self, collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_very_long_line_is_a_bad_line(
+        self, collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(ids, "CHUNK", 16)
         monkeypatch.setattr(ids, "LINE_LIMIT", 5000)
         file = tmp_path / "ids"
@@ -187,16 +190,16 @@ class TestSource:
         file.write_text(f"resp_1\n{'x' * 20_000}")
         assert (await collect(files=(file,)))[0] == ["resp_1"]
 
-    async def test_the_order_and_the_count(self, collect, tmp_path: Path) -> None:
+    async def test_arguments_come_first_and_each_file_is_read_once(self, collect, tmp_path: Path) -> None:
         first, second = tmp_path / "1", tmp_path / "2"
         first.write_text("# one\nb\nc\n")
         second.write_text('id,x\nd,"\n"\nc,"\ne,1\n')
-        found, problems = await collect("a", "z", files=(first, second, first), passes={"c", "z"}.__contains__)
+        found, problems = await collect("a", "z", files=(first, second, first), skip={"c", "z"}.__contains__)
         assert found == ["a", "b", "d", "e"]
-        assert problems == [f"{second}, line 4: is no record of a table: a quote is not closed"]
-        assert (self.source.total, self.source.given, self.source.passed) == (10, 4, 6)
+        assert problems == [f"{second}, line 4: is not a record of a table: a quote is not closed"]
+        assert (self.source.total, self.source.yielded, self.source.skipped) == (10, 4, 6)
 
-    async def test_a_pipe(self, collect) -> None:
+    async def test_the_ids_of_a_pipe_are_yielded_as_they_arrive(self, collect) -> None:
         reading, writing = os.pipe()
         task = asyncio.create_task(collect("a", files=(f"/dev/fd/{reading}",)))
         await until(lambda: hasattr(self, "source"))
@@ -204,12 +207,14 @@ class TestSource:
         for piece in (b"b", b"1\nb2", b"\n"):
             os.write(writing, piece)
             await asyncio.sleep(0.01)
-        assert self.source.given == 3
+        assert self.source.yielded == 3
         os.close(writing)
         assert await task == (["a", "b1", "b2"], [])
         os.close(reading)
 
-    async def test_standard_input(self, collect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def test_standard_input_is_read_and_left_open(
+        self, collect, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         file = tmp_path / "ids"
         file.write_text("a\nb c\n")
         kept = os.dup(0)
@@ -218,9 +223,9 @@ class TestSource:
                 os.dup2(opened.fileno(), 0)
                 assert await collect(files=("-", "-")) == (
                     ["a"],
-                    ["standard input, line 2: holds a space; give one id a line"],
+                    ["standard input, line 2: contains a space; write one id per line"],
                 )
-            os.fstat(0)  # it is not ours to close
+            os.fstat(0)
         finally:
             os.dup2(kept, 0)
             os.close(kept)
@@ -228,13 +233,13 @@ class TestSource:
         with pytest.raises(OSError, match="standard input"):
             await collect(files=("-",))
 
-    async def test_the_end_before_the_end(self, tmp_path: Path) -> None:
+    async def test_a_source_that_is_ended_yields_no_more_ids(self, tmp_path: Path) -> None:
         file = tmp_path / "ids"
         file.write_text("c\nd\n" * 10)
 
         async def read(names: list[str], end_after: int) -> list[str]:
             found = []
-            with Source(names, [str(file)], complain=found.append, passes=lambda _: False) as source:
+            with Source(names, [str(file)], complain=found.append, skip=lambda _: False) as source:
                 async for name in source.read():
                     found.append(name)
                     if len(found) == end_after:
@@ -247,10 +252,10 @@ class TestSource:
         assert await read(["a", "b"], 2) == ["a", "b"]
 
     @pytest.mark.parametrize("text", [b"a\n", b"a\nb"])
-    async def test_the_end_while_nothing_comes(self, text: bytes) -> None:
+    async def test_a_source_can_be_ended_while_it_waits_for_a_pipe(self, text: bytes) -> None:
         reading, writing = os.pipe()
         os.write(writing, text)
-        with Source((), [f"/dev/fd/{reading}"], complain=print, passes=lambda _: False) as source:
+        with Source((), [f"/dev/fd/{reading}"], complain=print, skip=lambda _: False) as source:
             async with aclosing(source.read()) as names:
                 assert await anext(names) == "a"
                 waiting = asyncio.ensure_future(anext(names, None))
@@ -260,7 +265,7 @@ class TestSource:
         os.close(reading)
         os.close(writing)
 
-    async def test_a_file_that_cannot_be_read_to_its_end(self, collect, tmp_path: Path, monkeypatch) -> None:
+    async def test_an_error_while_reading_a_file_is_reported(self, collect, tmp_path: Path, monkeypatch) -> None:
         good = tmp_path / "good"
         good.write_text("b\n")
 
@@ -270,13 +275,13 @@ class TestSource:
 
         monkeypatch.setattr(os, "read", fail)
         found, problems = await collect("a", files=(good,))
-        assert (found, problems) == (["a"], [f"{good} cannot be read to its end: Input/output error"])
+        assert (found, problems) == (["a"], [f"{good} cannot be read to the end: Input/output error"])
 
-    def test_what_cannot_be_opened(self, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_opened_is_an_error(self, tmp_path: Path) -> None:
         for path in (tmp_path, tmp_path / "none"):
             with pytest.raises(OSError, match=str(path)):
-                Source((), [str(path)], complain=print, passes=lambda _: False)
+                Source((), [str(path)], complain=print, skip=lambda _: False)
 
-    def test_an_argument_that_cannot_be_an_id(self) -> None:
+    def test_an_argument_that_cannot_be_an_id_is_an_error(self) -> None:
         with pytest.raises(ValueError, match=r"'\.\.' cannot be a response id"):
-            Source(["a", ".."], [], complain=print, passes=lambda _: False)
+            Source(["a", ".."], [], complain=print, skip=lambda _: False)

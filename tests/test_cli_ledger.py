@@ -1,26 +1,26 @@
-"""The command `ledger`."""
+"""The commands of `ledger`."""
 
 import asyncio
 import json
 import re
 import signal
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import KEY
-from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection
-from test_cli import COMMAND, Terminal
+from conftest import KEY, until
+from terminal import COMMAND, Terminal
 
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
-from openai_cancel.ledger.schema import RESPONSES
 
 pytestmark = pytest.mark.usefixtures("run", "url")
+
+TABLE = "openai_cancel_responses"
 
 
 @pytest.fixture
@@ -36,13 +36,21 @@ async def track(url: str, server: Emulator, *names: str, ttl: float = 0.001, acc
             await ledger.track(name, session=session, ttl=ttl)
 
 
+def execute(url: str, statement: str) -> None:
+    """Run a statement on the database of a ledger."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database, database:
+        database.execute(statement)
+
+
 async def states(url: str) -> dict[str, str]:
     async with Ledger(url) as ledger:
         return {entry.response_id: entry.state async for entry in ledger.entries(include_ended=True)}
 
 
 class TestSweep:
-    async def test_once(self, run, url: str, server: Emulator, create) -> None:
+    async def test_responses_of_the_account_with_an_expired_lease_are_stopped(
+        self, run, url: str, server: Emulator, create
+    ) -> None:
         running, later, other = create(), create(), create()
         await track(url, server, running, "resp_none")
         await track(url, server, later, ttl=60)
@@ -58,20 +66,20 @@ class TestSweep:
         }  # fmt: skip
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    async def test_every(self, url: str, server: Emulator, create, number: int) -> None:
-        """A database that fails does not end it; a signal does, at once."""
-        statement = "ALTER TABLE {} RENAME TO {}".format
+    async def test_a_repeated_sweep_survives_a_failing_database_and_ends_at_a_signal(
+        self, url: str, server: Emulator, create, number: int
+    ) -> None:
         first, second = create(), create()
         await track(url, server, first)
         process = await asyncio.create_subprocess_exec(
             COMMAND, "ledger", "sweep", "--every", "0.05s", "--lease", "0.1", "--json", stdout=PIPE, stderr=PIPE
         )
         assert json.loads(await process.stdout.readline())["id"] == first
-        async with Ledger(url) as ledger:
-            for old, new in ((RESPONSES.name, "away"), ("away", RESPONSES.name)):
-                await ledger._open_book.do(partial(AsyncConnection.execute, statement=text(statement(old, new))))
-                if new == "away":
-                    assert b"no such table" in await process.stderr.readline()
+        while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded
+            await asyncio.sleep(0.01)
+        execute(url, f"ALTER TABLE {TABLE} RENAME TO away")
+        assert b"no such table" in await process.stderr.readline()
+        execute(url, f"ALTER TABLE away RENAME TO {TABLE}")
         await track(url, server, second)
         assert json.loads(await process.stdout.readline())["id"] == second
         process.send_signal(number)
@@ -79,31 +87,32 @@ class TestSweep:
         assert process.returncode == 128 + number
         assert b"Traceback" not in err
 
-    async def test_a_signal_in_the_middle_gives_back(self, url: str, server: Emulator, create) -> None:
+    async def test_a_signal_returns_the_responses_to_the_ledger(self, url: str, server: Emulator, create) -> None:
         running = create()
         await track(url, server, running)
         server.faults.append(Fault(delay=float("inf")))
         process = await asyncio.create_subprocess_exec(COMMAND, "ledger", "sweep", stdout=PIPE, stderr=PIPE)
-        while not server.received:
-            await asyncio.sleep(0.01)
+        await until(lambda: server.received)
         process.send_signal(signal.SIGTERM)
         await process.communicate()
         assert process.returncode == 143
         assert await states(url) == {running: "tracked"}
 
-    async def test_a_database_that_fails(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_database_that_cannot_be_reached_is_one_line_and_status_3(
+        self, run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "postgresql://127.0.0.1:1/d")
         status, _, err = await run("ledger", "sweep")
         assert (status, err.count("\n")) == (3, 1)
         assert "Connect call failed" in err
 
-    async def test_a_table_that_is_gone(self, run, url: str) -> None:
-        async with Ledger(url) as ledger:
-            await ledger._open_book.do(lambda connection: connection.execute(text(f"DROP TABLE {RESPONSES.name}")))
+    async def test_a_missing_table_is_status_3(self, run, url: str, server: Emulator) -> None:
+        await track(url, server)
+        execute(url, f"DROP TABLE {TABLE}")
         status, _, err = await run("ledger", "sweep", "--lease", "0.1")
         assert (status, "no such table" in err) == (3, True)
 
-    async def test_options_that_do_not_go_together(self, run) -> None:
+    async def test_wrong_options_are_one_line_and_status_2(self, run) -> None:
         for wrong in (
             ["--once", "--every", "5s"],
             ["--every=0s"],
@@ -116,7 +125,7 @@ class TestSweep:
 
 
 class TestEntries:
-    async def test_add_list_release_purge(self, run) -> None:
+    async def test_responses_can_be_added_listed_released_and_purged(self, run) -> None:
         status, out, err = await run("ledger", "add", "resp_1", "resp_2", "--ttl", "15m", "--label", "job=7=8")
         assert (status, out, err) == (0, "", "")
         (first, second) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
@@ -124,25 +133,25 @@ class TestEntries:
         assert 890 < second["lease_left"] <= 900
         assert re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00", second["created"])
         status, out, err = await run("ledger", "release", "resp_1", "resp_3")
-        assert (status, out, err) == (1, "", "openai-cancel: 'resp_3' is not in the ledger, or over.\n")
+        assert (status, out, err) == (1, "", "openai-cancel: 'resp_3' is not in the ledger, or has ended.\n")
         assert (await run("ledger", "release", "resp_2"))[0] == 0
         assert (await run("ledger", "list"))[:2] == (0, "")
         assert len((await run("ledger", "list", "--all"))[1].splitlines()) == 2
-        assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 forgotten\n"
-        assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 forgotten\n"
+        assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 deleted\n"
+        assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 deleted\n"
 
     @pytest.mark.parametrize(("written", "seconds"), [("90", 90), ("1.5m", 90), ("2h", 7200), ("7d", 604800)])
-    async def test_durations(self, run, written: str, seconds: float) -> None:
+    async def test_a_duration_may_have_a_unit(self, run, written: str, seconds: float) -> None:
         assert (await run("ledger", "add", "resp_1", "--ttl", written))[0] == 0
         (entry,) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
         assert seconds - 10 < entry["lease_left"] <= seconds
 
-    async def test_a_bad_duration(self, run) -> None:
+    async def test_a_duration_that_cannot_be_read_is_a_usage_error(self, run) -> None:
         for wrong in ("fortnight", "", "5 parsecs"):
             status, _, err = await run("ledger", "add", "resp_1", "--ttl", wrong)
-            assert (status, "or such as 30s, 15m, 2h, 7d" in err) == (2, True)
+            assert (status, "or a duration such as 30s, 15m, 2h or 7d" in err) == (2, True)
 
-    async def test_on_a_terminal(self, run, url: str, server: Emulator) -> None:
+    async def test_on_a_terminal_the_list_is_for_people(self, run, url: str, server: Emulator) -> None:
         await track(url, server, "resp_late", ttl=60)
         await track(url, server, "resp_denied")
         server.faults += [Fault(status=403, body={"error": {"message": "No\x1b."}})] * 2
@@ -150,19 +159,43 @@ class TestEntries:
         await track(url, server, "resp_lapsed")
         async with Terminal("ledger", "list") as terminal:
             await terminal.process.wait()
-            await terminal.shows("resp_lapsed  tracked, lapsed")
+            await terminal.shows("resp_lapsed  tracked, lease expired")
             assert re.search(r"resp_late  tracked, \d+ s left", terminal.screen)
             assert re.search(r"resp_denied  tracked, \d+ s left: 403: No\\x1b\.", terminal.screen)
+        assert (await run("ledger", "release", "resp_late"))[0] == 0
+        async with Terminal("ledger", "list", "--all") as terminal:
+            await terminal.process.wait()
+            await terminal.shows("resp_late  released\r\n")
 
-    async def test_bad_arguments(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert (await run("ledger", "add", "resp_1", "--ttl", "5m", "--label", "job"))[0] == 2
-        assert (await run("ledger", "add", "resp_1"))[0] == 2
-        status, _, err = await run("ledger", "add", "..", "--ttl", "5m")
-        assert (status, "cannot be a response id" in err) == (3, True)
-        status, _, err = await run("ledger", "list", "--ledger", "mysql://x")
-        assert (status, "cannot be kept in" in err) == (3, True)
-        monkeypatch.delenv("OPENAI_CANCEL_LEDGER")
+    @pytest.mark.parametrize(
+        ("arguments", "status", "words"),
+        [
+            (["add", "resp_1", "--ttl", "5m", "--label", "job"], 2, "'job' is not a label: write --label NAME=VALUE."),
+            (["add", "resp_1", "--ttl", "5m", "--label", "a=\n"], 3, "--label must not contain line breaks"),
+            (["add", "resp_1"], 2, "--ttl"),
+            (["add", "..", "--ttl", "5m"], 3, "'..' cannot be a response id"),
+            (["release", "resp_1", "--account", ""], 3, "--account must not be empty."),
+            (["release", "resp_1", "--account", "a\nb"], 3, "--account must not contain line breaks"),
+            (["list", "--ledger", "mysql://x"], 3, "--ledger: A ledger cannot be kept in 'mysql'"),
+        ],
+    )
+    async def test_a_wrong_argument_is_named_by_its_option(
+        self, run, arguments: list[str], status: int, words: str
+    ) -> None:
+        done, out, err = await run("ledger", *arguments)
+        assert (done, out, err.count("\n")) == (status, "", 1)
+        assert words in err
+
+    async def test_the_url_of_the_ledger_can_be_wrong_or_missing_in_the_environment(
+        self, run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "nonsense")
         status, _, err = await run("ledger", "list")
-        assert (status, "set OPENAI_CANCEL_LEDGER" in err) == (3, True)
+        assert (status, err.startswith("openai-cancel: OPENAI_CANCEL_LEDGER: ")) == (3, True)
+        monkeypatch.delenv("OPENAI_CANCEL_LEDGER")
+        expected = "openai-cancel: No ledger: set OPENAI_CANCEL_LEDGER, or use --ledger.\n"
+        assert await run("ledger", "list") == (3, "", expected)
+
+    async def test_without_its_extra_the_ledger_is_status_3(self, run, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "openai_cancel.ledger", None)
         assert (await run("ledger", "list", "--ledger", "sqlite:///x"))[0] == 3

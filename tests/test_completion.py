@@ -78,7 +78,10 @@ class LanguageServer:
     def __init__(self, command: list[str], root: Path) -> None:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._last = 0
-        self.ask("initialize", {"processId": None, "rootUri": root.as_uri(), "capabilities": {}})
+        self._configuration = {"pythonPath": sys.executable}
+        folders = [{"uri": root.as_uri(), "name": root.name}]
+        capabilities = {"workspace": {"configuration": True, "workspaceFolders": True}}
+        self.ask("initialize", {"processId": None, "workspaceFolders": folders, "capabilities": capabilities})
         self.tell("initialized", {})
 
     def close(self) -> None:
@@ -93,9 +96,9 @@ class LanguageServer:
         self._last += 1
         self._write({"jsonrpc": "2.0", "id": self._last, "method": method, "params": parameters})
         while (message := self._read()).get("id") != self._last or "method" in message:
-            if "id" in message:  # a request of the server, such as one for its configuration
+            if "id" in message:  # a request of the server; the one for its configuration has items
                 items = (message.get("params") or {}).get("items", [])
-                self._write({"jsonrpc": "2.0", "id": message["id"], "result": [None] * len(items)})
+                self._write({"jsonrpc": "2.0", "id": message["id"], "result": [self._configuration for _ in items]})
         return message["result"]
 
     def _write(self, message: dict[str, Any]) -> None:
@@ -119,9 +122,6 @@ def pyright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     if not command.exists() or shutil.which("node") is None:
         pytest.skip("needs pyright: pip install --group lint")
     root = tmp_path_factory.mktemp("completion")
-    (root / "pyrightconfig.json").write_text(
-        json.dumps({"venvPath": str(Path(sys.prefix).parent), "venv": Path(sys.prefix).name})
-    )
     server = LanguageServer([str(command), "--stdio"], root)
     uri = (root / "notebook.py").as_uri()
     document = {"uri": uri, "languageId": "python", "version": 0, "text": ""}

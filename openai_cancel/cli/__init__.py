@@ -1,6 +1,7 @@
 """The command `openai-cancel`.
 
-Exit status: 0 all stopped, 1 some not, 2 usage, 3 credentials or configuration, 130 after Ctrl-C, 143 after SIGTERM.
+Exit status: 0 all stopped, 1 some not stopped, 2 wrong usage, 3 credentials, configuration or the ledger's database,
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""`python -m openai_cancel.cli` is the command `openai-cancel`."""
+"""Run the command: `python -m openai_cancel.cli`."""
 
 from openai_cancel.cli import main
 

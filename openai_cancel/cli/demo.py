@@ -1,4 +1,4 @@
-"""`demo` and `emulate`: the emulated server, on the command line."""
+"""The commands `demo` and `emulate`, which run the emulated server."""
 
 import asyncio
 from typing import Annotated, Any
@@ -9,14 +9,14 @@ from cyclopts.validators import Number
 from rich.console import Console
 from rich.table import Table
 
-from openai_cancel.cli.report import print_line
+from openai_cancel.cli.output import print_line
 from openai_cancel.emulator import DIALECTS, Emulator, Script
 from openai_cancel.errors import BadRequestError, ConfigurationError
 from openai_cancel.session import AsyncSession
 
 
 def demo() -> None:
-    """Create and cancel a background response on an emulated server: no network, no key, no model."""
+    """Create and cancel a background response on an emulated server, without a network, a key or a model."""
     asyncio.run(_demo(Console()))
 
 
@@ -24,7 +24,7 @@ async def _demo(console: Console) -> None:
     table = Table("call", "request", "answer", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     async with (
         Emulator(script=Script(runs_for=3600)) as server,
-        # A client of its own, for one of the session's would go through a proxy that the environment names.
+        # The session's own client would use a proxy from the environment.
         aiohttp.ClientSession(headers={"Authorization": "Bearer demo"}) as client,
         AsyncSession(base_url=server.base_url, api_key="demo", client_session=client) as session,
     ):
@@ -43,7 +43,7 @@ async def _demo(console: Console) -> None:
             table.add_row(
                 "session.cancel(done)", "POST /responses/ID/cancel", f"[yellow]{error.status} {error.message}"
             )
-    console.print(f"A background response, to run for an hour on the emulated server {server.base_url}:\n")
+    console.print(f"A background response that would run for an hour on the emulated server {server.base_url}:\n")
     console.print(table)
     console.print(f"\nbefore  {before!r}\nafter   {after!r}", highlight=False, soft_wrap=True)
 
@@ -68,35 +68,31 @@ def emulate(
     rate_limit: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     dialect: Annotated[str, Parameter(validator=_is_dialect)] = "openai",
 ) -> None:
-    """Run the emulated server until Ctrl-C. It takes any key.
+    """Run the emulated server until Ctrl-C. It accepts any key.
 
     ```
     openai-cancel emulate --port 8080 --dialect vllm
     ```
 
-    Parameters
-    ----------
-    host
-        Address to listen on.
-    port
-        Port to listen on; 0 takes a free one.
-    runs_for
-        Seconds that a background response runs. A request's metadata can say otherwise, and more: queued_for,
-        runs_for, becomes (completed, failed or incomplete), says, resumes_after.
-    rate_limit
-        Requests that it allows in a second; to more it answers 429.
-    dialect
-        Which server it plays: openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling, perplexity,
-        mistralrs, openresponses or gomodel.
+    Args:
+        host: The address to listen on.
+        port: The port to listen on. 0 picks a free port.
+        runs_for: Seconds that a background response runs. The metadata of a request can change this and more:
+            queued_for, runs_for, becomes (completed, failed or incomplete), says, resumes_after.
+        rate_limit: Requests per second. The server answers 429 to any more.
+        dialect: The server to emulate: openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling,
+            perplexity, mistralrs, openresponses or gomodel.
     """
     script = Script(runs_for=runs_for)
-    asyncio.run(_emulate(Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect)))
+    emulator = Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect)
+    try:
+        asyncio.run(_emulate(emulator))
+    except (OSError, UnicodeError) as error:  # the latter if the host is not a valid name
+        reason = getattr(error, "strerror", error)
+        raise ConfigurationError(f"Cannot listen on {host}, port {port}: {reason}.") from error
 
 
 async def _emulate(emulator: Emulator) -> None:
-    try:
-        async with emulator:
-            print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any")
-            await asyncio.Event().wait()
-    except (OSError, UnicodeError) as error:  # the latter for a name that is none
-        raise ConfigurationError(f"The emulator cannot listen there: {getattr(error, 'strerror', error)}.") from error
+    async with emulator:
+        print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any")
+        await asyncio.Event().wait()

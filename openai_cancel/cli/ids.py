@@ -1,4 +1,4 @@
-"""The ids that a command is given: as arguments, in files, from a pipe. They are read as they are needed."""
+"""The ids of a run: from arguments, files and pipes. They are read only as fast as they are needed."""
 
 import asyncio
 import codecs
@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self, TypeAlias
 
@@ -20,35 +21,36 @@ import attrs
 from openai_cancel.wire import SEGMENT
 
 ID_FIELDS = ("response_id", "id")
-"""What an id is called in JSON and in the header of a table; the first that is there counts."""
+"""The names of an id in JSON and in the header of a table, in order of preference."""
 
 DELIMITERS = (",", ";", "\t")
+"""The delimiters that a table may have."""
 
 CHUNK = 2**18
-"""Bytes that are read at once."""
+"""The number of bytes to read at once."""
 
 LINE_LIMIT = 2**24
-"""Characters of a line; what is longer is skipped."""
+"""The largest number of characters in a line. A longer line is skipped."""
 
 RECORD_LIMIT = 1000
-"""Lines that one record of a table may have, for a quoted field may hold line breaks."""
+"""The largest number of lines in a record of a table, whose quoted fields may contain line breaks."""
 
 ID_LIMIT = 4096
-"""Characters of an id; real ones reach 465."""
+"""The largest number of characters in an id. Real ids have up to 465."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-_NO_TEXT = "\ufffd"  # what stands for bytes that are no text
+_UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text
 
 _Line: TypeAlias = tuple[int, str]
 
 
 @attrs.frozen
 class BadLine:
-    """A line that gives no id.
+    """A line without a usable id.
 
     Attributes:
-        number: of the line, from 1.
-        problem: what is wrong with it.
+        number: the number of the line, from 1.
+        problem: the reason.
     """
 
     number: int
@@ -56,20 +58,20 @@ class BadLine:
 
 
 class IdReader:
-    """Reads the ids in the lines of one file: an id a line, JSON lines, or a table (CSV) with a header. Pure.
+    """A reader of the ids in one file: one id per line, JSON lines, or a table (CSV) with a header. It does no I/O.
 
-    Blank lines and those that begin with `#` are passed over. What is wrong with a line touches no other.
+    Blank lines and lines that begin with `#` are skipped. A bad line does not affect other lines.
     """
 
     def __init__(self) -> None:
         self._number = 0
-        self._any = False  # whether a line with something on it was read
+        self._any = False  # whether a line with content was read
         self._delimiter = ""
-        self._column = -1  # of a table
-        self._record: list[_Line] = []  # the lines of one that is not complete yet
+        self._column = -1  # the column of the ids, if the file is a table
+        self._record: list[_Line] = []  # the lines of an incomplete record of the table
 
     def read(self, text: str) -> Iterator[str | BadLine]:
-        """What a line holds, or completes."""
+        """Yield the ids in a line, and in the records of a table that it completes."""
         self._number += 1
         line = self._number, text.removesuffix("\r")
         if self._column >= 0:
@@ -82,7 +84,7 @@ class IdReader:
             yield self._read_plain(self._number, stripped)
 
     def end(self) -> Iterator[str | BadLine]:
-        """What is left at the end of the file."""
+        """Yield the ids in what is left at the end of the file."""
         lines, self._record = self._record, []
         yield from self._read_table(lines, 1)
 
@@ -92,7 +94,7 @@ class IdReader:
         for delimiter in DELIMITERS:
             try:
                 names = [name.strip().lower() for name in next(csv.reader([text], delimiter=delimiter))]
-            except csv.Error:  # a carriage return in the middle, say
+            except csv.Error:  # for example a carriage return in the middle
                 return False
             for field in ID_FIELDS:
                 if field in names:
@@ -105,9 +107,9 @@ class IdReader:
             return self._read_json(number, text)
         text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
         if any(delimiter in text for delimiter in DELIMITERS):
-            return BadLine(number, "looks like a table; its first line must name a column id or response_id")
+            return BadLine(number, "looks like a table, but the first line has no column id or response_id")
         if len(text.split()) > 1:
-            return BadLine(number, "holds a space; give one id a line")
+            return BadLine(number, "contains a space; write one id per line")
         return _checked(number, text)
 
     def _read_json(self, number: int, text: str) -> str | BadLine:
@@ -116,7 +118,7 @@ class IdReader:
         except (ValueError, RecursionError):
             return BadLine(number, "is not JSON")
         if document.__class__ is list:
-            return BadLine(number, "is a list; give one object or one id a line")
+            return BadLine(number, "is a list; write one object or one id per line")
         if document.__class__ is not dict:
             return _checked(number, document)
         for field in ID_FIELDS:
@@ -124,20 +126,20 @@ class IdReader:
                 return _checked(number, document[field])
         return BadLine(number, "has no field id or response_id")
 
-    def _read_table(self, lines: list[_Line], patience: int) -> Iterator[str | BadLine]:
+    def _read_table(self, lines: list[_Line], line_limit: int) -> Iterator[str | BadLine]:
         while lines:
             self._record.append(lines.pop(0))
             number, first = self._record[0]
             try:
-                lines_of_it = [f"{text}\n" for _, text in self._record]
-                cells = next(csv.reader(lines_of_it, delimiter=self._delimiter, strict=True))
+                record = [f"{text}\n" for _, text in self._record]
+                cells = next(csv.reader(record, delimiter=self._delimiter, strict=True))
             except csv.Error as error:
                 if "end of data" in str(error):
-                    if len(self._record) < patience:
+                    if len(self._record) < line_limit:
                         continue
                     error = csv.Error("a quote is not closed")
-                yield BadLine(number, f"is no record of a table: {error}")
-                lines = self._record[1:] + lines  # which may be records of their own
+                yield BadLine(number, f"is not a record of a table: {error}")
+                lines = self._record[1:] + lines  # each of these may start a record
                 self._record = []
                 continue
             self._record = []
@@ -151,25 +153,25 @@ class IdReader:
 
 
 def _checked(number: int, found: object) -> str | BadLine:
-    if not isinstance(found, str) or len(found) > ID_LIMIT or not SEGMENT.fullmatch(found) or _NO_TEXT in found:
+    if not isinstance(found, str) or len(found) > ID_LIMIT or not SEGMENT.fullmatch(found) or _UNDECODABLE in found:
         return BadLine(number, f"{ascii(found)[:80]} cannot be a response id")
     return found
 
 
 class Source:
-    """All ids of a command, in order: its arguments, then its files.
+    """All ids of a run, in order: the arguments, then the files.
 
     Args:
-        ids: the arguments.
-        files: paths of files; `-` is the standard input.
-        complain: is told of each bad line.
-        passes: says of an id that it is to be passed over.
+        ids: the ids that are arguments.
+        files: the paths of files. `-` is standard input.
+        complain: called with a message about each bad line.
+        skip: called with each id. Returns whether to skip it.
 
     Attributes:
-        total: lines in all of it; None where that shows only at the end, as with a pipe.
-        given: how many ids were given so far.
-        passed: lines that gave no id, or one to be passed over.
-        ended: whether it was told to give no more.
+        total: the number of arguments and lines, or None while it is not known, as with a pipe.
+        yielded: the number of ids yielded so far.
+        skipped: the number of lines so far that had no usable id, or one to skip.
+        ended: whether `end` was called.
 
     Raises:
         ValueError: an argument cannot be an id.
@@ -182,29 +184,29 @@ class Source:
         files: Sequence[str],
         *,
         complain: Callable[[str], None],
-        passes: Callable[[str], bool],
+        skip: Callable[[str], bool],
     ) -> None:
         self._ids = ids
         bad = [name for name in ids if not SEGMENT.fullmatch(name)]
         if bad:
             raise ValueError(f"{bad[0]!r} cannot be a response id")
         self._complain = complain
-        self._passes = passes
+        self._skip = skip
         self._ready = asyncio.Event()
         self.ended: bool = False
-        self.given: int = 0
-        self.passed: int = 0
+        self.yielded: int = 0
+        self.skipped: int = 0
         with ExitStack() as opened:
             self._files = [
                 (name, opened.enter_context(_open(name)))
-                for name in dict.fromkeys(files)  # each once
+                for name in dict.fromkeys(files)  # each file once
             ]
             counts = [_count_lines(file) for _, file in self._files]
             self._opened = opened.pop_all()
         self.total: int | None = None if None in counts else len(ids) + sum(filter(None, counts))
 
     def reads(self, file: int) -> bool:
-        """Whether a file that is written to is one of those that are read: that would never end."""
+        """Return whether an open file is among the files of ids. A run that appends to it would never end."""
         written = os.fstat(file)
         return any(os.path.samestat(written, os.fstat(read.fileno())) for _, read in self._files)
 
@@ -217,56 +219,56 @@ class Source:
         self._opened.close()
 
     def end(self) -> None:
-        """Give no more ids."""
+        """Stop yielding ids."""
         self.ended = True
         self._ready.set()
 
     async def read(self) -> AsyncGenerator[str, None]:
-        """The ids, one by one."""
+        """Yield the ids one by one."""
         for name in self._ids:
             if self.ended:
                 return
-            if self._passes(name):
-                self.passed += 1
+            if self._skip(name):
+                self.skipped += 1
             else:
-                self.given += 1
+                self.yielded += 1
                 yield name
         for name, file in self._files:
             async with aclosing(self._read_file(name, file)) as found:
                 async for response_id in found:
-                    self.given += 1
+                    self.yielded += 1
                     yield response_id
 
     async def _read_file(self, name: str, file: BinaryIO) -> AsyncGenerator[str, None]:
         reader = IdReader()
         async with aclosing(self._lines(name, file)) as lines:
             async for line in lines:
-                self.passed += 1
-                for response_id in self._sift(name, reader.read(line)):
-                    self.passed -= 1
+                self.skipped += 1
+                for response_id in self._check(name, reader.read(line)):
+                    self.skipped -= 1
                     yield response_id
-        for response_id in self._sift(name, reader.end()):
-            self.passed -= 1
+        for response_id in self._check(name, reader.end()):
+            self.skipped -= 1
             yield response_id
 
-    def _sift(self, name: str, found: Iterator[str | BadLine]) -> Iterator[str]:
+    def _check(self, name: str, found: Iterator[str | BadLine]) -> Iterator[str]:
         for item in found:
             if self.ended:
                 return
             if isinstance(item, BadLine):
                 self._complain(f"{_title(name)}, line {item.number}: {item.problem}")
-            elif not self._passes(item):
+            elif not self._skip(item):
                 yield item
 
     async def _lines(self, name: str, file: BinaryIO) -> AsyncGenerator[str, None]:
         decoder: codecs.IncrementalDecoder | None = None
         rest = ""
-        too_long = False  # the line, and its beginning was given
+        too_long = False  # whether the beginning of this line was already yielded
         while not self.ended:
             try:
                 chunk = await self._chunk(file)
             except OSError as error:
-                self._complain(f"{_title(name)} cannot be read to its end: {error.strerror}")
+                self._complain(f"{_title(name)} cannot be read to the end: {error.strerror}")
                 return
             if decoder is None:
                 encoding = "utf-16" if chunk.startswith(_UTF16) else "utf-8-sig"
@@ -286,13 +288,13 @@ class Source:
             yield rest
 
     async def _chunk(self, file: BinaryIO) -> bytes:
-        """Some more of a file, without holding up the loop where that takes its time; nothing at its end."""
+        """Return the next bytes of a file without blocking the event loop, or nothing at the end of the file."""
         loop = asyncio.get_running_loop()
         self._ready.clear()
         try:
             loop.add_reader(file, self._ready.set)
         except (PermissionError, NotImplementedError):
-            await asyncio.sleep(0)  # a regular file is always ready
+            await asyncio.sleep(0)  # a regular file is always ready to read
         else:
             try:
                 await self._ready.wait()
@@ -307,7 +309,7 @@ def _title(name: str) -> str:
 
 def _open(name: str) -> BinaryIO:
     if name != "-":
-        return open(name, "rb", buffering=0)  # noqa: PTH123 - closed with the source
+        return Path(name).open("rb", buffering=0)
     if sys.stdin is None:
         raise OSError(errno.EBADF, "closed", _title(name))
     return open(0, "rb", buffering=0, closefd=False)

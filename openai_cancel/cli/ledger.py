@@ -1,70 +1,44 @@
-"""`ledger`: what is written down of responses that run, and the sweep that stops what nobody looks after any more."""
+"""The commands of `ledger`: list the responses that are recorded, and stop those with an expired lease."""
 
 import asyncio
-import os
 import sys
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import attrs
-from cyclopts import App, Group, Parameter
-from cyclopts.validators import Number
+from cyclopts import App, Parameter
 
-from openai_cancel.cli.commands import HERE, NOT_STOPPED, OK, Flag, Ids, Seconds, UsageError, until_signalled
-from openai_cancel.cli.connection import Connection
-from openai_cancel.cli.report import Report, complain, print_line, printable, to_json
-from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.cli.documents import to_json
+from openai_cancel.cli.exit_status import ExitStatus, UsageError
+from openai_cancel.cli.options import (
+    DEFAULT_ACCOUNT,
+    DEFAULT_CONNECTION,
+    DEFAULT_LEDGER,
+    DEFAULT_RUN,
+    AccountOptions,
+    AsJson,
+    Connection,
+    Count,
+    Flag,
+    Ids,
+    LedgerOptions,
+    RunOptions,
+    Seconds,
+    check_text,
+)
+from openai_cancel.cli.output import complain, print_line, printable
+from openai_cancel.cli.report import Report
+from openai_cancel.cli.signals import run_until_signalled
+from openai_cancel.errors import LedgerError
+from openai_cancel.outcome import Outcome
+from openai_cancel.session import AsyncSession
 
 if TYPE_CHECKING:
     from openai_cancel.ledger import Entry, Ledger
 
-ledger: App = App(name="ledger", help="Write down what runs, and stop what nobody looks after any more.")
-
-
-@Parameter(name="*", group=Group("Ledger", sort_key=5))
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """Options of every command about a ledger.
-
-    Attributes:
-        ledger: Its database, such as sqlite:///ledger.db or postgresql://user@host/database; else
-            OPENAI_CANCEL_LEDGER, which is the place for one with a password.
-    """
-
-    ledger: str | None = None
-
-    def make(self, lease: float = 60.0) -> "Ledger":
-        """The ledger, not open yet.
-
-        Raises:
-            ConfigurationError: nothing says where it is, or it cannot be used.
-        """
-        url = self.ledger or os.environ.get("OPENAI_CANCEL_LEDGER")
-        if not url:
-            raise ConfigurationError("No ledger: set OPENAI_CANCEL_LEDGER, or pass --ledger.")
-        try:
-            from openai_cancel.ledger import Ledger  # an extra of its own
-        except ModuleNotFoundError as missing:
-            raise ConfigurationError(f"{missing}") from None
-        return Ledger(url, lease=lease)
-
-
-@Parameter(name="*", group=Group("Ledger", sort_key=5))
-@dataclass(frozen=True, kw_only=True)
-class Whose(Where):
-    """Options of every command about the responses of one account.
-
-    Attributes:
-        account: What the ledger calls the account; else a fingerprint of the key, organization and project.
-    """
-
-    account: str | None = None
-
-
-ANYWHERE = Where()
-ANYBODY = Whose()
+ledger: App = App(name="ledger", help="Manage the ledger, and stop recorded responses that nothing guards any more.")
 
 
 @ledger.command
@@ -72,93 +46,78 @@ def sweep(
     *,
     every: Seconds | None = None,
     once: Annotated[bool, Flag] = False,
-    concurrency: Annotated[int, Parameter(validator=Number(gte=1))] = 64,
-    deadline: Seconds = 60.0,
     confirm: Seconds | None = None,
-    max_attempts: Annotated[int, Parameter(validator=Number(gte=1))] = 12,
+    max_attempts: Count = 12,
     lease: Seconds = 60.0,
-    as_json: Annotated[bool, Flag, Parameter("--json")] = False,
-    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False,
-    whose: Whose = ANYBODY,
-    connection: Connection = HERE,
+    options: RunOptions = DEFAULT_RUN,
+    where: LedgerOptions = DEFAULT_LEDGER,
+    account: AccountOptions = DEFAULT_ACCOUNT,
+    connection: Connection = DEFAULT_CONNECTION,
 ) -> int:
-    """Stop the responses whose lease has lapsed, and write down what became of them.
-
-    Any number of sweeps may run at once, on any hosts.
+    """Stop the responses whose lease has expired, and record the outcomes.
 
     ```
     openai-cancel ledger sweep --every 30s
     ```
 
-    Parameters
-    ----------
-    every
-        Go on for ever, and look again after so long: 30s, 5m, 1h.
-    once
-        Look once, which is what happens without --every.
-    concurrency
-        How many may be under way at once.
-    deadline
-        Seconds that each response may take.
-    confirm
-        Look at a cancelled response again after so many seconds: some servers run on.
-    max_attempts
-        How often it is tried to stop a response, until it is given up.
-    lease
-        Seconds after which other sweeps take over if this one dies, and for which a database may fail.
-    as_json
-        One JSON line for each outcome, also on a terminal.
-    quiet
-        Show only what goes wrong.
+    Args:
+        every: Keep running, and sweep again after this time, such as 30s, 5m or 1h. Many sweeps can share the work.
+        once: Sweep once. This is the default.
+        confirm: Check cancelled responses again after this many seconds, because some servers resume them.
+        max_attempts: The number of attempts to stop a response before giving up.
+        lease: Seconds after which another sweep takes over if this one dies, and for which the database may fail.
     """
     if once and every is not None:
-        raise UsageError("--once and --every do not go together.")
-    report = Report(as_json=as_json, quiet=quiet, each=True)
-    opened, session = whose.make(lease), connection.session(account=whose.account, at_once=concurrency)
+        raise UsageError("--once cannot be combined with --every.")
+    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
+    opened, session = where.make(lease=lease), account.session(connection, max_connections=options.concurrency)
     sweep_once = partial(
         opened.sweep,
         session,
-        concurrency=concurrency,
-        deadline=deadline,
+        concurrency=options.concurrency,
+        deadline=options.deadline,
         confirm=confirm,
         max_attempts=max_attempts,
     )
-
-    async def run() -> int:
-        async with opened, session:
-            while True:
-                try:
-                    async with aclosing(sweep_once()) as outcomes:
-                        async for outcome in outcomes:
-                            report.show(outcome)
-                except LedgerError as error:
-                    if every is None:
-                        raise
-                    complain(error)
-                if every is None:
-                    return OK if report.tally.all_stopped else NOT_STOPPED
-                await asyncio.sleep(every)
-
-    status = asyncio.run(until_signalled(run()))
+    status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
     report.sum_up()
     return status
+
+
+async def _sweep(
+    opened: "Ledger",
+    session: AsyncSession,
+    sweep_once: Callable[[], AsyncGenerator[Outcome, None]],
+    report: Report,
+    every: float | None,
+) -> ExitStatus:
+    async with opened, session:
+        while True:
+            try:
+                async with aclosing(sweep_once()) as outcomes:
+                    async for outcome in outcomes:
+                        report.show(outcome)
+            except LedgerError as error:
+                if every is None:
+                    raise
+                complain(error)
+            if every is None:
+                return ExitStatus.OK if report.tally.all_stopped else ExitStatus.NOT_STOPPED
+            await asyncio.sleep(every)
 
 
 @ledger.command(name="list")
 def list_(
     *,
     ended: Annotated[bool, Flag, Parameter("--all")] = False,
-    as_json: Annotated[bool, Flag, Parameter("--json")] = False,
-    where: Where = ANYWHERE,
+    as_json: AsJson = False,
+    where: LedgerOptions = DEFAULT_LEDGER,
 ) -> None:
-    """Show what is written down, of all accounts.
+    """List the recorded responses of all accounts.
 
-    Parameters
-    ----------
-    ended
-        Also what is over.
-    as_json
-        One JSON line for each response, also on a terminal.
+    Args:
+        ended: Also list the responses that have ended or were released.
+        as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
     """
     show = _as_json if as_json or not sys.stdout.isatty() else _as_line
 
@@ -177,31 +136,30 @@ def add(
     *,
     ttl: Seconds,
     label: Annotated[tuple[str, ...], Flag] = (),
-    whose: Whose = ANYBODY,
-    connection: Connection = HERE,
+    where: LedgerOptions = DEFAULT_LEDGER,
+    account: AccountOptions = DEFAULT_ACCOUNT,
+    connection: Connection = DEFAULT_CONNECTION,
 ) -> None:
-    """Have responses stopped by a sweep, unless they are released before.
+    """Record responses for a sweep to stop, unless they are released first.
 
     ```
     openai-cancel ledger add resp_123 --ttl 15m --label job=7
     ```
 
-    Parameters
-    ----------
-    ids
-        Ids of responses, one or more.
-    ttl
-        How long they have: 30s, 15m, 2h.
-    label
-        What to say of them: NAME=VALUE, any number of times.
+    Args:
+        ids: The ids of the responses.
+        ttl: The time after which a sweep stops the responses, such as 30s, 15m or 2h.
+        label: A label of the responses, as NAME=VALUE. Can be repeated.
     """
-    if any("=" not in pair for pair in label):
-        raise UsageError("A label is written NAME=VALUE.")
+    for pair in label:
+        if "=" not in pair:
+            raise UsageError(f"{pair!r} is not a label: write --label NAME=VALUE.")
+        check_text(pair, "--label")
     labels = {name: value for name, _, value in (pair.partition("=") for pair in label)}
-    session = connection.session(account=whose.account)
+    session = account.session(connection)
 
     async def run() -> None:
-        async with whose.make() as opened:
+        async with where.make() as opened:
             for response_id in ids:
                 await opened.track(response_id, session=session, ttl=ttl, labels=labels)
 
@@ -209,43 +167,52 @@ def add(
 
 
 @ledger.command
-def release(ids: Ids, /, *, whose: Whose = ANYBODY, connection: Connection = HERE) -> int:
-    """Let responses run on; the exit status is 0 if all were waiting to be stopped.
+def release(
+    ids: Ids,
+    /,
+    *,
+    where: LedgerOptions = DEFAULT_LEDGER,
+    account: AccountOptions = DEFAULT_ACCOUNT,
+    connection: Connection = DEFAULT_CONNECTION,
+) -> int:
+    """Release responses, so that no sweep stops them.
 
-    Parameters
-    ----------
-    ids
-        Ids of responses, one or more.
+    The exit status is 0 if the ledger held all of them.
+
+    Args:
+        ids: The ids of the responses.
     """
-    session = connection.session(account=whose.account)
+    session = account.session(connection)
 
-    async def run() -> int:
-        status = OK
-        async with whose.make() as opened:
+    async def run() -> ExitStatus:
+        status = ExitStatus.OK
+        async with where.make() as opened:
             for response_id in ids:
                 if not await opened.release(response_id, session=session):
-                    complain(f"{response_id!r} is not in the ledger, or over.")
-                    status = NOT_STOPPED
+                    complain(f"{response_id!r} is not in the ledger, or has ended.")
+                    status = ExitStatus.NOT_STOPPED
         return status
 
     return asyncio.run(run())
 
 
 @ledger.command
-def purge(*, older_than: Seconds, where: Where = ANYWHERE) -> None:
-    """Forget what has been over for long enough, of all accounts.
+def purge(*, older_than: Seconds, where: LedgerOptions = DEFAULT_LEDGER) -> None:
+    """Delete the records of responses of all accounts that ended some time ago.
 
-    Parameters
-    ----------
-    older_than
-        How long: 12h, 7d.
+    ```
+    openai-cancel ledger purge --older-than 7d
+    ```
+
+    Args:
+        older_than: The time since the responses ended, such as 12h or 7d.
     """
 
     async def run() -> int:
         async with where.make() as opened:
             return await opened.purge(older_than=older_than)
 
-    print_line(f"{asyncio.run(run()):,} forgotten")
+    print_line(f"{asyncio.run(run()):,} deleted")
 
 
 def _as_json(entry: "Entry") -> str:
@@ -256,8 +223,9 @@ def _as_json(entry: "Entry") -> str:
 
 
 def _as_line(entry: "Entry") -> str:
-    lease = (
-        "" if entry.lease_left is None else f", {entry.lease_left:,.0f} s left" if entry.lease_left > 0 else ", lapsed"
-    )
+    lease = ""
+    if entry.lease_left is not None:
+        lease = f", {entry.lease_left:,.0f} s left" if entry.lease_left > 0 else ", lease expired"
     labels = "".join(f"  {name}={value}" for name, value in entry.labels.items())
-    return printable(f"{entry.response_id}  {entry.state}{lease}{labels}{f': {entry.error}' if entry.error else ''}")
+    error = f": {entry.error}" if entry.error else ""
+    return printable(f"{entry.response_id}  {entry.state}{lease}{labels}{error}")

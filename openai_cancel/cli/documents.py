@@ -1,0 +1,41 @@
+"""JSON documents of outcomes and errors: the lines of the output and of a log."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from openai_cancel.errors import APIStatusError, OpenAICancelError
+from openai_cancel.outcome import Outcome
+
+
+def error_as_document(error: OpenAICancelError) -> dict[str, Any]:
+    """Return an error as a JSON document."""
+    described: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, APIStatusError):
+        described |= {"status": error.status, "code": error.code, "request_id": error.request_id}
+    return described
+
+
+def outcome_as_document(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as a JSON document, with the current time."""
+    return {
+        "id": outcome.response_id,
+        "verdict": outcome.verdict,
+        "stopped": outcome.stopped,
+        "status": outcome.response and outcome.response.status,
+        "attempts": outcome.attempts,
+        "elapsed": round(outcome.elapsed, 6),
+        "request_id": outcome.request_id,
+        "error": outcome.error and error_as_document(outcome.error),
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    }
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """Return a document as one line of JSON."""
+    try:
+        return orjson.dumps(document).decode()  # writes null for NaN, which JSON does not have
+    except TypeError:  # a lone surrogate, or an integer of more than 64 bits
+        return json.dumps(document)

@@ -1,0 +1,43 @@
+"""The exit statuses of the command."""
+
+from enum import IntEnum
+
+from openai_cancel.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    InvalidResponseIdError,
+    OpenAICancelError,
+    PermissionDeniedError,
+)
+
+
+class ExitStatus(IntEnum):
+    """The exit status of the process. After a signal it is 128 plus the number of the signal, as in a shell."""
+
+    OK = 0
+    """Every response has ended."""
+
+    NOT_STOPPED = 1
+    """At least one response may still be running, or something else failed."""
+
+    USAGE = 2
+    """The arguments are wrong."""
+
+    CONFIGURATION = 3
+    """The credentials, the configuration or the ledger's database do not work."""
+
+    INTERRUPTED = 130
+    """The user pressed Ctrl-C."""
+
+
+class UsageError(Exception):
+    """Arguments that are wrong, or that cannot be combined."""
+
+
+def exit_status(error: OpenAICancelError) -> ExitStatus:
+    """Return the exit status for an error about one response."""
+    if isinstance(error, InvalidResponseIdError):
+        return ExitStatus.USAGE
+    if isinstance(error, ConfigurationError | AuthenticationError | PermissionDeniedError):
+        return ExitStatus.CONFIGURATION
+    return ExitStatus.NOT_STOPPED

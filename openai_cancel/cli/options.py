@@ -1,0 +1,316 @@
+"""The options that commands share."""
+
+import getpass
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+from cyclopts import CycloptsError, Group, Parameter, Token, convert
+from cyclopts.validators import Number
+
+from openai_cancel.checks import CONTROL, check_key, check_url
+from openai_cancel.cli.exit_status import UsageError
+from openai_cancel.errors import ConfigurationError
+from openai_cancel.session import AsyncSession
+
+if TYPE_CHECKING:
+    from openai_cancel.ledger import Ledger
+
+
+def _read_seconds(_: object, tokens: Sequence[Token]) -> float:
+    seconds = 0.0
+    try:
+        seconds = float(tokens[0].value)
+    except ValueError:
+        with suppress(CycloptsError):
+            seconds = cast("timedelta", convert(timedelta, tokens)).total_seconds()
+    if not seconds > 0:  # also if it is NaN
+        raise ValueError("must be a number of seconds greater than 0, or a duration such as 30s, 15m, 2h or 7d")
+    return seconds
+
+
+Flag: Parameter = Parameter(negative=(), show_default=False)
+"""An option without a value, or one without a default to show."""
+
+Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
+"""The ids of responses, as arguments."""
+
+Seconds = Annotated[float, Parameter(converter=_read_seconds)]
+"""A duration: a number of seconds, or `30s`, `15m`, `2h`, `7d`."""
+
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
+"""A whole number of at least 1."""
+
+AsJson = Annotated[bool, Flag, Parameter("--json")]
+"""The option `--json`."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of every command that handles many responses at once.
+
+    Attributes:
+        concurrency: The number of responses to handle at once. The rate adapts to the limit of the server.
+        deadline: Seconds that each response may take.
+        as_json: Print a JSON line for each outcome. This is the default if the output is not a terminal.
+        quiet: Print only what goes wrong.
+    """
+
+    concurrency: Count = 64
+    deadline: Seconds = 60.0
+    as_json: AsJson = False
+    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False
+
+
+DEFAULT_RUN = RunOptions()
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """The options for ids from files, and for the log of their outcomes.
+
+    Attributes:
+        file: Files of ids: one id per line, JSON lines, or CSV with a column id or response_id. - is standard input.
+        log: Append a JSON line for each outcome to this file.
+        resume: Skip the ids that the log shows as stopped.
+    """
+
+    file: Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True)] = ()
+    log: Path | None = None
+    resume: Annotated[bool, Flag] = False
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Refuse a run without ids, and one that cannot be resumed.
+
+        Raises:
+            UsageError: the options cannot work with these arguments.
+        """
+        if not ids and not self.file:
+            raise UsageError("No ids: pass ids, or use --file, or - for standard input.")
+        if self.resume and self.log is None:
+            raise UsageError("--resume requires the --log of the earlier run.")
+
+
+DEFAULT_FILES = FileOptions()
+
+
+@Parameter(name="*", group=Group("Connection", sort_key=10))
+@dataclass(frozen=True, kw_only=True)
+class Connection:
+    """The options of every command that connects to a server.
+
+    Attributes:
+        base_url: The URL of the API. Defaults to OPENAI_BASE_URL, or the URL of OpenAI's API.
+        azure: The endpoint of Azure OpenAI, such as https://NAME.openai.azure.com. Its key is AZURE_OPENAI_API_KEY.
+        api_version: The version of Azure's API. Defaults to OPENAI_API_VERSION, or the v1 API.
+        organization: The organization to use. Defaults to OPENAI_ORG_ID.
+        project: The project to use. Defaults to OPENAI_PROJECT_ID.
+        key_file: A file that contains only the API key. By default, the key is in OPENAI_API_KEY.
+        ask_key: Ask for the API key on the terminal, without showing it.
+        api_key: Refused, because other users can see the arguments of a process.
+    """
+
+    base_url: str | None = None
+    azure: str | None = None
+    api_version: str | None = None
+    organization: str | None = None
+    project: str | None = None
+    key_file: Path | None = None
+    ask_key: Annotated[bool, Flag] = False
+    api_key: Annotated[str | None, Parameter(show=False)] = None
+
+    def session(self, *, account: str | None = None, max_connections: int = 1) -> AsyncSession:
+        """Make a session with these settings. It is not open yet.
+
+        Args:
+            account: the name of the account in a ledger.
+            max_connections: the number of requests that may be in progress at once.
+
+        Raises:
+            ConfigurationError: a setting is missing or cannot work. The message names the option or the variable.
+        """
+        self._check_combination()
+        self._check_values()
+        key = self._read_key()
+        if self.azure is not None:
+            return AsyncSession.azure(
+                self.azure,
+                api_key=key,
+                api_version=self.api_version,
+                account=account,
+                max_connections=max_connections,
+            )
+        return AsyncSession(
+            api_key=key,
+            base_url=self.base_url,
+            organization=self.organization,
+            project=self.project,
+            account=account,
+            max_connections=max_connections,
+        )
+
+    def _check_combination(self) -> None:
+        if self.api_key is not None:
+            raise ConfigurationError(
+                "A key on the command line is visible in the list of processes: use OPENAI_API_KEY, --key-file or "
+                "--ask-key, and replace this key."
+            )
+        if self.azure is None and self.api_version is not None:
+            raise ConfigurationError("--api-version requires --azure.")
+        if self.azure is not None and (self.base_url or self.organization or self.project):
+            raise ConfigurationError("--azure cannot be combined with --base-url, --organization or --project.")
+        variable = "OPENAI_API_KEY" if self.azure is None else "AZURE_OPENAI_API_KEY"
+        has_key = self.key_file or self.ask_key or os.environ.get(variable) or _custom_headers_have_credentials()
+        if not has_key:
+            raise ConfigurationError(
+                f"No API key: set {variable}, or use --key-file or --ask-key. If the server needs no key, any value "
+                "will do. To try the command without a key, run: openai-cancel demo"
+            )
+
+    def _check_values(self) -> None:
+        if self.azure is not None:
+            _check_address(self.azure, "--azure", "https://NAME.openai.azure.com")
+            check_text(*_given(self.api_version, "--api-version", "OPENAI_API_VERSION"))
+            return
+        url, source = _given(self.base_url, "--base-url", "OPENAI_BASE_URL")
+        if url is not None:
+            _check_address(url, source, "https://api.openai.com/v1")
+        check_text(self.organization, "--organization")
+        check_text(self.project, "--project")
+
+    def _read_key(self) -> str | None:
+        """Return the key of --key-file or --ask-key, or None if it is in the environment."""
+        if self.key_file is not None:
+            return check_key(_read_key_file(self.key_file), f"The key in {self.key_file}")
+        return check_key(_ask_for_key(), "The key from --ask-key") if self.ask_key else None
+
+
+DEFAULT_CONNECTION = Connection()
+
+
+_LEDGER_GROUP = Group("Ledger", sort_key=5)
+
+
+@Parameter(name="*", group=_LEDGER_GROUP)
+@dataclass(frozen=True, kw_only=True)
+class LedgerOptions:
+    """The options of every command that uses a ledger.
+
+    Attributes:
+        ledger: The URL of the database, such as sqlite:///ledger.db or postgresql://user@host/database. Defaults to
+            OPENAI_CANCEL_LEDGER, which is the place for a URL with a password.
+    """
+
+    ledger: str | None = None
+
+    def make(self, *, lease: float = 60.0) -> "Ledger":
+        """Make the ledger. It is not open yet.
+
+        Args:
+            lease: seconds that a lease lasts.
+
+        Raises:
+            ConfigurationError: the URL is missing or cannot work, or the extra `ledger` is not installed.
+        """
+        url, source = _given(self.ledger or None, "--ledger", "OPENAI_CANCEL_LEDGER")
+        if url is None:
+            raise ConfigurationError("No ledger: set OPENAI_CANCEL_LEDGER, or use --ledger.")
+        try:
+            from openai_cancel.ledger import Ledger  # SQLAlchemy takes long to import, and is an extra
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f"{error}") from None
+        try:
+            return Ledger(url, lease=lease)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}: {error}") from None
+
+
+DEFAULT_LEDGER = LedgerOptions()
+
+
+@Parameter(name="*", group=_LEDGER_GROUP)
+@dataclass(frozen=True, kw_only=True)
+class AccountOptions:
+    """The option of every command for the responses of one account in a ledger.
+
+    Attributes:
+        account: The name of the account in the ledger. Defaults to a fingerprint of the key, organization and project.
+    """
+
+    account: str | None = None
+
+    def session(self, connection: Connection, *, max_connections: int = 1) -> AsyncSession:
+        """Make a session of this account. It is not open yet.
+
+        Args:
+            connection: the settings of the session.
+            max_connections: the number of requests that may be in progress at once.
+
+        Raises:
+            ConfigurationError: a setting is missing or cannot work.
+        """
+        if self.account == "":
+            raise ConfigurationError("--account must not be empty.")
+        check_text(self.account, "--account")
+        return connection.session(account=self.account, max_connections=max_connections)
+
+
+DEFAULT_ACCOUNT = AccountOptions()
+
+
+def check_text(text: str | None, source: str) -> None:
+    """Refuse a text that contains control characters.
+
+    Raises:
+        ConfigurationError: it does. The message names the source.
+    """
+    if text is not None and CONTROL.search(text):
+        raise ConfigurationError(f"{source} must not contain line breaks or other control characters.")
+
+
+def _given(value: str | None, option: str, variable: str) -> tuple[str | None, str]:
+    """Return the value of an option or, by default, of an environment variable; and the name of that one."""
+    return (value, option) if value is not None else (os.environ.get(variable) or None, variable)
+
+
+def _check_address(address: str, source: str, example: str) -> None:
+    url = check_url(address, source, example)
+    if url.user is not None or url.password is not None:
+        raise ConfigurationError(f"{source} must not contain a user name or password: use --key-file or --ask-key.")
+    if url.fragment:
+        raise ConfigurationError(f"{source} must not contain a fragment: remove everything from the # on.")
+    if url.path.rstrip("/").endswith("/responses"):
+        raise ConfigurationError(f"{source} must be the URL of the API, not of its responses: remove /responses.")
+
+
+def _custom_headers_have_credentials() -> bool:
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
+    return any(line.partition(":")[0].strip().lower() in {"authorization", "api-key"} for line in lines)
+
+
+def _read_key_file(path: Path) -> str:
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read the key: {path}: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"Cannot read the key: {path} is not text.") from None
+    if not key:
+        raise ConfigurationError(f"Cannot read the key: {path} is empty.")
+    return key
+
+
+def _ask_for_key() -> str:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)  # it would show the key
+        try:
+            return getpass.getpass("API key: ").strip()
+        except (getpass.GetPassWarning, EOFError):
+            raise ConfigurationError("--ask-key requires a terminal: use OPENAI_API_KEY or --key-file.") from None

@@ -1,0 +1,54 @@
+"""Lines on standard output and standard error, with nothing in them that could control a terminal."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TextIO
+
+
+def printable(text: object) -> str:
+    """Return a text as one line without control characters. Texts of a server could contain any."""
+    line = str(text)
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in line)
+
+
+def print_line(line: str) -> None:
+    """Write a line to standard output.
+
+    If that fails, because the reader has left or the disk is full, this is reported once and the work continues.
+    """
+    try:
+        _write(sys.stdout, line)
+    except OSError as error:
+        discard(sys.stdout)
+        complain(f"the rest of the output is lost: {error.strerror}")
+
+
+def complain(problem: object) -> None:
+    """Write a problem to standard error, on one line."""
+    try:
+        _write(sys.stderr, " ".join(["openai-cancel:", *printable(problem).split()]))
+    except OSError:
+        discard(sys.stderr)
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Write a Python warning as a problem of the command. This replaces `warnings.showwarning`."""
+    complain(f"warning: {message}")
+
+
+def discard(stream: TextIO) -> None:
+    """Discard everything that is written to a stream from now on.
+
+    Otherwise writing would fail again, at the latest when the interpreter flushes the stream at its end.
+    """
+    with Path(os.devnull).open("w") as null:
+        os.dup2(null.fileno(), stream.fileno())
+
+
+def _write(stream: TextIO | None, line: str) -> None:
+    if stream is not None:  # Python starts without a stream that the shell has closed
+        stream.write(f"{line}\n")
+        stream.flush()

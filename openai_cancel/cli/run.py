@@ -1,0 +1,156 @@
+"""A run of `stop` or `status`: any number of ids in, a line for each outcome and an exit status out."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from contextlib import ExitStack, aclosing
+from functools import partial
+from typing import Any
+
+from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
+from openai_cancel.cli.ids import Source
+from openai_cancel.cli.log import Log
+from openai_cancel.cli.options import Connection, FileOptions, RunOptions
+from openai_cancel.cli.output import complain
+from openai_cancel.cli.report import Report
+from openai_cancel.cli.signals import handling_signals
+from openai_cancel.errors import AuthenticationError
+from openai_cancel.outcome import Outcome
+from openai_cancel.session import AsyncSession
+
+
+def stop_responses(
+    ids: Sequence[str],
+    files: FileOptions,
+    options: RunOptions,
+    connection: Connection,
+    *,
+    confirm: float | None = None,
+    dry_run: bool = False,
+) -> int:
+    """Stop the responses whose ids are arguments or in files, and report their outcomes.
+
+    Args:
+        ids: the ids that are arguments.
+        files: the files of ids, and the log.
+        options: how to run and to report.
+        connection: the server and the key.
+        confirm: seconds after which a cancelled response is checked again.
+        dry_run: only check the responses.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UsageError: the arguments are wrong, or a file cannot be opened.
+        ConfigurationError: a setting is missing or cannot work.
+    """
+    files.check(ids)
+    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=not files.file)
+    session = connection.session(max_connections=options.concurrency)
+    stop_many = partial(
+        session.stop_many,
+        concurrency=options.concurrency,
+        deadline=options.deadline,
+        confirm=confirm,
+        dry_run=dry_run,
+    )
+    with ExitStack() as opened:
+        run, source = _open(opened, ids, files, report)
+        asyncio.run(run.stop_all(source, session, stop_many))
+    report.sum_up()
+    return run.status
+
+
+def _open(opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report) -> "tuple[Run, Source]":
+    try:
+        log = opened.enter_context(Log(files.log)) if files.log else None
+        run = Run(report, log, resume=files.resume)
+        source = Source(ids, files.file, complain=report.complain_of_line, skip=run.skips)
+        opened.enter_context(source)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    if log and source.reads(log.file):
+        raise UsageError(f"{files.log} is one of the files of ids: use another file for --log.")
+    return run, source
+
+
+class Run:
+    """One run over any number of ids.
+
+    Args:
+        report: shows the outcomes.
+        log: records the outcomes, or None.
+        resume: whether to skip the ids that the log shows as stopped.
+    """
+
+    _source: Source
+
+    def __init__(self, report: Report, log: Log | None = None, *, resume: bool = False) -> None:
+        self._report = report
+        self._log = log
+        self._stopped = log.stopped() if log and resume else None
+        self._worst: int = ExitStatus.OK
+        self._signal = 0  # the first that was received
+
+    @property
+    def status(self) -> int:
+        """The exit status of the process."""
+        if self._signal:
+            return 128 + self._signal
+        failed = not self._report.tally.all_stopped or (self._log is not None and self._log.failed)
+        return max(self._worst, ExitStatus.NOT_STOPPED) if failed else self._worst
+
+    def skips(self, response_id: str) -> bool:
+        """Count and skip an id that is stopped according to the log."""
+        skipped = self._stopped is not None and response_id in self._stopped
+        self._report.tally.skipped += skipped
+        return skipped
+
+    async def stop_all(
+        self,
+        source: Source,
+        session: AsyncSession,
+        stop_many: Callable[[AsyncIterable[str]], AsyncGenerator[Outcome, None]],
+    ) -> None:
+        """Stop the responses with all ids of a source.
+
+        After Ctrl-C or SIGTERM, the responses under way are finished; after another one, they are abandoned.
+        """
+        self._source = source
+        interrupt = partial(self._interrupt, asyncio.current_task())
+        with handling_signals(interrupt), self._report.bar(total=self._total, under_way=self._under_way):
+            try:
+                async with session, aclosing(stop_many(source.read())) as outcomes:
+                    async for outcome in outcomes:
+                        self._note(outcome)
+            except asyncio.CancelledError:
+                if not self._signal:
+                    raise
+
+    def _note(self, outcome: Outcome) -> None:
+        if self._log:
+            self._log.write(outcome)
+        if outcome.stopped and self._stopped is not None:
+            self._stopped.add(outcome.response_id)
+        self._report.show(outcome)
+        if outcome.error and not outcome.stopped:
+            self._worst = max(self._worst, exit_status(outcome.error))
+        if isinstance(outcome.error, AuthenticationError) and not self._source.ended:
+            complain("The server rejects the key. The remaining ids are not tried.")
+            self._source.end()
+
+    def _total(self) -> int | None:
+        return None if self._source.total is None else self._source.total - self._source.skipped
+
+    def _under_way(self) -> int:
+        return self._source.yielded - self._report.tally.done
+
+    def _interrupt(self, task: "asyncio.Task[Any] | None", number: int) -> None:
+        if self._signal and task:
+            task.cancel()
+            return
+        self._signal = number
+        self._source.end()
+        complain(f"finishing the {self._under_way()} responses under way; press Ctrl-C again to quit at once")

@@ -1,0 +1,54 @@
+"""The installed command, and a pseudo-terminal to run it on."""
+
+import asyncio
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from conftest import until
+
+COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
+
+
+class Terminal:
+    """A command that runs on a terminal of its own, with keys to press and a screen to read."""
+
+    def __init__(self, *arguments: str, columns: int = 100, **environment: str) -> None:
+        self._arguments = arguments
+        self._environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
+        self.screen = ""
+
+    async def __aenter__(self) -> Self:
+        self._keys, terminal = os.openpty()
+        self.process = await asyncio.create_subprocess_exec(
+            # A session leader that opens a terminal is controlled by it.
+            "sh", "-c", 'exec "$@" 0<>"$0" 1>&0 2>&0', os.ttyname(terminal), COMMAND, *self._arguments,
+            env=self._environment, start_new_session=True,
+        )  # fmt: skip
+        asyncio.get_running_loop().add_reader(self._keys, self._read)
+        self._terminal = terminal
+        return self
+
+    def _read(self) -> None:
+        self.screen += os.read(self._keys, 65536).decode()
+
+    async def __aexit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        await self.process.wait()
+        asyncio.get_running_loop().remove_reader(self._keys)
+        os.close(self._keys)
+        os.close(self._terminal)
+
+    def press(self, keys: str) -> None:
+        os.write(self._keys, keys.encode())
+
+    async def shows(self, words: str) -> None:
+        await until(lambda: words in self.screen)
+
+    async def end(self) -> int:
+        status = await self.process.wait()
+        await asyncio.sleep(0.01)
+        return status

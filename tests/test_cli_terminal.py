@@ -1,0 +1,118 @@
+"""The command on a terminal: what it draws, and the keys that end it."""
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from conftest import KEY, until
+from terminal import Terminal
+
+from openai_cancel.emulator import Emulator, Fault
+
+
+@pytest.fixture(autouse=True)
+def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+
+
+class TestScreen:
+    async def test_responses_that_are_arguments_are_shown_one_by_one(self, create) -> None:
+        running, over = create(), create(runs_for=0)
+        async with Terminal("stop", running, over, "resp_[red]") as terminal:
+            assert await terminal.end() == 1
+        assert f"{running}  cancelled\r\n" in terminal.screen
+        assert f"{over}  already finished (completed)\r\n" in terminal.screen
+        assert "resp_[red]  not found: 404: Response with id 'resp_[red]' not found." in terminal.screen
+
+    async def test_a_run_over_a_file_draws_its_progress_and_shows_only_problems(
+        self, server: Emulator, create, tmp_path: Path
+    ) -> None:
+        server.faults += [Fault()] * 5 + [Fault(delay=0.3)] * 3
+        file = tmp_path / "ids"
+        file.write_text("\n".join(["# some", *(create() for _ in range(8)), "resp_none", "two words"]))
+        async with Terminal("stop", "--file", str(file)) as terminal:
+            assert await terminal.end() == 1
+        assert "━" in terminal.screen
+        assert "under way" in terminal.screen
+        assert "/s" in terminal.screen
+        assert "resp_none  not found" in terminal.screen
+        assert re.search(r"line\s+11:\s+contains\s+a\s+space", terminal.screen)
+        assert re.search(r"in all +9", terminal.screen)
+        assert "\x1b[32m" in terminal.screen  # green
+
+    async def test_no_color_is_respected(self, create) -> None:
+        async with Terminal("stop", create(), NO_COLOR="1") as terminal:
+            assert await terminal.end() == 0
+        assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.screen)
+
+    @pytest.mark.parametrize("arguments", [["--quiet"], ["--json"]])
+    async def test_quiet_and_json_draw_no_progress(self, create, arguments: list[str]) -> None:
+        async with Terminal("stop", create(), *arguments) as terminal:
+            assert await terminal.end() == 0
+        assert "\x1b" not in terminal.screen.replace("\x1b[32mcancelled", "").replace("\x1b[0m", "").replace(
+            "\x1b[2m", ""
+        )
+        assert ("{" in terminal.screen) == (arguments == ["--json"])
+
+
+class TestSignals:
+    async def test_ctrl_c_finishes_the_responses_under_way(self, server: Emulator, create, tmp_path: Path) -> None:
+        server.faults += [Fault(delay=0.5)] * 4
+        identifiers = [create() for _ in range(100)]
+        log = tmp_path / "log"
+        async with Terminal("stop", *identifiers, "--concurrency", "4", "--log", str(log)) as terminal:
+            await until(lambda: len(server.received) == 4)
+            terminal.press("\x03")
+            await terminal.shows("finishing the 4 responses under way; press Ctrl-C again to quit at once")
+            assert await terminal.end() == 130
+        assert {json.loads(line)["id"] for line in log.read_text().splitlines()} == set(identifiers[:4])
+        assert len(server.received) == 4
+        assert re.search(r"in all +4", terminal.screen)
+
+    async def test_a_second_ctrl_c_quits_at_once(self, server: Emulator, create) -> None:
+        server.faults += [Fault(delay=math.inf)] * 4
+        async with Terminal("stop", *[create() for _ in range(100)], "--concurrency", "4") as terminal:
+            await until(lambda: len(server.received) == 4)
+            terminal.press("\x03")
+            await terminal.shows("finishing")
+            terminal.press("\x03")
+            assert await terminal.end() == 130
+        assert re.search(r"in all +0", terminal.screen)
+
+    async def test_sigterm_finishes_the_responses_under_way(self, server: Emulator, create) -> None:
+        server.faults += [Fault(delay=0.2)] * 2
+        async with Terminal("stop", "-", "--json") as terminal:
+            terminal.press(f"{create()}\n{create()}\n")
+            await until(lambda: len(server.received) == 2)
+            terminal.process.terminate()
+            assert await terminal.end() == 143
+        assert terminal.screen.count('"stopped":true') == 2
+
+
+class TestAskKey:
+    @pytest.mark.parametrize("typed", ["sk-typed-by-hand\n", " sk-typed-by-hand \n"])
+    async def test_the_key_that_is_typed_is_sent_and_not_shown(self, server: Emulator, create, typed: str) -> None:
+        async with Terminal("stop", create(), "--ask-key", "--quiet", OPENAI_API_KEY="") as terminal:
+            await terminal.shows("API key: ")
+            terminal.press(typed)
+            assert await terminal.end() == 0
+        assert server.received[0].headers["authorization"] == "Bearer sk-typed-by-hand"
+        assert "typed" not in terminal.screen
+
+    async def test_a_key_that_cannot_be_one_is_refused_by_the_name_of_the_option(self, server: Emulator) -> None:
+        async with Terminal("stop", "x", "--ask-key") as terminal:
+            await terminal.shows("API key: ")
+            terminal.press("Bearer sk-typed\n")
+            assert await terminal.end() == 3
+        assert "openai-cancel: The key from --ask-key " in terminal.screen
+        assert "typed" not in terminal.screen
+        assert not server.received
+
+    async def test_ctrl_c_at_the_prompt_quits(self) -> None:
+        async with Terminal("stop", "x", "--ask-key") as terminal:
+            await terminal.shows("API key: ")
+            terminal.press("\x03")
+            assert await terminal.end() == 130
