@@ -113,7 +113,7 @@ def check_key(key: object, source: str) -> Secret:
         raise ConfigurationError(f"{source} is empty.")
     if key != key.strip():
         raise ConfigurationError(
-            f"{source} begins or ends with white space, such as the newline at the end of a file: strip it."
+            f"{source} begins or ends with white space, such as the newline at the end of a file: remove it."
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigurationError(

@@ -129,7 +129,7 @@ class Settings:
         placeholder = isinstance(self.api_key, str) and len(self.api_key) < SECRET_LENGTH
         if url.scheme == "http" and not placeholder and not _is_loopback(url.host or ""):
             warn_caller(
-                f"The key goes to {url.host} in plain text, since base_url is http://: use https://.",
+                f"The key goes to {url.host} in plain text: use https:// in the base URL.",
                 InsecureTransportWarning,
             )
 
@@ -274,7 +274,7 @@ class Settings:
             return None
         if "://" not in proxy:
             proxy = f"http://{proxy}"
-        check_url(proxy, f"the proxy for {url.scheme} in the environment", _LIKE_PROXY)
+        check_url(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
         return proxy
 
     def fingerprint(self) -> str:

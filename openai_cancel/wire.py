@@ -207,12 +207,12 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
     if status in _REDIRECTION and "location" in headers:
         message = (
             f"The server redirects to {headers['location']}. Redirects are not followed, because a POST would become "
-            "a GET: set base_url to the address of the API."
+            "a GET: set the base URL to the address of the API."
         )
     else:
         message = details.message or _plain_text(body) or _reason(status)
     if not complete:
-        message += " (the body is larger than max_body_bytes and was not read)"
+        message += " (the body is larger than the limit of the session and was not read)"
     kind = InternalServerError if kind_by in _SERVER_ERROR else _KINDS.get(kind_by, APIStatusError)
     return kind(
         message[:MESSAGE_LIMIT],
@@ -231,7 +231,7 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
 def _misfit(answer: Answer, document: Any) -> str:
     """Return why a body that came with a success is not a response."""
     if not answer.complete:
-        return "The body is larger than max_body_bytes and was not read"
+        return "The body is larger than the limit of the session and was not read"
     if not answer.body.strip():
         return "The body is empty"
     if document is NO_JSON:

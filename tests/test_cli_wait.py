@@ -69,7 +69,7 @@ async def test_without_ids_or_with_an_invalid_id_it_is_a_usage_error(run) -> Non
 @pytest.mark.usefixtures("run")
 async def test_a_message_of_the_server_cannot_control_the_terminal(server: Emulator, create) -> None:
     words = "\x1b]0;owned\x07\n\x1b[2J"
-    server.faults += [Fault(on="retrieve", status=403, body={"error": {"message": words}})]
+    server.faults += [Fault(on="retrieve", status=403, body={"error": {"message": words}})] * 3
     server.faults += [Fault(on="cancel", status=403, body={"error": {"message": words}})]
     done = await asyncio.to_thread(
         subprocess.run, [COMMAND, "wait", create()], capture_output=True, text=True, timeout=30, check=False

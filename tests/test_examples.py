@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
 from postgres import Postgres
 from sqlalchemy import update
-from test_cli import COMMAND
+from terminal import COMMAND
 from test_ledger import lapse, rows, states
 
 from openai_cancel import AsyncSession

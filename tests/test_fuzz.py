@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from openai_cancel import AsyncSession, OpenAICancelError, Response
+from openai_cancel.cli.documents import error_as_document, to_json
 from openai_cancel.cli.ids import BadLine, IdReader, Source
-from openai_cancel.cli.report import Log, error_as_document, printable, to_json
+from openai_cancel.cli.log import Log
+from openai_cancel.cli.output import printable
 from openai_cancel.emulator.work import Script, Work
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Wire, decode
@@ -210,9 +212,9 @@ class TestFiles:
         complaints: list[str] = []
 
         async def read(path: str) -> list[str]:
-            with Source([], [path], complain=complaints.append, passes=lambda _: False) as source:
+            with Source([], [path], complain=complaints.append, skip=lambda _: False) as source:
                 found = [name async for name in source.read()]
-                assert source.given == len(found)
+                assert source.yielded == len(found)
                 return found
 
         with tempfile.NamedTemporaryFile() as file:

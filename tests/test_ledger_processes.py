@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import KEY
 from postgres import Postgres, empty
-from test_cli import COMMAND
+from terminal import COMMAND
 from test_ledger import cancels, client, lapse, states, swept
 
 from openai_cancel.emulator import Emulator

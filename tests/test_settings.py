@@ -89,7 +89,7 @@ class TestKeys:
         ("key", "words"),
         [
             ("", "api_key is empty"),
-            (f"{KEY}\n", "such as the newline at the end of a file: strip it"),
+            (f"{KEY}\n", "such as the newline at the end of a file: remove it"),
             (f" {KEY}", "begins or ends with white space"),
             (f"Bearer {KEY}", "pass the key alone, without 'Bearer'"),
             (f"{KEY}\N{RIGHT DOUBLE QUOTATION MARK}", "a character that is not ASCII"),

@@ -124,7 +124,7 @@ class TestAnswer:
     async def test_through_a_session(self, server: Emulator) -> None:
         async with QuickSession(api_key=KEY, base_url=server.base_url, max_body_bytes=10) as session:
             server.faults.append(Fault(status=200, body=DOCUMENT))
-            with pytest.raises(ResponseDecodeError, match="larger than max_body_bytes"):
+            with pytest.raises(ResponseDecodeError, match="larger than the limit of the session"):
                 await session.cancel("x")
             server.faults += [Fault(status=500, body=b"x" * 100)] * 5
             with pytest.raises(InternalServerError):

@@ -249,9 +249,9 @@ class TestSuccess:
         assert undecodable(b"", status=204).status == 204
 
     def test_a_body_that_is_too_large(self) -> None:
-        assert "max_body_bytes" in undecodable(b"", complete=False).message
+        assert "limit of the session" in undecodable(b"", complete=False).message
         assert refused(502, complete=False).message == (
-            "Bad Gateway (the body is larger than max_body_bytes and was not read)"
+            "Bad Gateway (the body is larger than the limit of the session and was not read)"
         )
 
 
@@ -399,7 +399,7 @@ class TestErrors:
         error = refused(status, b"<html>moved", {"Location": "https://elsewhere/v1"})
         assert type(error) is APIStatusError
         assert "redirects to https://elsewhere/v1" in error.message
-        assert "set base_url" in error.message
+        assert "set the base URL" in error.message
         assert refused(304).message == "Not Modified"
 
     @pytest.mark.parametrize(
