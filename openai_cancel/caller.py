@@ -10,6 +10,7 @@ from typing import Self, TypedDict
 
 import attrs
 
+from openai_cancel.cancellation import Timeout
 from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
 from openai_cancel.errors import APITimeoutError, OpenAICancelError, SessionStateError
@@ -94,9 +95,9 @@ class Caller:
         if timeout is not None:
             caller = attrs.evolve(caller, timeout=check_seconds("timeout", timeout))
         if deadline is not None or max_retries is not None:
-            policy = RetryPolicy(
-                self.policy.max_retries if max_retries is None else check_count("max_retries", max_retries),
-                self.policy.deadline if deadline is None else check_seconds("deadline", deadline),
+            policy = self.policy.limited(
+                deadline=None if deadline is None else check_seconds("deadline", deadline),
+                max_retries=None if max_retries is None else check_count("max_retries", max_retries),
             )
             caller = attrs.evolve(caller, policy=policy)
         if headers is not None or query is not None:
@@ -123,7 +124,7 @@ class Caller:
             response_id: the id, or an object that has it as `.id`.
             deadline: seconds that all attempts may take together, instead of the policy's.
         """
-        return await self._call("POST", response_id, "/cancel", self._policy(deadline, None))
+        return await self._call("POST", response_id, "/cancel", deadline=deadline)
 
     async def retrieve(
         self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
@@ -135,18 +136,21 @@ class Caller:
             deadline: seconds that all attempts may take together, instead of the policy's.
             max_retries: the number of attempts after the first one, instead of the policy's.
         """
-        return await self._call("GET", response_id, "", self._policy(deadline, max_retries))
+        return await self._call("GET", response_id, "", deadline=deadline, max_retries=max_retries)
 
-    def _policy(self, deadline: float | None, max_retries: int | None) -> RetryPolicy:
-        if deadline is None and max_retries is None:
-            return self.policy
-        return RetryPolicy(
-            self.policy.max_retries if max_retries is None else max_retries,
-            self.policy.deadline if deadline is None else deadline,
-        )
-
-    async def _call(self, method: str, response_id: ResponseId, action: str, policy: RetryPolicy) -> Response:
+    async def _call(
+        self,
+        method: str,
+        response_id: ResponseId,
+        action: str,
+        *,
+        deadline: float | None = None,
+        max_retries: int | None = None,
+    ) -> Response:
         transport, clock = self.transport, self.clock
+        policy = self.policy
+        if deadline is not None or max_retries is not None:
+            policy = policy.limited(deadline=deadline, max_retries=max_retries)
         transport.check_open()
         request = self.wire.request(method, response_id, action)
         began = clock.monotonic()
@@ -171,7 +175,7 @@ class Caller:
     async def _attempt(self, request: Request, policy: RetryPolicy, *, left: float) -> Response | OpenAICancelError:
         """Make one attempt in the time that is left, and return the response or the error."""
         seconds = min(self.timeout, left)
-        timeout = self.transport.timeout(seconds)
+        timeout = Timeout(self.transport.scheduler, seconds)
         try:
             with timeout:
                 if callable(self.settings.api_key):

@@ -1,6 +1,7 @@
 """Whether to try again, and when. Pure: the clock and random numbers are arguments."""
 
 from http import HTTPStatus
+from typing import Self
 
 import attrs
 
@@ -28,6 +29,12 @@ class RetryPolicy:
 
     max_retries: int
     deadline: float
+
+    def limited(self, *, deadline: float | None, max_retries: int | None) -> Self:
+        """Return a policy with other limits. None changes nothing."""
+        return type(self)(
+            self.max_retries if max_retries is None else max_retries, self.deadline if deadline is None else deadline
+        )
 
     def delay(self, error: OpenAICancelError, *, attempts: int, elapsed: float, random: float) -> float | None:
         """Return the seconds to wait before the next attempt, or None to give up.

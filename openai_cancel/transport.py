@@ -15,7 +15,7 @@ from aiohttp.http import HttpProcessingError
 from aiohttp.tracing import Trace
 from yarl import URL  # aiohttp's own URL type
 
-from openai_cancel.cancellation import Timeout, TimeoutScheduler, contain
+from openai_cancel.cancellation import TimeoutScheduler, contain
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Request
@@ -142,10 +142,6 @@ class Transport:
                 "The session is not open: use `async with AsyncSession() as session:`, or await its open()."
             )
         return SessionStateError("The session was opened in another event loop: open one in each loop.")
-
-    def timeout(self, seconds: float) -> Timeout:
-        """Return a block that raises a `TimeoutError` after that many seconds."""
-        return Timeout(self.scheduler, seconds)
 
     def send(self, request: Request) -> Coroutine[Any, Any, Answer]:
         """Send a request without a body. Await the result.
