@@ -5,15 +5,17 @@ import math
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import settings
 from postgres import Postgres, empty, running
 
 from openai_cancel import AsyncSession, Clock, cli
-from openai_cancel.emulator import Emulator, Script
+from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Script
 
 KEY = "sk-secret-of-the-tests"
 SHARED = Path(os.environ.get("OPENAI_CANCEL_SHARED", Path(__file__).parents[2] / "shared"))
@@ -70,10 +72,44 @@ class QuickSession(AsyncSession):
         super().__init__(**options)
 
 
+@asynccontextmanager
+async def emulated(
+    dialect: str | Dialect, *, key: str = KEY, **options: Any
+) -> AsyncIterator[tuple[Emulator, QuickSession]]:
+    """Run an emulator with a dialect, whose cancel takes no real time, and a session with the same clock."""
+    clock = QuickClock()
+    replies = DIALECTS[dialect] if isinstance(dialect, str) else dialect
+    async with (
+        Emulator(api_key=KEY, dialect=attrs.evolve(replies, cancel_takes=0), clock=clock.monotonic) as server,
+        QuickSession(api_key=key, base_url=server.base_url, clock=clock, **options) as session,
+    ):
+        yield server, session
+
+
+def cancels(server: Emulator) -> int:
+    """Return the number of cancels that a server has received."""
+    return sum(request.method == "POST" for request in server.received)
+
+
+def notes(error: BaseException) -> list[str]:
+    """Return the notes of an exception."""
+    return getattr(error, "__notes__", [])
+
+
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until something is so."""
     while not condition():
         await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def no_task_is_left() -> AsyncIterator[None]:
+    """Check that no task outlives a test, and that its own task has no cancellation left."""
+    before = asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(5):
+        await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
+    assert asyncio.current_task().cancelling() == 0
 
 
 @pytest.fixture(autouse=True)

@@ -1,14 +1,23 @@
-"""Time-outs of tasks, and what they do to a task that is cancelled beside them."""
+"""Time-outs, foreign code in a task of its own, and waiting that a cancellation does not end."""
 
 import asyncio
 import gc
 import math
+import sys
 import weakref
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from openai_cancel import ConfigurationError
-from openai_cancel.cancellation import Timeout, TimeoutScheduler, contain
+from openai_cancel.cancellation import (
+    Timeout,
+    TimeoutScheduler,
+    contain,
+    shielded_from_anyio,
+    wait_through_cancellation,
+)
 
 
 @pytest.fixture
@@ -16,7 +25,7 @@ async def scheduler() -> TimeoutScheduler:
     return TimeoutScheduler()
 
 
-async def test_in_time(scheduler: TimeoutScheduler) -> None:
+async def test_a_block_that_ends_in_time_does_not_expire(scheduler: TimeoutScheduler) -> None:
     with Timeout(scheduler, 60) as timeout:
         await asyncio.sleep(0)
     assert not timeout.expired
@@ -24,7 +33,7 @@ async def test_in_time(scheduler: TimeoutScheduler) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.01, 0.0, -1.0])
-async def test_too_late(scheduler: TimeoutScheduler, seconds: float) -> None:
+async def test_a_block_that_takes_too_long_raises_a_timeout_error(scheduler: TimeoutScheduler, seconds: float) -> None:
     timeout = Timeout(scheduler, seconds)
     with pytest.raises(TimeoutError), timeout:
         await asyncio.Event().wait()
@@ -34,20 +43,21 @@ async def test_too_late(scheduler: TimeoutScheduler, seconds: float) -> None:
     await asyncio.sleep(0)
 
 
-async def test_each_at_its_own_time(scheduler: TimeoutScheduler) -> None:
+async def test_each_block_expires_at_its_own_time(scheduler: TimeoutScheduler) -> None:
     ended: list[float] = []
 
     async def work(seconds: float) -> None:
-        with pytest.raises(TimeoutError):  # noqa: SIM117 - the one around the other
-            with Timeout(scheduler, seconds):
-                await asyncio.Event().wait()
+        with pytest.raises(TimeoutError), Timeout(scheduler, seconds):
+            await asyncio.Event().wait()
         ended.append(seconds)
 
     await asyncio.gather(*map(work, (0.03, 0.01, 0.04, 0.02, 0.02)))
     assert ended == [0.01, 0.02, 0.02, 0.03, 0.04]
 
 
-async def test_one_timer_for_all(scheduler: TimeoutScheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_blocks_share_one_timer_of_the_event_loop(
+    scheduler: TimeoutScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timers = []
     call_at = scheduler.loop.call_at
     monkeypatch.setattr(scheduler.loop, "call_at", lambda *timer: timers.append(timer) or call_at(*timer))
@@ -59,30 +69,32 @@ async def test_one_timer_for_all(scheduler: TimeoutScheduler, monkeypatch: pytes
     assert scheduler.at == math.inf
 
 
-async def test_no_bound_no_timer(scheduler: TimeoutScheduler) -> None:
+async def test_a_block_without_a_limit_sets_no_timer(scheduler: TimeoutScheduler) -> None:
     with Timeout(scheduler, math.inf):
         assert scheduler.at == math.inf
 
 
-async def test_what_still_runs_is_bounded_after_the_close(scheduler: TimeoutScheduler) -> None:
+async def test_a_block_that_still_runs_expires_after_the_scheduler_was_closed(scheduler: TimeoutScheduler) -> None:
     with pytest.raises(TimeoutError), Timeout(scheduler, 0.01):
         scheduler.close()
         await asyncio.Event().wait()
 
 
-async def test_another_error_is_left_alone(scheduler: TimeoutScheduler) -> None:
+async def test_another_error_of_the_block_is_raised_unchanged(scheduler: TimeoutScheduler) -> None:
     with pytest.raises(KeyError), Timeout(scheduler, 60):
         raise KeyError
     with pytest.raises(KeyError), Timeout(scheduler, 0):
         try:
             await asyncio.Event().wait()
         finally:
-            raise KeyError  # in place of the cancel
+            raise KeyError  # replaces the CancelledError
     assert asyncio.current_task().cancelling() == 0
 
 
 @pytest.mark.parametrize("when", ["before", "beside", "after"])
-async def test_a_cancel_by_somebody_else_goes_on(scheduler: TimeoutScheduler, when: str) -> None:
+async def test_a_cancellation_from_elsewhere_is_raised_unless_the_block_has_ended_before(
+    scheduler: TimeoutScheduler, when: str
+) -> None:
     timeout = Timeout(scheduler, 60)
 
     async def work() -> None:
@@ -104,9 +116,7 @@ async def test_a_cancel_by_somebody_else_goes_on(scheduler: TimeoutScheduler, wh
     assert task.cancelled() == (when != "after")
 
 
-async def test_a_task_that_was_being_cancelled_already(scheduler: TimeoutScheduler) -> None:
-    """As in the clean-up of a cancelled task."""
-
+async def test_a_block_expires_in_the_cleanup_of_a_cancelled_task(scheduler: TimeoutScheduler) -> None:
     async def work() -> str:
         try:
             await asyncio.Event().wait()
@@ -121,7 +131,7 @@ async def test_a_task_that_was_being_cancelled_already(scheduler: TimeoutSchedul
     assert await task == "cleaned up"
 
 
-async def test_one_within_another(scheduler: TimeoutScheduler) -> None:
+async def test_nested_blocks_expire_independently(scheduler: TimeoutScheduler) -> None:
     with pytest.raises(TimeoutError), Timeout(scheduler, 0.02) as outer:
         with pytest.raises(TimeoutError), Timeout(scheduler, 0.01):
             await asyncio.Event().wait()
@@ -132,8 +142,8 @@ async def test_one_within_another(scheduler: TimeoutScheduler) -> None:
     assert not inner.expired
 
 
-async def test_what_expires_once_is_not_ended_again(scheduler: TimeoutScheduler) -> None:
-    """A block that takes a while to end is not cancelled again by the scheduler of another one."""
+async def test_a_block_that_has_expired_is_not_cancelled_again(scheduler: TimeoutScheduler) -> None:
+    """The block takes a while to end, and another block expires meanwhile."""
     first = Timeout(scheduler, 0.01)
 
     async def other() -> None:
@@ -149,8 +159,8 @@ async def test_what_expires_once_is_not_ended_again(scheduler: TimeoutScheduler)
     assert first.expired
 
 
-async def test_without_a_task(scheduler: TimeoutScheduler) -> None:
-    """Nothing can be ended there, and nothing is lost either."""
+async def test_a_block_outside_a_task_does_not_expire(scheduler: TimeoutScheduler) -> None:
+    """A callback of the event loop has no task that could be cancelled."""
     done = scheduler.loop.create_future()
 
     def callback() -> None:
@@ -189,14 +199,14 @@ class TestContain:
         assert await contain(work()) == 5
 
     @pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError, SystemExit, KeyboardInterrupt])
-    async def test_any_exception_is_raised_here_and_does_not_end_the_loop(self, kind: type[BaseException]) -> None:
+    async def test_any_exception_is_raised_and_does_not_end_the_loop(self, kind: type[BaseException]) -> None:
         async def work() -> None:
             raise kind("mine")
 
         with pytest.raises(kind, match="mine"):
             await contain(work())
 
-    async def test_a_cancellation_that_is_swallowed_cancels_the_caller_all_the_same(self) -> None:
+    async def test_a_cancellation_that_the_code_swallows_still_cancels_the_caller(self) -> None:
         stubborn = Stubborn()
         task = asyncio.create_task(contain(stubborn()))
         await stubborn.started.wait()
@@ -207,7 +217,7 @@ class TestContain:
         stubborn.release.set()
         await asyncio.sleep(0)
 
-    async def test_a_cancelled_coroutine_may_clean_up_before_the_caller_goes_on(self) -> None:
+    async def test_a_cancelled_coroutine_may_clean_up_before_the_caller_continues(self) -> None:
         steps: list[str] = []
         started = asyncio.Event()
 
@@ -223,16 +233,16 @@ class TestContain:
             try:
                 await contain(work())
             finally:
-                steps.append("went on")
+                steps.append("continued")
 
         task = asyncio.create_task(call())
         await started.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert steps == ["cleaned up", "went on"]
+        assert steps == ["cleaned up", "continued"]
 
-    async def test_a_second_cancellation_ends_the_wait_for_the_clean_up(self) -> None:
+    async def test_a_second_cancellation_ends_the_wait_for_the_cleanup(self) -> None:
         stubborn = Stubborn()
         task = asyncio.create_task(contain(stubborn()))
         await stubborn.started.wait()
@@ -245,7 +255,7 @@ class TestContain:
         stubborn.release.set()
         await asyncio.sleep(0)
 
-    async def test_a_failure_keeps_nothing_alive(self) -> None:
+    async def test_an_error_is_freed_without_the_garbage_collector(self) -> None:
         async def work() -> None:
             raise ConfigurationError("mine")
 
@@ -262,3 +272,50 @@ class TestContain:
             assert (await fail())() is None
         finally:
             gc.enable()
+
+
+class TestWaitThroughCancellation:
+    async def test_it_returns_when_all_tasks_are_done(self) -> None:
+        tasks = [asyncio.create_task(asyncio.sleep(0)) for _ in range(3)]
+        assert await wait_through_cancellation(*tasks) is None
+        assert all(task.done() for task in tasks)
+
+    async def test_it_returns_at_once_without_tasks(self) -> None:
+        assert await wait_through_cancellation() is None
+
+    async def test_it_returns_the_last_cancellation_when_all_tasks_are_done(self) -> None:
+        async def work() -> asyncio.CancelledError | None:
+            waiting.set()
+            return await wait_through_cancellation(first, second)
+
+        waiting, release = asyncio.Event(), asyncio.Event()
+        first, second = asyncio.create_task(release.wait()), asyncio.create_task(asyncio.sleep(0))
+        task = asyncio.create_task(work())
+        await waiting.wait()
+        for message in ("first", "last"):
+            task.cancel(message)
+            await asyncio.sleep(0)
+        assert not task.done()
+        release.set()
+        cancellation = await task
+        assert cancellation.args == ("last",)
+        assert (first.result(), second.done()) == (True, True)
+
+
+class TestShieldFromAnyio:
+    async def test_a_cancelled_scope_does_not_cancel_the_block(self) -> None:
+        steps: list[str] = []
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with shielded_from_anyio():
+                await anyio.lowlevel.checkpoint()
+                steps.append("shielded")
+            await anyio.lowlevel.checkpoint()
+            steps.append("not shielded")
+        assert steps == ["shielded"]
+
+    @pytest.mark.parametrize("module", [object(), None])
+    async def test_the_block_runs_without_a_shield_if_anyio_does_not_work(self, monkeypatch, module: object) -> None:
+        monkeypatch.setitem(sys.modules, "anyio", module)
+        with shielded_from_anyio():
+            await asyncio.sleep(0)

@@ -7,14 +7,14 @@ from contextlib import suppress
 
 import aiohttp
 import pytest
-from conftest import KEY, hasty_session
+from conftest import KEY, hasty_session, until
 
 from openai_cancel import APITimeoutError, AsyncSession, Session, Verdict
 from openai_cancel.emulator import Emulator, Fault
 
 
-class Swallowing:
-    """Waits, and swallows every cancellation, until the test is over."""
+class Stubborn:
+    """Foreign code that swallows every cancellation until it is released."""
 
     def __init__(self) -> None:
         self.released = asyncio.Event()
@@ -32,12 +32,11 @@ class Swallowing:
 
 
 @pytest.fixture
-async def swallowing() -> AsyncIterator[Swallowing]:
-    swallowing = Swallowing()
-    yield swallowing
-    swallowing.released.set()
-    while len(asyncio.all_tasks()) > 1:
-        await asyncio.sleep(0.001)
+async def stubborn() -> AsyncIterator[Stubborn]:
+    stubborn = Stubborn()
+    yield stubborn
+    stubborn.released.set()
+    await until(lambda: len(asyncio.all_tasks()) == 1)
 
 
 async def timed(call: Awaitable[object]) -> tuple[object, float]:
@@ -48,46 +47,44 @@ async def timed(call: Awaitable[object]) -> tuple[object, float]:
 
 
 class TestCodeThatSwallowsCancellations:
-    async def test_a_key_function_does_not_stretch_the_time_out_of_a_call(self, server, swallowing) -> None:
-        async with AsyncSession(api_key=swallowing.key, base_url=server.base_url) as session:
+    async def test_a_key_function_does_not_stretch_the_time_out_of_a_call(self, server, stubborn) -> None:
+        async with AsyncSession(api_key=stubborn.key, base_url=server.base_url) as session:
             error, seconds = await timed(session.cancel("x", timeout=0.1, deadline=0.2, max_retries=1))
         assert isinstance(error, APITimeoutError)
         assert seconds < 2
         assert server.received == []
 
-    async def test_a_key_function_does_not_stretch_the_grace_of_a_guard(self, server, swallowing) -> None:
+    async def test_a_key_function_does_not_stretch_the_grace_of_a_guard(self, server, stubborn) -> None:
         async def work() -> None:
             async with session.guard("resp_x", grace=0.2):
                 raise ValueError("mine")
 
-        async with AsyncSession(api_key=swallowing.key, base_url=server.base_url) as session:
+        async with AsyncSession(api_key=stubborn.key, base_url=server.base_url) as session:
             error, seconds = await timed(work())
         assert isinstance(error, ValueError)
         assert "resp_x was not stopped" in error.__notes__[0]
         assert seconds < 2
 
-    async def test_a_key_function_does_not_stretch_the_deadline_of_stop(self, server, swallowing) -> None:
-        async with AsyncSession(api_key=swallowing.key, base_url=server.base_url) as session:
+    async def test_a_key_function_does_not_stretch_the_deadline_of_stop(self, server, stubborn) -> None:
+        async with AsyncSession(api_key=stubborn.key, base_url=server.base_url) as session:
             outcome, seconds = await timed(session.stop("x", deadline=0.6))
         assert outcome.verdict is Verdict.UNKNOWN
         assert seconds < 3
 
-    async def test_a_key_function_does_not_swallow_the_cancellation_of_the_callers_task(
-        self, server, swallowing
-    ) -> None:
-        async with AsyncSession(api_key=swallowing.key, base_url=server.base_url) as session:
+    async def test_a_key_function_does_not_swallow_the_cancellation_of_the_callers_task(self, server, stubborn) -> None:
+        async with AsyncSession(api_key=stubborn.key, base_url=server.base_url) as session:
             task = asyncio.create_task(session.cancel("x"))
-            await swallowing.started.wait()
+            await stubborn.started.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert server.received == []
 
-    async def test_a_middleware_of_a_callers_client_does_not_stretch_a_call(self, server, swallowing) -> None:
+    async def test_a_middleware_of_a_callers_client_does_not_stretch_a_call(self, server, stubborn) -> None:
         async def middleware(
             request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
         ) -> aiohttp.ClientResponse:
-            await swallowing.wait()
+            await stubborn.wait()
             return await handler(request)
 
         async with (
@@ -95,30 +92,35 @@ class TestCodeThatSwallowsCancellations:
             AsyncSession(api_key=KEY, base_url=server.base_url, client_session=client) as session,
         ):
             error, seconds = await timed(session.cancel("x", timeout=0.1, max_retries=0))
-            swallowing.released.set()
+            stubborn.released.set()
         assert isinstance(error, APITimeoutError)
         assert seconds < 2
 
-    async def test_a_trace_config_does_not_stretch_a_call(self, server, swallowing) -> None:
+    async def test_a_trace_config_does_not_stretch_a_call(self, server, stubborn) -> None:
         async def hook(*_: object) -> None:
-            await swallowing.wait()
+            await stubborn.wait()
 
         trace = aiohttp.TraceConfig()
         trace.on_request_start.append(hook)
         async with AsyncSession(api_key=KEY, base_url=server.base_url, trace_configs=[trace]) as session:
             error, seconds = await timed(session.cancel("x", timeout=0.1, max_retries=0))
-            swallowing.released.set()
+            stubborn.released.set()
         assert isinstance(error, APITimeoutError)
         assert seconds < 2
 
 
+async def provide_key() -> str:
+    return KEY
+
+
 def chained_to_itself() -> str:
-    error = OSError("the vault is shut")
+    """A key function whose error is its own cause."""
+    error = OSError("no key")
     raise error from error
 
 
 class TestAnErrorThatIsItsOwnCause:
-    async def test_a_guard_ends_and_notes_it(self, server: Emulator) -> None:
+    async def test_a_guard_adds_a_note_about_it(self, server: Emulator) -> None:
         async with AsyncSession(api_key=chained_to_itself, base_url=server.base_url) as session:
             with pytest.raises(ValueError, match="mine") as caught:
                 async with session.guard("resp_x"):
@@ -128,7 +130,7 @@ class TestAnErrorThatIsItsOwnCause:
     @pytest.mark.parametrize("call", ["cancel", "stop", "wait"])
     async def test_a_call_raises_it(self, server: Emulator, call: str) -> None:
         async with AsyncSession(api_key=chained_to_itself, base_url=server.base_url) as session:
-            with pytest.raises(OSError, match="the vault is shut"):
+            with pytest.raises(OSError, match="no key"):
                 await getattr(session, call)("resp_x")
 
     async def test_a_blocking_call_raises_it(self, server: Emulator) -> None:
@@ -136,14 +138,14 @@ class TestAnErrorThatIsItsOwnCause:
             with Session(api_key=chained_to_itself, base_url=server.base_url) as session:
                 session.cancel("resp_x")
 
-        with pytest.raises(OSError, match="the vault is shut"):
+        with pytest.raises(OSError, match="no key"):
             await asyncio.to_thread(work)
 
 
-class TestThePaceOfABulkRun:
-    """It slows the requests of the run, and no others."""
+class TestPaceOfStopMany:
+    """The pace slows the requests of its `stop_many`, and no others."""
 
-    async def test_another_session_that_the_key_function_calls_is_not_slowed(self, server: Emulator, create) -> None:
+    async def test_a_session_that_the_key_function_uses_is_not_slowed(self, server: Emulator, create) -> None:
         server.faults.append(Fault(status=429, headers={"retry-after": "30"}))
         elapsed: list[float] = []
 
@@ -186,8 +188,8 @@ class TestEagerTasks:
     async def eager(self) -> None:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
 
-    async def test_cancel_stop_and_wait(self, server: Emulator, create) -> None:
-        async with AsyncSession(api_key=self.provide, base_url=server.base_url) as session:
+    async def test_cancel_stop_and_wait_work(self, server: Emulator, create) -> None:
+        async with AsyncSession(api_key=provide_key, base_url=server.base_url) as session:
             assert (await session.cancel(create())).status == "cancelled"
             assert (await session.stop(create())).verdict is Verdict.CANCELLED
             assert (await session.wait(create(runs_for=0))).status == "completed"
@@ -201,15 +203,16 @@ class TestEagerTasks:
                     raise ValueError("mine")
         assert {outcome.verdict for outcome in guard.outcomes.values()} == {Verdict.CANCELLED}
 
-    async def test_a_guard_that_a_cancelled_task_leaves_stops_its_response(self, server: Emulator, create) -> None:
+    async def test_a_guard_in_a_cancelled_task_stops_its_response(self, server: Emulator, create) -> None:
         async def work() -> None:
             async with session.guard(identifier):
+                entered.set()
                 await asyncio.Event().wait()
 
-        identifier = create()
+        identifier, entered = create(), asyncio.Event()
         async with AsyncSession(api_key=KEY, base_url=server.base_url) as session:
             task = asyncio.create_task(work())
-            await asyncio.sleep(0.01)
+            await entered.wait()
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -230,11 +233,11 @@ class TestEagerTasks:
             nonlocal asked
             asked += 1
             if asked > fails_at:
-                raise OSError("the vault is shut")
+                raise OSError("no key")
             return KEY
 
         async with AsyncSession(api_key=key, base_url=server.base_url) as session, asyncio.timeout(5):
-            with pytest.raises(OSError, match="the vault is shut"):
+            with pytest.raises(OSError, match="no key"):
                 async for _ in session.stop_many([create() for _ in range(9)], concurrency=2):
                     pass
 
@@ -246,7 +249,3 @@ class TestEagerTasks:
                 return session.cancel(identifier).status
 
         assert await asyncio.to_thread(work) == "cancelled"
-
-    @staticmethod
-    async def provide() -> str:
-        return KEY

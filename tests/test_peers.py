@@ -1,7 +1,7 @@
-"""Against servers that we did not write.
+"""Calls against servers that others wrote.
 
-`azure-ai-agentserver-responses` is Microsoft's own for this protocol, `fastresponses` one for Open Responses. Where one
-refuses to cancel what is over, the other answers with it as it is.
+`azure-ai-agentserver-responses` is Microsoft's server for this protocol, and `fastresponses` is one for Open Responses.
+The first refuses to cancel a finished response; the second returns it unchanged.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SERVERS = Path(__file__).parent / "servers"
 
 @asynccontextmanager
 async def serving(name: str, folder: Path, ready: str, **environment: str) -> AsyncIterator[str]:
-    """A server as a process of its own, ready when it answers; gives its address."""
+    """Run a server in a process, wait until it answers, and yield its address."""
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, str(SERVERS / name), str(folder / "port"),
@@ -62,8 +62,8 @@ async def open_responses(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
         yield f"{url}/v1"
 
 
-async def create(base_url: str, told: str, *, background: bool = True) -> str:
-    body = {"model": "m", "input": told, "background": background}
+async def create(base_url: str, behaviour: str, *, background: bool = True) -> str:
+    body = {"model": "m", "input": behaviour, "background": background}
     key = {"Authorization": f"Bearer {KEY}"}
     async with aiohttp.ClientSession(headers=key) as http, http.post(f"{base_url}/responses", json=body) as answer:
         assert answer.status == 200, await answer.text()
@@ -76,13 +76,13 @@ async def session(base_url: str) -> AsyncIterator[AsyncSession]:
         yield session
 
 
-async def finished(session: AsyncSession, identifier: str) -> str:
+async def final_status(session: AsyncSession, identifier: str) -> str:
     while not (response := await session.retrieve(identifier)).is_terminal:
         await asyncio.sleep(0.01)
     return response.status
 
 
-async def test_in_progress_and_again(session: AsyncSession, base_url: str) -> None:
+async def test_a_running_response_can_be_cancelled_twice(session: AsyncSession, base_url: str) -> None:
     identifier = await create(base_url, "run")
     assert identifier.startswith("caresp_")
     assert (await session.retrieve(identifier)).status == "in_progress"
@@ -94,9 +94,9 @@ async def test_in_progress_and_again(session: AsyncSession, base_url: str) -> No
 
 
 @pytest.mark.parametrize("status", ["completed", "failed"])
-async def test_what_is_over(session: AsyncSession, base_url: str, status: str) -> None:
+async def test_a_finished_response_cannot_be_cancelled(session: AsyncSession, base_url: str, status: str) -> None:
     identifier = await create(base_url, status)
-    assert await finished(session, identifier) == status
+    assert await final_status(session, identifier) == status
     with pytest.raises(BadRequestError, match=f"Cannot cancel a {status} response.") as caught:
         await session.cancel(identifier)
     error = caught.value
@@ -104,13 +104,13 @@ async def test_what_is_over(session: AsyncSession, base_url: str, status: str) -
     assert (error.attempts, error.code) == (1, "invalid_request_error")
 
 
-async def test_what_is_not_in_the_background(session: AsyncSession, base_url: str) -> None:
+async def test_a_foreground_response_cannot_be_cancelled(session: AsyncSession, base_url: str) -> None:
     identifier = await create(base_url, "completed", background=False)
     with pytest.raises(BadRequestError, match="Cannot cancel a synchronous response."):
         await session.cancel(identifier)
 
 
-async def test_an_unknown_id(session: AsyncSession, base_url: str) -> None:
+async def test_an_unknown_id_is_not_found(session: AsyncSession, base_url: str) -> None:
     known = await create(base_url, "completed")
     unknown = f"{known[:-1]}{'A' if known[-1] != 'A' else 'B'}"
     with pytest.raises(NotFoundError, match="404"):
@@ -118,13 +118,13 @@ async def test_an_unknown_id(session: AsyncSession, base_url: str) -> None:
 
 
 @pytest.mark.parametrize("identifier", ["resp_123", "resp_a+b=", "x" * 465])
-async def test_a_malformed_id(session: AsyncSession, identifier: str) -> None:
+async def test_a_malformed_id_is_refused(session: AsyncSession, identifier: str) -> None:
     with pytest.raises(BadRequestError, match="Malformed identifier."):
         await session.cancel(identifier)
 
 
-async def test_a_slash_in_an_id_is_decoded_by_the_servers_framework(session: AsyncSession) -> None:
-    """Which is why it finds no such route, and answers in plain text."""
+async def test_an_encoded_slash_in_an_id_matches_no_route(session: AsyncSession) -> None:
+    """The framework of the server decodes it, and answers in plain text."""
     with pytest.raises(NotFoundError, match="404: Not Found"):
         await session.cancel("resp_a/b")
 
@@ -133,14 +133,14 @@ async def test_a_slash_in_an_id_is_decoded_by_the_servers_framework(session: Asy
 async def peer(
     request: pytest.FixtureRequest, base_url: str, open_responses: str
 ) -> AsyncIterator[tuple[AsyncSession, str]]:
-    """A session with one of the servers, and the server's address."""
+    """Yield a session with one of the servers, and the address of the server."""
     url = base_url if request.param == "azure" else open_responses
     async with AsyncSession(api_key=KEY, base_url=url) as session:
         yield session, url
 
 
 class TestStop:
-    async def test_in_progress_and_again(self, peer: tuple[AsyncSession, str]) -> None:
+    async def test_a_running_response_can_be_stopped_twice(self, peer: tuple[AsyncSession, str]) -> None:
         session, url = peer
         identifier = await create(url, "run")
         outcome = await session.stop(identifier, confirm=0.1)
@@ -149,34 +149,36 @@ class TestStop:
         assert (await session.retrieve(identifier)).status == "cancelled"
 
     @pytest.mark.parametrize("status", ["completed", "failed", "incomplete"])
-    async def test_what_is_over(self, peer: tuple[AsyncSession, str], status: str) -> None:
+    async def test_a_finished_response_is_already_finished(self, peer: tuple[AsyncSession, str], status: str) -> None:
         session, url = peer
         identifier = await create(url, status)
         assert (await session.wait(identifier, timeout=10)).status == status
         outcome = await session.stop(identifier)
         assert (outcome.verdict, outcome.response.status) == (Verdict.ALREADY_FINISHED, status)
 
-    async def test_not_in_the_background(self, peer: tuple[AsyncSession, str]) -> None:
+    async def test_a_foreground_response_is_not_background(self, peer: tuple[AsyncSession, str]) -> None:
         session, url = peer
         outcome = await session.stop(await create(url, "completed", background=False))
         assert (outcome.verdict, outcome.stopped) == (Verdict.NOT_BACKGROUND, True)
         assert isinstance(outcome.error, BadRequestError)
 
     @pytest.mark.parametrize("malformed", ["resp_123", "resp_a+b=", "resp_a/b", "x" * 465])
-    async def test_unknown(self, peer: tuple[AsyncSession, str], malformed: str) -> None:
+    async def test_an_unknown_or_malformed_id_is_not_found(
+        self, peer: tuple[AsyncSession, str], malformed: str
+    ) -> None:
         session, url = peer
         known = await create(url, "completed")
         unknown = f"{known[:-1]}{'0' if known[-1] != '0' else '1'}"
         for identifier in (unknown, malformed):
             assert (await session.stop(identifier)).verdict is Verdict.NOT_FOUND
 
-    async def test_a_wrong_key(self, open_responses: str) -> None:
-        """The agents of Azure look at none."""
+    async def test_a_wrong_key_is_forbidden(self, open_responses: str) -> None:
+        """Only one of the servers checks the key."""
         async with AsyncSession(api_key="wrong", base_url=open_responses) as session:
             assert (await session.stop("resp_123")).verdict is Verdict.FORBIDDEN
 
-    async def test_a_200_that_runs_on(self, open_responses: str) -> None:
-        """This server forgets all background runs but the newest 64, and then cancels them in words alone."""
+    async def test_a_cancel_without_effect_leaves_the_response_still_running(self, open_responses: str) -> None:
+        """This server keeps the tasks of the newest 64 background responses. It accepts a cancel of an older one."""
         identifier = await create(open_responses, "run")
         for _ in range(64):
             await create(open_responses, "completed")
@@ -188,7 +190,7 @@ class TestStop:
 
 
 class TestGuard:
-    async def test_a_block_that_fails(self, peer: tuple[AsyncSession, str]) -> None:
+    async def test_a_timeout_in_the_block_stops_the_response(self, peer: tuple[AsyncSession, str]) -> None:
         session, url = peer
         identifier = await create(url, "run")
         with pytest.raises(TimeoutError):
@@ -196,7 +198,7 @@ class TestGuard:
                 await asyncio.sleep(1000)
         assert guard.outcome.verdict is Verdict.CANCELLED
 
-    async def test_a_wait_that_takes_too_long(self, peer: tuple[AsyncSession, str]) -> None:
+    async def test_a_wait_that_times_out_stops_the_response(self, peer: tuple[AsyncSession, str]) -> None:
         session, url = peer
         identifier = await create(url, "run")
         with pytest.raises(WaitTimeoutError) as caught:

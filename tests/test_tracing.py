@@ -1,4 +1,4 @@
-"""In OpenTelemetry's traces there is a span for each request and for each stop, over real sockets, and no secret."""
+"""OpenTelemetry: a span for each request and for each stop, without a secret, over real sockets."""
 
 import asyncio
 import subprocess
@@ -35,19 +35,27 @@ def exporter() -> InMemorySpanExporter:
     return InMemorySpanExporter()
 
 
+def set_tracer_provider(monkeypatch: pytest.MonkeyPatch, provider: TracerProvider | None) -> None:
+    """Set the tracer provider of the process; None is the state before the first one was set.
+
+    `trace.set_tracer_provider` can be called only once in a process, and OpenTelemetry has no public way to undo it.
+    """
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+
+
 @pytest.fixture
 def provider(exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch) -> Iterator[TracerProvider]:
-    """That of the process, until the test is over: there is no public way to take one back."""
+    """The tracer provider of the process during a test."""
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    set_tracer_provider(monkeypatch, provider)
     yield provider
     provider.shutdown()
 
 
 @pytest.fixture
 def tracer(provider: TracerProvider) -> Iterator[Tracer]:
-    """Of a service that has aiohttp instrumented, in the one line that it takes."""
+    """The tracer of a service whose aiohttp is instrumented."""
     AioHttpClientInstrumentor().instrument(tracer_provider=provider)
     yield provider.get_tracer("service")
     AioHttpClientInstrumentor().uninstrument()
@@ -55,7 +63,7 @@ def tracer(provider: TracerProvider) -> Iterator[Tracer]:
 
 @pytest.fixture
 def finished(exporter: InMemorySpanExporter) -> Spans:
-    """The spans that are over, in the order in which they began. That none holds a secret is looked at in each test."""
+    """Return the spans that have ended, in the order of their start, after a check that none contains a secret."""
 
     def finished() -> list[ReadableSpan]:
         spans = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time)
@@ -68,18 +76,18 @@ def finished(exporter: InMemorySpanExporter) -> Spans:
 
 @pytest.fixture
 def spans(finished: Spans) -> Spans:
-    """Those of the requests."""
+    """Return the spans of the requests."""
     return lambda: [span for span in finished() if span.instrumentation_scope.name != "openai_cancel"]
 
 
 @pytest.fixture
 def stops(finished: Spans) -> Spans:
-    """Those of the stops."""
+    """Return the spans of the stops."""
     return lambda: [span for span in finished() if span.instrumentation_scope.name == "openai_cancel"]
 
 
 def code(span: ReadableSpan) -> Any:
-    """The status of the answer, by the name of the newer conventions or of the older ones."""
+    """Return the status of the answer, by its attribute in the newer conventions or in the older ones."""
     return span.attributes.get("http.response.status_code", span.attributes.get("http.status_code"))
 
 
@@ -103,7 +111,7 @@ async def test_a_cancel_is_a_span_of_the_callers_trace(tracer: Tracer, server: E
 
 
 @pytest.mark.usefixtures("tracer")
-async def test_each_attempt_is_one(server: Emulator, create: Create, spans) -> None:
+async def test_each_attempt_is_a_span(server: Emulator, create: Create, spans) -> None:
     server.faults += [Fault(status=503), Fault(status=429)]
     async with QuickSession(base_url=server.base_url, api_key=KEY) as session:
         await session.cancel(create())
@@ -112,7 +120,7 @@ async def test_each_attempt_is_one(server: Emulator, create: Create, spans) -> N
 
 
 @pytest.mark.usefixtures("tracer")
-async def test_an_error_of_the_server(session: QuickSession, spans) -> None:
+async def test_an_error_status_marks_the_span_of_the_request_as_failed(session: QuickSession, spans) -> None:
     with pytest.raises(NotFoundError):
         await session.cancel("resp_none")
     [span] = spans()
@@ -120,7 +128,9 @@ async def test_an_error_of_the_server(session: QuickSession, spans) -> None:
 
 
 @pytest.mark.usefixtures("tracer")
-async def test_no_answer(server: Emulator, session: QuickSession, create: Create, spans) -> None:
+async def test_a_lost_connection_marks_the_span_of_the_request_as_failed(
+    server: Emulator, session: QuickSession, create: Create, spans
+) -> None:
     server.faults.append(Fault(cut="connection"))
     with pytest.raises(APIConnectionError):
         await session.cancel(create(), max_retries=0)
@@ -130,7 +140,7 @@ async def test_no_answer(server: Emulator, session: QuickSession, create: Create
 
 
 @pytest.mark.usefixtures("tracer")
-async def test_tokens_of_azure(server: Emulator, spans) -> None:
+async def test_keys_and_tokens_for_azure_are_not_in_a_span(server: Emulator, spans) -> None:
     for how in ({"api_key": KEY}, {"token_provider": lambda: KEY}):
         async with AsyncSession.azure(server.base_url, **how) as session:
             with pytest.raises(NotFoundError):
@@ -138,9 +148,9 @@ async def test_tokens_of_azure(server: Emulator, spans) -> None:
     assert len(spans()) == 2
 
 
-async def test_a_blocking_session(tracer: Tracer, server: Emulator, create: Create, spans, stops) -> None:
-    """Its requests are made in a thread of its own, and belong to the trace of the thread that calls."""
-
+async def test_calls_of_a_blocking_session_belong_to_the_trace_of_the_calling_thread(
+    tracer: Tracer, server: Emulator, create: Create, spans, stops
+) -> None:
     def stop() -> int:
         with tracer.start_as_current_span("run") as run, Session(base_url=server.base_url, api_key=KEY) as session:
             session.stop(create())
@@ -152,19 +162,21 @@ async def test_a_blocking_session(tracer: Tracer, server: Emulator, create: Crea
     assert {span.parent.span_id for span in spans()} == {span.context.span_id for span in stops()}
 
 
-async def test_many(tracer: Tracer, session: QuickSession, create: Create, spans, stops) -> None:
+async def test_each_stop_of_stop_many_is_a_span_of_the_callers_trace(
+    tracer: Tracer, session: QuickSession, create: Create, spans, stops
+) -> None:
     with tracer.start_as_current_span("incident") as incident:
         outcomes = [outcome async for outcome in session.stop_many(create() for _ in range(5))]
     assert [span.parent.span_id for span in stops()] == [incident.get_span_context().span_id] * 5
-    assert {span.attributes["gen_ai.response.id"] for span in stops()} == {it.response_id for it in outcomes}
+    assert {span.attributes["gen_ai.response.id"] for span in stops()} == {outcome.response_id for outcome in outcomes}
     assert {span.parent.span_id for span in spans()} == {span.context.span_id for span in stops()}
     assert len(spans()) == 5
 
 
-async def test_trace_configs_of_a_clients_own(
+async def test_a_client_session_with_trace_configs_is_traced(
     provider: TracerProvider, server: Emulator, create: Create, spans
 ) -> None:
-    """Where not every client of aiohttp is to be traced, one that is can be passed in."""
+    """A service may trace only some of its clients of aiohttp."""
     async with (
         aiohttp.ClientSession(trace_configs=[create_trace_config(tracer_provider=provider)]) as client,
         AsyncSession(base_url=server.base_url, api_key=KEY, client_session=client) as session,
@@ -173,9 +185,10 @@ async def test_trace_configs_of_a_clients_own(
     assert [code(span) for span in spans()] == [200]
 
 
-class TestStops:
-    async def test_one_is_a_span(self, tracer: Tracer, server: Emulator, create: Create, spans, stops) -> None:
-        """It is a child of what called it, and the parent of each of its requests."""
+class TestSpanOfAStop:
+    async def test_a_stop_is_a_child_of_the_callers_span_and_the_parent_of_its_requests(
+        self, tracer: Tracer, server: Emulator, create: Create, spans, stops
+    ) -> None:
         identifier = create()
         server.faults.append(Fault(status=503))
         with tracer.start_as_current_span("run") as run:
@@ -199,7 +212,9 @@ class TestStops:
         ]  # fmt: skip
 
     @pytest.mark.usefixtures("provider")
-    async def test_of_a_guard(self, session: QuickSession, create: Create, stops) -> None:
+    async def test_each_response_that_a_guard_stops_has_a_span(
+        self, session: QuickSession, create: Create, stops
+    ) -> None:
         first, second = create(), create()
         with pytest.raises(ZeroDivisionError):
             async with session.guard(first) as guard:
@@ -208,21 +223,25 @@ class TestStops:
         assert sorted(span.attributes["gen_ai.response.id"] for span in stops()) == sorted([first, second])
 
     @pytest.mark.usefixtures("provider")
-    async def test_of_a_wait_that_is_given_up(self, server: Emulator, create: Create, stops) -> None:
+    async def test_a_wait_that_times_out_has_a_span_for_its_stop(self, server: Emulator, create: Create, stops) -> None:
         async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
             with pytest.raises(TimeoutError):
                 await session.wait(create(), timeout=0.01)
         assert [span.attributes["openai_cancel.verdict"] for span in stops()] == ["cancelled"]
 
     @pytest.mark.usefixtures("provider")
-    async def test_what_is_over_is_no_error(self, session: QuickSession, create: Create, stops) -> None:
+    async def test_a_response_that_had_already_finished_is_no_error(
+        self, session: QuickSession, create: Create, stops
+    ) -> None:
         await session.stop(create(runs_for=0))
         await session.stop(create(runs_for=0), dry_run=True)
         assert [span.attributes["openai_cancel.verdict"] for span in stops()] == ["already_finished"] * 2
         assert [span.status.status_code for span in stops()] == [StatusCode.UNSET] * 2
 
     @pytest.mark.usefixtures("provider")
-    async def test_one_that_only_looks_has_done_what_it_should(self, session: QuickSession, create, stops) -> None:
+    async def test_a_dry_run_that_finds_a_running_response_is_no_error(
+        self, session: QuickSession, create, stops
+    ) -> None:
         await session.stop(create(), dry_run=True)
         [stop] = stops()
         assert (stop.attributes["openai_cancel.verdict"], stop.status.status_code) == (
@@ -232,7 +251,7 @@ class TestStops:
         assert "error.type" not in stop.attributes
 
     @pytest.mark.usefixtures("provider")
-    async def test_nor_is_what_could_not_be_confirmed(
+    async def test_a_confirmation_that_fails_is_no_error(
         self, server: Emulator, session: QuickSession, create, stops
     ) -> None:
         server.faults += [Fault(on="retrieve", status=503) for _ in range(5)]
@@ -243,7 +262,7 @@ class TestStops:
         assert "error.type" not in stop.attributes
 
     @pytest.mark.usefixtures("provider")
-    async def test_what_is_not_known(self, session: QuickSession, stops) -> None:
+    async def test_an_id_that_is_not_found_is_an_error(self, session: QuickSession, stops) -> None:
         await session.stop("resp_none")
         [stop] = stops()
         assert stop.status.status_code is StatusCode.ERROR
@@ -251,8 +270,10 @@ class TestStops:
         assert stop.attributes["error.type"] == "NotFoundError"
 
     @pytest.mark.usefixtures("provider")
-    async def test_what_runs_on(self, server: Emulator, session: QuickSession, create: Create, stops) -> None:
-        """No call has failed, and yet the response is not stopped."""
+    async def test_a_response_that_is_still_running_is_an_error(
+        self, server: Emulator, session: QuickSession, create: Create, stops
+    ) -> None:
+        """No call has failed, but the response is not stopped."""
         identifier = create()
         server.faults += [Fault(status=200, body={"id": identifier, "status": "in_progress"}) for _ in range(50)]
         outcome = await session.stop(identifier, deadline=5)
@@ -263,8 +284,10 @@ class TestStops:
 
     @pytest.mark.usefixtures("provider")
     @pytest.mark.parametrize("status", [200, 400, 403, 500])
-    async def test_the_words_of_a_server_stay_out(self, server: Emulator, session: QuickSession, stops, status) -> None:
-        """A failing server may repeat the key, or the prompt."""
+    async def test_the_span_contains_no_text_of_the_server(
+        self, server: Emulator, session: QuickSession, stops, status
+    ) -> None:
+        """An error of a server may contain the key or the prompt."""
         words = {"error": {"message": f"a secret of yours: {KEY}", "type": "secret", "code": "secret"}}
         server.faults += [Fault(status=status, body=words) for _ in range(50)]
         outcome = await session.stop("resp_1", deadline=5)
@@ -274,8 +297,9 @@ class TestStops:
         assert stop.attributes["error.type"] == type(outcome.error).__name__
 
     @pytest.mark.usefixtures("provider")
-    async def test_one_that_is_cancelled(self, server: Emulator, session: QuickSession, create, stops) -> None:
-        """Its span ends, and says that nobody knows whether the response was stopped."""
+    async def test_a_stop_that_is_cancelled_ends_its_span_without_a_verdict(
+        self, server: Emulator, session: QuickSession, create, stops
+    ) -> None:
         server.faults.append(Fault(delay=float("inf")))
         task = asyncio.create_task(session.stop(create()))
         await until(lambda: server.received)
@@ -288,7 +312,7 @@ class TestStops:
         assert "openai_cancel.verdict" not in stop.attributes
 
     @pytest.mark.usefixtures("provider")
-    async def test_an_exception_without_its_words(self, server: Emulator, stops) -> None:
+    async def test_an_exception_is_recorded_by_its_class_alone(self, server: Emulator, stops) -> None:
         def key() -> str:
             raise LookupError("a secret")
 
@@ -301,7 +325,7 @@ class TestStops:
             assert (stop.status.status_code, stop.status.description, stop.events) == (StatusCode.ERROR, None, ())
             assert stop.attributes["error.type"] == kind
 
-    async def test_an_id_that_cannot_be_sent_begins_none(
+    async def test_an_id_that_cannot_be_sent_has_no_span(
         self, exporter: InMemorySpanExporter, provider: TracerProvider, session: QuickSession
     ) -> None:
         with pytest.raises(InvalidResponseIdError):
@@ -310,17 +334,19 @@ class TestStops:
         assert exporter.get_finished_spans() == ()
 
     @pytest.mark.usefixtures("provider")
-    async def test_an_address_alone(self, server: Emulator, create: Create, stops) -> None:
-        """A signature in its query is as good as a key."""
+    async def test_the_span_contains_no_query_of_the_base_url(self, server: Emulator, create: Create, stops) -> None:
+        """The query may contain a signature, which is a secret."""
         async with AsyncSession(base_url=f"{server.base_url}?signature=secret", api_key=KEY) as session:
             await session.stop(create())
         assert stops()[0].attributes["server.address"] == "127.0.0.1"
         assert server.received[0].path.endswith("?signature=secret")
 
-    async def test_a_provider_that_comes_later(self, provider: TracerProvider, session, create, stops) -> None:
-        """A process may import OpenTelemetry, and set it up once it has its configuration."""
+    async def test_a_tracer_provider_that_is_set_after_the_first_stop_is_used(
+        self, provider: TracerProvider, session, create, stops
+    ) -> None:
+        """A process may import OpenTelemetry first, and configure it later."""
         with pytest.MonkeyPatch.context() as before:
-            before.setattr(trace, "_TRACER_PROVIDER", None)
+            set_tracer_provider(before, None)
             await session.stop(create())
         identifier = create()
         await session.stop(identifier)
@@ -328,7 +354,7 @@ class TestStops:
         assert provider is trace.get_tracer_provider()
 
 
-WITHOUT = """
+WITHOUT_OPENTELEMETRY = """
 import asyncio, sys
 import openai_cancel
 
@@ -341,9 +367,15 @@ assert not [name for name in sys.modules if name.startswith("opentelemetry")]
 """
 
 
-async def test_where_nobody_traces_nothing_is_imported(python: str, server: Emulator, create: Create) -> None:
+async def test_a_process_that_does_not_trace_does_not_import_opentelemetry(
+    python: str, server: Emulator, create: Create
+) -> None:
     done = await asyncio.to_thread(
-        subprocess.run, [python, "-c", WITHOUT, server.base_url, create()], capture_output=True, text=True, check=True
+        subprocess.run,
+        [python, "-c", WITHOUT_OPENTELEMETRY, server.base_url, create()],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert (done.stdout, done.stderr) == ("cancelled\n", "")
     assert "traceparent" not in server.received[0].headers

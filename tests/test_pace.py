@@ -1,0 +1,196 @@
+"""`Pace`: the rate follows what the server allows."""
+
+import math
+
+import pytest
+from conftest import QuickClock
+
+from openai_cancel.errors import APIConnectionError, APITimeoutError, InternalServerError, RateLimitError
+from openai_cancel.pace import LEAST_GROWTH, LEAST_RATE, Pace
+
+
+class LimitedServer:
+    """A server that allows a number of requests a second, on a clock whose time passes without waiting.
+
+    Attributes:
+        answers: the time of each answer since the start, and whether the request was allowed.
+    """
+
+    def __init__(self, allows: float, *, latency: float = 0.005, burst: float | None = None) -> None:
+        self.clock = QuickClock()
+        self.began = self.clock.now
+        self.allows = allows
+        self.latency = latency
+        self.bucket = self.size = allows if burst is None else burst
+        self.filled = self.clock.now
+        self.answers: list[tuple[float, bool]] = []
+
+    def answer(self) -> RateLimitError | None:
+        now = self.clock.now
+        self.bucket = min(self.size, self.bucket + (now - self.filled) * self.allows)
+        self.filled = now
+        self.answers.append((now - self.began, allowed := self.bucket >= 1))
+        self.clock.now += self.latency
+        if not allowed:
+            return refusal(retry_after=1.0)
+        self.bucket -= 1
+        return None
+
+
+def paced(server: LimitedServer, concurrency: int = 64) -> Pace:
+    """Return a pace on the clock of a server, with delays without jitter."""
+    server.clock.drawn = 0.5
+    return Pace(concurrency, server.clock)
+
+
+def refusal(retry_after: float | None = 0.25) -> RateLimitError:
+    return RateLimitError("no", status=429, headers={}, body=b"", retry_after=retry_after)
+
+
+class TestTurn:
+    async def test_no_request_waits_before_the_server_refuses_one(self) -> None:
+        server = LimitedServer(math.inf, latency=0)
+        pace = paced(server)
+        for _ in range(1000):
+            pace.note(await pace.turn(), None)
+        assert (server.clock.now, pace.rate, pace.limit) == (server.began, math.inf, 64)
+
+    async def test_one_refusal_pauses_all_requests(self) -> None:
+        server = LimitedServer(1, burst=0)
+        pace = paced(server)
+        sent = [await pace.turn() for _ in range(10)]
+        pace.note(sent[0], server.answer())
+        assert pace.limit == 1
+        before = server.clock.now
+        assert await pace.turn() == pytest.approx(before + 1.0)
+
+    async def test_a_turn_after_the_deadline_is_refused_at_once(self) -> None:
+        server = LimitedServer(1, burst=0)
+        pace = paced(server)
+        pace.note(await pace.turn(), server.answer())
+        now = server.clock.now
+        with pytest.raises(APITimeoutError, match="no time for a request before the deadline"):
+            await pace.turn(now + 0.5)
+        assert server.clock.now == now
+        assert await pace.turn(now + 5) == pytest.approx(now + 1)
+
+    async def test_a_refusal_prolongs_the_wait_of_other_requests(self) -> None:
+        server = LimitedServer(1, burst=0)
+        pace = paced(server)
+        sleeps: list[float] = []
+
+        async def sleep(seconds: float) -> None:
+            sleeps.append(seconds)
+            server.clock.now += seconds
+            if len(sleeps) == 1:
+                pace.note(server.clock.now, server.answer())
+
+        server.clock.sleep = sleep
+        pace.note(await pace.turn(), server.answer())
+        await pace.turn()
+        assert sleeps == pytest.approx([1.995, 1.0], abs=1)
+        assert len(sleeps) == 2
+
+    async def test_a_shorter_retry_after_does_not_shorten_the_pause(self) -> None:
+        server = LimitedServer(1, burst=0, latency=0)
+        pace = paced(server)
+        sent = await pace.turn()
+        for seconds in (30.0, 1.0):
+            pace.note(sent, refusal(retry_after=seconds))
+        now = server.clock.now
+        assert await pace.turn() - now == pytest.approx(30)
+
+
+class TestRate:
+    @pytest.mark.parametrize("allows", [5, 20, 100])
+    async def test_the_allowed_rate_is_used_with_few_refusals(self, allows: float) -> None:
+        server = LimitedServer(allows)
+        pace = paced(server)
+        while server.clock.now < server.began + 60:
+            sent = await pace.turn()
+            pace.note(sent, server.answer())
+        late = [allowed for at, allowed in server.answers if at > 2]
+        assert late.count(False) <= 0.05 * len(late)
+        assert late.count(True) >= 0.9 * allows * 58
+
+    async def test_the_rate_recovers_from_a_cut_that_was_too_deep(self) -> None:
+        server = LimitedServer(1000)
+        pace = paced(server, concurrency=1)
+        pace.note(await pace.turn(), refusal(retry_after=None))
+        assert pace.rate < 1
+        while server.clock.now < server.began + 45:
+            pace.note(await pace.turn(), server.answer())
+        assert pace.rate > 100
+
+    async def test_a_wave_of_refusals_cuts_the_rate_once(self) -> None:
+        server = LimitedServer(100, latency=0)
+        pace = paced(server)
+        sent = [await pace.turn() for _ in range(164)]
+        answers = [(at, server.answer()) for at in sent]
+        for at, error in answers:
+            pace.note(at, error)
+        assert pace.rate == pytest.approx(90, rel=0.5)
+
+    async def test_requests_that_got_through_beside_refusals_limit_the_cut(self) -> None:
+        """The refusals may arrive before the answers of the requests that got through."""
+        server = LimitedServer(20)
+        pace = paced(server)
+        sent = [await pace.turn() for _ in range(64)]
+        answers = [(at, server.answer()) for at in sent]
+        for at, error in reversed(answers):
+            pace.note(at, error)
+        assert pace.rate >= 15
+
+    async def test_other_errors_do_not_change_the_rate(self) -> None:
+        server = LimitedServer(1)
+        pace = paced(server)
+        pace.note(await pace.turn(), APIConnectionError("reset"))
+        assert pace.rate == math.inf
+
+    @pytest.mark.parametrize(("status", "asked"), [(503, 1.0), (529, None)])
+    async def test_a_529_and_a_503_with_retry_after_cut_the_rate(self, status: int, asked: float | None) -> None:
+        pace = paced(LimitedServer(1))
+        pace.note(await pace.turn(), InternalServerError("no", status=status, headers={}, body=b"", retry_after=asked))
+        assert pace.rate < math.inf
+
+    async def test_a_refusal_never_raises_the_rate(self) -> None:
+        server = LimitedServer(1000, latency=0)
+        pace = paced(server)
+        pace.note(server.clock.now, refusal())
+        server.clock.now += 1
+        for _ in range(100):
+            pace.note(server.clock.now, None)
+        server.clock.now += 0.01
+        before = pace.rate
+        pace.note(server.clock.now, refusal())
+        assert pace.rate <= before
+
+    async def test_a_late_answer_does_not_lower_the_rate(self) -> None:
+        server = LimitedServer(1000, latency=0)
+        pace = paced(server)
+        at = server.clock.now
+        for _ in range(100):
+            pace.note(at, None)
+        pace.note(at, refusal())
+        rate = pace.rate
+        server.clock.now += 5
+        pace.note(at, None)
+        assert pace.rate >= rate
+
+    async def test_requests_of_long_ago_are_not_measured(self) -> None:
+        server = LimitedServer(1000, latency=0)
+        pace = paced(server)
+        for _ in range(100):
+            pace.note(server.clock.now, None)
+        server.clock.now += 10
+        pace.note(server.clock.now, refusal())
+        assert pace.rate == LEAST_RATE
+
+    @pytest.mark.parametrize("idle", [1, 10])
+    async def test_the_rate_grows_by_the_least_growth_for_at_most_one_second(self, idle: float) -> None:
+        server = LimitedServer(1000, latency=0)
+        pace = paced(server)
+        pace.note(server.clock.now, refusal())
+        server.clock.now += idle
+        pace.note(server.clock.now, None)
+        assert pace.rate == pytest.approx(LEAST_RATE + LEAST_GROWTH)

@@ -1,0 +1,587 @@
+"""`stop`: cancel, look, and cancel again, until the state decides or the deadline passes."""
+
+import asyncio
+import copy
+import gc
+import logging
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import pytest
+from conftest import KEY, QuickClock, QuickSession, emulated, until
+
+from openai_cancel import (
+    APIConnectionError,
+    APITimeoutError,
+    AsyncSession,
+    AuthenticationError,
+    ConfigurationError,
+    InternalServerError,
+    InvalidResponseIdError,
+    PermissionDeniedError,
+    Response,
+    SessionStateError,
+    Verdict,
+)
+from openai_cancel.caller import Caller
+from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.errors import detached
+
+
+def reported(status: str, **headers: str) -> Fault:
+    """Return an answer to a retrieve that reports a status."""
+    return Fault(on="retrieve", status=200, body={"id": "resp_x", "status": status}, headers=headers)
+
+
+class TestDelays:
+    async def test_looks_back_off_up_to_the_deadline(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(resumes_after=0, resumes=100), deadline=30)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert session.clock.slept[:5] == [0.5, 1, 2, 4, 8]
+        assert session.clock.slept[5:] == [14.5 / 2 ** (halving + 1) for halving in range(5)]
+        assert outcome.elapsed == sum(session.clock.slept) == pytest.approx(30, abs=0.5)
+        assert outcome.error is None
+        assert outcome.response.status == "in_progress"
+
+    async def test_half_a_second_is_enough_for_another_look(self, session: QuickSession, create) -> None:
+        await session.stop(create(resumes_after=0, resumes=100), deadline=1)
+        assert session.clock.slept == [0.5, 0.25]
+
+    async def test_half_of_each_delay_is_random(self, session: QuickSession, create) -> None:
+        session.clock.drawn = 0.0
+        await session.stop(create(resumes_after=0, resumes=100), deadline=30)
+        assert session.clock.slept[:5] == [0.25, 0.5, 1, 2, 4]
+
+    async def test_every_fourth_look_cancels_again(self, session: QuickSession, server: Emulator, create) -> None:
+        await session.stop(create(resumes_after=0, resumes=100), deadline=30)
+        calls = "".join("c" if request.method == "POST" else "r" for request in server.received)
+        assert calls == "crrrcrrrcrr"
+
+    async def test_retry_after_of_an_answer_sets_the_delay(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [reported("in_progress", **{"Retry-After": "7"}), reported("completed")]
+        outcome = await session.stop(identifier)
+        assert outcome.verdict is Verdict.ALREADY_FINISHED
+        assert session.clock.slept == [0.5, 7]
+
+    async def test_retry_after_of_an_error_sets_the_delay(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="cancel", status=409), reported("completed")]
+        server.faults.insert(1, Fault(on="retrieve", status=429, headers={"retry-after": "9"}))
+        outcome = await session.stop(identifier, max_retries=0)
+        assert (outcome.verdict, outcome.error) == (Verdict.ALREADY_FINISHED, None)
+        assert session.clock.slept == [9, 1]
+
+    async def test_a_long_retry_after_is_cut_to_half_of_the_remaining_time(
+        self, session: QuickSession, server, create
+    ) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [reported("queued", **{"Retry-After": "50"}), reported("completed")]
+        outcome = await session.stop(identifier, deadline=50.5)
+        assert (outcome.verdict, session.clock.slept) == (Verdict.ALREADY_FINISHED, [0.5, 25])
+
+    @pytest.mark.parametrize("headers", [{"Retry-After": "0"}, {"Retry-After": "-5"}, {"Retry-After-Ms": "1"}])
+    async def test_a_retry_after_of_zero_does_not_cause_a_busy_loop(
+        self, session: QuickSession, server, create, headers
+    ) -> None:
+        server.faults += [reported("queued", **headers)] * 9
+        await session.stop(create(resumes_after=0, resumes=99), deadline=3)
+        assert session.clock.slept[:3] == [0.5, 0.25, 0.25]
+
+
+class TestDeadline:
+    async def test_a_server_that_hangs_within_a_body_does_not_prolong_the_stop(self) -> None:
+        left = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            body = b'{"id": "resp_x", "status": "in_progress"}'
+            for part in (body, body[:10]):
+                await reader.readuntil(b"\r\n\r\n")
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), part))
+            await reader.read()
+            writer.close()
+            left.set()
+
+        listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        async with AsyncSession(base_url=f"http://127.0.0.1:{port}", api_key=KEY) as session:
+            outcome = await session.stop("resp_x", deadline=1.0)
+        await left.wait()  # the connection is not kept
+        listener.close()
+        await asyncio.sleep(0)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert isinstance(outcome.error, APITimeoutError)
+        assert outcome.error.__traceback__ is None
+        assert 0.9 < outcome.elapsed < 5
+
+    async def test_a_cancel_without_an_answer_leaves_time_for_a_look(self, server: Emulator, create) -> None:
+        identifier = create(runs_for=0)
+        server.faults.append(Fault(on="cancel", delay=math.inf))
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            outcome = await session.stop(identifier, deadline=0.8)
+        assert outcome.verdict is Verdict.ALREADY_FINISHED
+        assert outcome.attempts == 2
+        assert 0.55 < outcome.elapsed < 0.8
+
+    @pytest.mark.parametrize("deadline", [0.5, 1])
+    async def test_nothing_is_sent_after_the_deadline(self, server: Emulator, deadline: float) -> None:
+        seconds = iter(range(100))
+
+        class Racing(QuickClock):
+            def monotonic(self) -> float:
+                return next(seconds)
+
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=Racing()) as session:
+            outcome = await session.stop("resp_x", deadline=deadline)
+        assert (outcome.verdict, outcome.attempts, outcome.stopped) == (Verdict.UNKNOWN, 0, False)
+        with pytest.raises(APITimeoutError, match=rf"The deadline of {deadline} s has passed."):
+            raise outcome.error
+
+    async def test_a_cancel_may_take_three_quarters_of_the_remaining_time_and_a_look_all_of_it(
+        self, session: QuickSession, create, monkeypatch
+    ) -> None:
+        """The rest of the time is for a look, in case that the cancel has no answer."""
+        deadlines: list[float] = []
+
+        def recorded(call: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda *args, deadline, **options: (
+                deadlines.append(deadline) or call(*args, deadline=deadline, **options)
+            )
+
+        monkeypatch.setattr(Caller, "cancel", recorded(Caller.cancel))
+        monkeypatch.setattr(Caller, "retrieve", recorded(Caller.retrieve))
+        await session.stop(create(resumes_after=3, runs_for=4), deadline=20, confirm=5)
+        assert deadlines == [15, 15]
+
+    async def test_the_deadline_may_be_infinite(self, session: QuickSession, create) -> None:
+        assert (await session.stop(create(), deadline=math.inf)).verdict is Verdict.CANCELLED
+
+
+class TestConfirm:
+    async def test_a_response_that_stays_cancelled_is_looked_at_once_more(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(), confirm=5)
+        assert (outcome.verdict, outcome.attempts, session.clock.slept) == (Verdict.CANCELLED, 2, [5])
+
+    async def test_a_response_that_had_already_finished_is_not_looked_at_again(
+        self, session: QuickSession, create
+    ) -> None:
+        outcome = await session.stop(create(runs_for=0), confirm=5)
+        assert (outcome.verdict, session.clock.slept) == (Verdict.ALREADY_FINISHED, [])
+
+    async def test_a_response_that_is_not_found_or_forbidden_is_not_looked_at_again(
+        self, session: QuickSession, server, create
+    ) -> None:
+        assert (await session.stop("resp_none", confirm=5)).verdict is Verdict.NOT_FOUND
+        server.faults.append(Fault(status=401))
+        assert (await session.stop(create(), confirm=5)).verdict is Verdict.FORBIDDEN
+        assert session.clock.slept == []
+
+    @pytest.mark.parametrize(
+        ("then", "verdict"),
+        [
+            ([Fault(on="cancel", status=400), reported("completed")], Verdict.ALREADY_FINISHED),
+            ([Fault(on="cancel", status=403), reported("in_progress")], Verdict.FORBIDDEN),
+            ([Fault(on="cancel", status=404), Fault(on="retrieve", status=404)], Verdict.NOT_FOUND),
+        ],
+    )
+    async def test_a_response_that_resumes_and_refuses_another_cancel_has_the_verdict_of_the_refusal(
+        self, session: QuickSession, server, create, then, verdict
+    ) -> None:
+        server.faults += [Fault(on="cancel"), reported("in_progress"), *then]
+        outcome = await session.stop(create(), confirm=5)
+        assert (outcome.verdict, session.clock.slept, outcome.attempts) == (verdict, [5], 4)
+
+    async def test_a_response_that_resumes_and_completes_is_not_cancelled_again(self) -> None:
+        async with emulated("azure") as (server, session):
+            identifier = server.add(Script(runs_for=12, resumes_after=5))
+            outcome = await session.stop(identifier, confirm=20)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.ALREADY_FINISHED, 2)
+        assert outcome.response.status == "completed"
+
+    async def test_a_response_that_resumes_is_cancelled_again(self) -> None:
+        async with emulated("azure") as (server, session):
+            identifier = server.add(Script(runs_for=math.inf, resumes_after=5))
+            outcome = await session.stop(identifier, confirm=10)
+        assert outcome.verdict is Verdict.CANCELLED
+        assert outcome.attempts == 4
+        assert session.clock.slept == [10, 10]
+
+    async def test_a_response_that_resumes_twice_is_still_running(self) -> None:
+        async with emulated("azure") as (server, session):
+            identifier = server.add(Script(runs_for=math.inf, resumes_after=5, resumes=9))
+            outcome = await session.stop(identifier, confirm=10)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.STILL_RUNNING, 4)
+        assert (outcome.stopped, outcome.error) == (False, None)
+
+    async def test_the_second_look_comes_earlier_if_the_deadline_is_near(self, session: QuickSession, create) -> None:
+        outcome = await session.stop(create(), confirm=100, deadline=31)
+        assert (outcome.verdict, session.clock.slept) == (Verdict.CANCELLED, [15.5])
+
+    async def test_a_second_look_that_fails_leaves_the_verdict_cancelled(
+        self, session: QuickSession, server, create
+    ) -> None:
+        identifier = create()
+        server.faults += [Fault(on="retrieve", status=403, body="no")]
+        outcome = await session.stop(identifier, confirm=5)
+        assert (outcome.verdict, outcome.stopped) == (Verdict.CANCELLED, True)
+        assert isinstance(outcome.error, PermissionDeniedError)
+
+
+class TestFailingServer:
+    async def test_a_cancel_that_is_accepted_with_an_unreadable_body_is_followed_by_a_look(
+        self, session: QuickSession, server, create
+    ) -> None:
+        identifier = create()
+        server.faults.append(Fault(on="cancel", act=True, status=200, body=b"<html>ok</html>"))
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2)
+
+    async def test_looks_that_fail_for_a_while_do_not_change_the_verdict(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="retrieve", status=503)] * 2
+        server.faults += [Fault(on="retrieve", status=200, body=b"<html>"), reported("cancelled")]
+        outcome = await session.stop(identifier, max_retries=0)
+        assert (outcome.verdict, outcome.error) == (Verdict.CANCELLED, None)
+
+    async def test_a_response_is_still_running_if_the_looks_fail_until_the_deadline(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="cancel", act=True)] + [Fault(status=503)] * 100
+        outcome = await session.stop(identifier)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert isinstance(outcome.error, InternalServerError)
+        assert outcome.elapsed > 59
+
+    @pytest.mark.parametrize("status", [405, 501])
+    async def test_a_response_is_still_running_if_the_server_cannot_cancel(
+        self, session: QuickSession, server, create, status: int
+    ) -> None:
+        identifier = create()
+        server.faults += [Fault(on="cancel", status=status)] * 100
+        outcome = await session.stop(identifier, max_retries=0, deadline=20)
+        assert outcome.verdict is Verdict.STILL_RUNNING
+        assert outcome.error.status == status
+
+    async def test_a_cancel_that_is_refused_at_first_is_repeated(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        identifier = create()
+        server.faults += [Fault(on="cancel", status=409, body="busy")] * 2
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 5)
+
+    async def test_a_look_is_retried_only_if_the_cancel_was_answered(
+        self, session: QuickSession, server, create
+    ) -> None:
+        """A cancel without an answer has been retried already, so one look is enough."""
+        down = Fault(status=503)
+        server.faults += [attrs.evolve(down, on="cancel")] * 2 + [attrs.evolve(down, on="retrieve")]
+        assert (await session.stop(create(), max_retries=1)).attempts == 4
+        server.faults += [Fault(on="cancel", status=400), attrs.evolve(down, on="retrieve"), reported("completed")]
+        assert (await session.stop(create(), max_retries=1)).attempts == 3
+
+    @pytest.mark.parametrize("status", [404, 410])
+    async def test_a_response_that_is_forgotten_after_the_cancel_is_not_found(
+        self, session: QuickSession, server: Emulator, create, status
+    ) -> None:
+        identifier = create(resumes_after=0)
+        server.faults += [Fault(on="cancel", act=True)] + [Fault(status=status)] * 3
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.stopped, outcome.attempts) == (Verdict.NOT_FOUND, False, 4)
+        assert outcome.response.status == "in_progress"
+
+    @pytest.mark.parametrize("status", [401, 403, 404, 405, 409, 302])
+    async def test_a_look_that_is_refused_is_followed_by_another_cancel(
+        self, session: QuickSession, server, create, status
+    ) -> None:
+        """A replica may not know the response yet, or the key may only write. An accepted cancel reports the state."""
+        server.faults.append(Fault(on="retrieve", status=status))
+        outcome = await session.stop(create(resumes_after=0))
+        assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 3)
+
+    @pytest.mark.parametrize(
+        "failing",
+        [
+            [Fault(status=503)] * 7,
+            [Fault(on="cancel", status=200), Fault(on="retrieve", status=503)],
+            [Fault(status=200), Fault(status=200)],
+            [Fault(status=429, headers={"retry-after": "50"}), Fault(status=429, headers={"retry-after": "10"})],
+        ],
+        ids=["down", "unreadable, then down", "unreadable", "limited"],
+    )
+    async def test_a_response_is_cancelled_if_the_server_recovers_before_the_deadline(
+        self, session, server, create, failing
+    ) -> None:
+        server.faults += failing
+        assert (await session.stop(create())).verdict is Verdict.CANCELLED
+
+    async def test_a_key_that_may_retrieve_but_not_cancel_is_forbidden(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        running, over = create(), create(runs_for=0)
+        server.faults += [Fault(on="cancel", status=403, body="no")] * 2
+        outcome = await session.stop(running)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.FORBIDDEN, 2)
+        assert isinstance(outcome.error, PermissionDeniedError)
+        assert (await session.stop(over)).verdict is Verdict.ALREADY_FINISHED
+
+    async def test_a_wrong_key_is_sent_only_once(self, server: Emulator, session: QuickSession) -> None:
+        server.faults.append(Fault(status=401, body="no"))
+        outcome = await session.stop("resp_x")
+        assert (outcome.verdict, outcome.attempts) == (Verdict.FORBIDDEN, 1)
+        assert isinstance(outcome.error, AuthenticationError)
+
+    async def test_the_verdict_is_unknown_if_there_is_no_server(self, session: QuickSession, server: Emulator) -> None:
+        await server.__aexit__(None, None, None)
+        outcome = await session.stop("resp_x")
+        assert (outcome.verdict, outcome.request_id) == (Verdict.UNKNOWN, None)
+        assert isinstance(outcome.error, APIConnectionError)
+        assert outcome.elapsed > 59
+
+    async def test_the_error_is_the_one_of_the_last_look(self, session: QuickSession, server: Emulator) -> None:
+        server.faults += [Fault(on="cancel", status=400, body="first"), Fault(on="retrieve", status=409, body="last")]
+        assert (await session.stop("x")).error.message == "last"
+
+    async def test_the_error_at_the_deadline_is_the_one_of_the_last_look(
+        self, session: QuickSession, server: Emulator
+    ) -> None:
+        fails = [Fault(on="cancel", status=503, body="first"), Fault(on="retrieve", status=503, body="last")]
+        server.faults += fails * 99
+        assert (await session.stop("x", deadline=5, max_retries=0)).error.message == "last"
+
+
+@pytest.mark.parametrize(
+    ("answers", "verdict"),
+    [
+        # A refusal of the first attempt means that the response was cancelled elsewhere. A refusal of a later one
+        # does not, since the first may have cancelled it.
+        ([Fault(on="cancel", status=400, body="No.")], Verdict.ALREADY_FINISHED),
+        ([Fault(on="cancel", status=429), Fault(on="cancel", status=400, body="No.")], Verdict.CANCELLED),
+        ([Fault(on="cancel", status=503)] * 9, Verdict.CANCELLED),
+        ([Fault(on="cancel", status=429, headers={"x-should-retry": "false"})], Verdict.ALREADY_FINISHED),
+        ([Fault(on="cancel", status=503, headers={"x-should-retry": "false"})], Verdict.CANCELLED),
+        ([Fault(on="cancel", cut="connection")] * 9, Verdict.CANCELLED),
+        ([Fault(on="cancel", status=200, body="yes")], Verdict.CANCELLED),
+    ],
+)
+async def test_a_cancelled_response_was_cancelled_by_this_stop_if_a_cancel_may_have_acted(
+    session: QuickSession, server: Emulator, create, answers, verdict
+) -> None:
+    identifier = create()
+    server.responses[identifier].cancel(server.clock())
+    server.faults += answers
+    assert (await session.stop(identifier)).verdict is verdict
+
+
+async def test_a_cancel_without_an_answer_may_have_acted_even_if_a_later_one_is_refused(
+    session: QuickSession, server, create
+) -> None:
+    identifier = create()
+    server.faults += [Fault(on="cancel", cut="connection"), reported("in_progress")]
+    server.faults += [Fault(on="cancel", act=True, status=400, body="No.")]
+    assert (await session.stop(identifier, max_retries=0)).verdict is Verdict.CANCELLED
+
+
+async def test_an_outcome_can_be_pickled_and_copied(session: QuickSession, create) -> None:
+    outcome = await session.stop(create())
+    for other in (pickle.loads(pickle.dumps(outcome)), copy.deepcopy(outcome)):
+        assert other == outcome
+
+
+class TestDryRun:
+    @pytest.mark.parametrize(
+        ("answer", "verdict"),
+        [
+            (None, Verdict.STILL_RUNNING),
+            (Fault(status=200, body={"id": "x", "status": "completed"}), Verdict.ALREADY_FINISHED),
+            (Fault(status=200, body={"id": "x", "status": "cancelled"}), Verdict.ALREADY_FINISHED),
+            (Fault(status=404), Verdict.NOT_FOUND),
+            (Fault(status=403), Verdict.FORBIDDEN),
+            (Fault(status=400), Verdict.UNKNOWN),
+            (Fault(status=200, body=b"yes"), Verdict.UNKNOWN),
+        ],
+    )
+    async def test_a_dry_run_looks_and_cancels_nothing(
+        self, session: QuickSession, server, create, answer, verdict
+    ) -> None:
+        server.faults += [answer] if answer else []
+        identifier = create()
+        outcome = await session.stop(identifier, dry_run=True, confirm=1)
+        assert outcome.verdict is verdict
+        assert (outcome.error is None) == (outcome.response is not None)
+        assert [request.method for request in server.received] == ["GET"]
+        assert not server.responses[identifier].cancelled
+
+    async def test_a_dry_run_of_many_ids_cancels_nothing(self, session: QuickSession, server: Emulator, create) -> None:
+        outcomes = [outcome async for outcome in session.stop_many([create(), create()], dry_run=True)]
+        assert [outcome.verdict for outcome in outcomes] == [Verdict.STILL_RUNNING] * 2
+        assert {request.method for request in server.received} == {"GET"}
+
+    async def test_a_dry_run_retries_a_look_that_fails(self, session: QuickSession, server: Emulator, create) -> None:
+        server.faults += [Fault(status=500)] * 2
+        assert (await session.stop(create(), dry_run=True)).verdict is Verdict.STILL_RUNNING
+        server.faults += [Fault(status=500)] * 9
+        assert (await session.stop(create(), dry_run=True)).verdict is Verdict.UNKNOWN
+
+
+class TestCancelledTask:
+    @pytest.mark.parametrize("on", ["cancel", "retrieve"])
+    async def test_a_task_that_is_cancelled_during_a_request_ends_at_once(self, server: Emulator, create, on) -> None:
+        identifier = create(resumes_after=0)
+        server.faults.append(Fault(on=on, delay=math.inf))
+        before = asyncio.all_tasks()
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            task = asyncio.create_task(session.stop(identifier))
+            await until(lambda: not server.faults)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelling() == 1
+        await until(lambda: asyncio.all_tasks() <= before)
+
+    async def test_a_task_that_is_cancelled_between_two_looks_ends_at_once(self, session: QuickSession, create) -> None:
+        asleep = asyncio.Event()
+
+        async def sleep(seconds: float) -> None:
+            asleep.set()
+            await asyncio.sleep(seconds * 1000)
+
+        session.clock.sleep = sleep
+        task = asyncio.create_task(session.stop(create(resumes_after=0)))
+        await asleep.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def test_closing_the_session_ends_the_stop(self, session: QuickSession, server: Emulator, create) -> None:
+        identifier = create()
+        server.faults.append(Fault(delay=math.inf))
+        task = asyncio.create_task(session.stop(identifier))
+        await until(lambda: not server.faults)
+        await session.close()
+        with pytest.raises(SessionStateError):
+            await task
+
+
+class TestArguments:
+    @pytest.mark.parametrize("identifier", ["", ".", "a\n", 5, None])
+    async def test_an_invalid_id_is_refused(self, session: QuickSession, server: Emulator, identifier: Any) -> None:
+        with pytest.raises(InvalidResponseIdError):
+            await session.stop(identifier)
+        assert not server.received
+
+    @pytest.mark.parametrize("options", [{"deadline": 0}, {"deadline": None}, {"confirm": -1}, {"confirm": "1"}])
+    async def test_an_invalid_number_of_seconds_is_refused(
+        self, session: QuickSession, server: Emulator, options: Any
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=f"{next(iter(options))} must be a number of seconds"):
+            await session.stop("resp_x", **options)
+        assert not server.received
+
+    async def test_headers_and_query_are_sent_with_every_request(
+        self, session: QuickSession, server: Emulator, create
+    ) -> None:
+        await session.stop(create(), confirm=1, headers={"x-team": "a"}, query={"v": "1"})
+        assert [request.headers["x-team"] for request in server.received] == ["a", "a"]
+        assert all(request.path.endswith("?v=1") for request in server.received)
+
+    async def test_an_object_with_an_id_is_accepted(self, session: QuickSession, create) -> None:
+        response = Response(id=create())
+        assert (await session.stop(response)).response_id == response.id
+
+
+class TestMemory:
+    @pytest.mark.parametrize("fault", [Fault(status=400), Fault(status=503), Fault(status=200), Fault(status=404)])
+    async def test_a_finished_stop_is_freed_without_the_garbage_collector(
+        self, session: QuickSession, server: Emulator, create, fault
+    ) -> None:
+        """A frame that refers to an error whose traceback refers to the frame would be a reference cycle."""
+        identifier = create()
+        server.faults += [attrs.evolve(fault, on="cancel"), reported("completed")]
+        gc.collect()
+        gc.disable()
+        try:
+            await session.stop(identifier, max_retries=0)
+            assert not [thing for thing in gc.get_objects() if type(thing).__module__ == "openai_cancel.stop"]
+        finally:
+            gc.enable()
+
+    async def test_the_error_of_an_outcome_keeps_no_frames(self, session: QuickSession, server: Emulator) -> None:
+        server.faults += [Fault(cut="connection")] * 99
+        error = (await session.stop("resp_x", deadline=2)).error
+        while error:
+            assert error.__traceback__ is None
+            error = error.__cause__ or error.__context__
+
+    def test_the_causes_and_contexts_of_a_detached_error_keep_no_frames(self) -> None:
+        def fail() -> None:
+            raise ValueError
+
+        try:
+            try:
+                try:
+                    raise KeyError
+                except KeyError:
+                    fail()
+            except ValueError as inner:
+                error = APIConnectionError("reset")
+                raise error from inner
+        except APIConnectionError as caught:
+            caught.__context__ = None
+            links = [detached(caught), caught.__cause__, caught.__cause__.__context__]
+        assert [(type(link), link.__traceback__) for link in links] == [
+            (APIConnectionError, None),
+            (ValueError, None),
+            (KeyError, None),
+        ]
+
+
+class TestLog:
+    async def test_each_outcome_is_a_line_at_level_info(self, session: QuickSession, create, caplog) -> None:
+        caplog.set_level(logging.INFO, "openai_cancel")
+        outcome = await session.stop(create())
+        (line,) = caplog.messages
+        assert line == f"{outcome.response_id}: cancelled (attempts: 1, 0.000 s, request id: {outcome.request_id})"
+        assert caplog.records[0].name == "openai_cancel"
+
+    async def test_each_attempt_is_a_line_at_level_debug(
+        self, session: QuickSession, server: Emulator, create, caplog
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "openai_cancel")
+        identifier = create(runs_for=0, says="a secret of the body")
+        server.faults += [Fault(status=503, body="a secret of the body"), Fault(on="cancel", cut="connection")]
+        await session.stop(Response(id=identifier))
+        assert [line.partition(" (request")[0] for line in caplog.messages[:4]] == [
+            f"cancel {identifier}: attempt 1: InternalServerError 503",
+            f"cancel {identifier}: attempt 2: APIConnectionError",
+            f"cancel {identifier}: attempt 3: BadRequestError 400",
+            f"retrieve {identifier}: attempt 1: completed",
+        ]
+        assert caplog.messages[0].endswith(f"(request id: req_{1:032x})")
+        assert caplog.messages[3].endswith(f"(request id: req_{4:032x})")
+        assert [record.levelname for record in caplog.records] == ["DEBUG"] * 4 + ["INFO"]
+        assert "secret" not in caplog.text
+
+    async def test_a_status_that_the_api_does_not_know_is_not_logged(
+        self, session: QuickSession, server, create, caplog
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "openai_cancel")
+        server.faults.append(reported(f"in_progress\nINFO forged {KEY}"))
+        await session.stop(create(resumes_after=0))
+        assert "retrieve" in caplog.messages[1]
+        assert "attempt 1: another status" in caplog.messages[1]
+        assert KEY not in caplog.text
+
+    async def test_nothing_is_logged_at_the_default_level(self, session: QuickSession, create, caplog) -> None:
+        await session.stop(create())
+        assert not caplog.messages
