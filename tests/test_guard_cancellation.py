@@ -4,7 +4,6 @@ import asyncio
 import math
 import sys
 from contextlib import suppress
-from typing import Any
 
 import anyio
 import pytest
@@ -314,49 +313,41 @@ class TestAnyio:
         assert cancels(server) == 1
 
 
-@pytest.mark.parametrize("when", ["in the block", "during the stop"])
-def test_an_event_loop_that_shuts_down_waits_until_the_response_is_stopped(when: str) -> None:
+@pytest.mark.parametrize("moment", ["in the block", "during the stop"])
+def test_an_event_loop_that_shuts_down_waits_until_the_response_is_stopped(moment: str) -> None:
     """`asyncio.run` cancels all tasks at its end, also those that stop a response."""
     stopped: list[bool] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def serve(ready: "asyncio.Future[tuple[Emulator, AsyncSession]]") -> None:
+        """Keep the server and the session open until the block has ended, even if this task is cancelled."""
+        async with (
+            Emulator(script=Script(runs_for=math.inf)) as server,
+            AsyncSession(base_url=server.base_url, api_key=KEY) as session,
+        ):
+            ready.set_result((server, session))
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            await until(lambda: stopped)
+
+    async def work(server: Emulator, session: AsyncSession) -> None:
+        identifier = server.add()
+        try:
+            async with session.guard(identifier):
+                if moment == "during the stop":
+                    raise ValueError("mine")
+                await asyncio.Event().wait()
+        finally:
+            stopped.append(bool(server.responses[identifier].cancelled))
 
     async def main() -> None:
-        async def work() -> None:
-            try:
-                async with session.guard(identifier):
-                    if when == "during the stop":
-                        raise ValueError("mine")
-                    await asyncio.sleep(1000)
-            finally:
-                stopped.append(bool(server.responses[identifier].cancelled))
+        ready = asyncio.get_running_loop().create_future()
+        tasks.append(asyncio.create_task(serve(ready)))
+        server, session = await ready
+        server.faults.append(SLOW_CANCEL)
+        tasks.append(asyncio.create_task(work(server, session)))
+        await (asyncio.sleep(0) if moment == "in the block" else until(lambda: cancels(server)))
 
-        server.faults.append(Fault(on="cancel", delay=0.05))
-        task = asyncio.create_task(work())
-        await (asyncio.sleep(0.01) if when == "in the block" else until(lambda: cancels(server)))
-        kept.append(task)
-        # What `main` leaves open is what the loop finds when it ends.
-
-    async def everything() -> None:
-        nonlocal server, session, identifier
-        server = await Emulator(script=Script(runs_for=math.inf)).__aenter__()
-        session = await AsyncSession(base_url=server.base_url, api_key=KEY).open()
-        identifier = server.add()
-        keeper = asyncio.create_task(keep_open())
-        await asyncio.sleep(0)
-        await main()
-        kept.append(keeper)
-
-    async def keep_open() -> None:
-        """The server and the session, which close after the others have ended."""
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(1000)
-        await until(lambda: stopped)
-        await session.close()
-        await server.__aexit__(None, None, None)
-
-    server: Any = None
-    session: Any = None
-    identifier = ""
-    kept: list[asyncio.Task[None]] = []
-    asyncio.run(everything(), debug=True)
+    asyncio.run(main(), debug=True)
     assert stopped == [True]
-    assert isinstance(kept[0].exception() if not kept[0].cancelled() else None, ValueError | None)
+    assert tasks[1].cancelled() is (moment == "in the block")

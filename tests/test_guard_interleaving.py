@@ -55,7 +55,7 @@ FAULTS: list[list[Fault]] = [
 
 
 def tasks_of_guards(before: set[asyncio.Task[Any]]) -> list[asyncio.Task[Any]]:
-    """Return the tasks that were started since then by a guard and that are still running."""
+    """Return the tasks that guards have started since a snapshot of all tasks, and that are still running."""
     return [task for task in asyncio.all_tasks() - before if "openai_cancel/guard" in repr(task)]
 
 

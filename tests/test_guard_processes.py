@@ -148,7 +148,7 @@ async def test_ctrl_c_before_the_call_has_begun_stops_the_response(server, start
 
 
 async def test_a_generator_left_open_does_not_keep_the_process_alive(start) -> None:
-    """Nothing can be stopped, because the thread of the session has ended with the interpreter."""
+    """The thread of the session no longer runs while the interpreter ends, so nothing can be stopped."""
     process = await start(OPEN_GENERATOR)
     async with asyncio.timeout(10):
         await process.communicate()

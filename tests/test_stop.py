@@ -98,7 +98,7 @@ class TestDelays:
 
 class TestDeadline:
     async def test_a_server_that_hangs_within_a_body_does_not_prolong_the_stop(self) -> None:
-        left = asyncio.Event()
+        closed = asyncio.Event()
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             body = b'{"id": "resp_x", "status": "in_progress"}'
@@ -107,13 +107,13 @@ class TestDeadline:
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), part))
             await reader.read()
             writer.close()
-            left.set()
+            closed.set()
 
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
         async with AsyncSession(base_url=f"http://127.0.0.1:{port}", api_key=KEY) as session:
             outcome = await session.stop("resp_x", deadline=1.0)
-        await left.wait()  # the connection is not kept
+        await closed.wait()  # the connection is not reused
         listener.close()
         await asyncio.sleep(0)
         assert outcome.verdict is Verdict.STILL_RUNNING
@@ -147,7 +147,7 @@ class TestDeadline:
     async def test_a_cancel_may_take_three_quarters_of_the_remaining_time_and_a_look_all_of_it(
         self, session: QuickSession, create, monkeypatch
     ) -> None:
-        """The rest of the time is for a look, in case that the cancel has no answer."""
+        """The rest of the time is for a look, in case the cancel has no answer."""
         deadlines: list[float] = []
 
         def recorded(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def read_table(heading: str) -> list[list[str]]:
-    """Return the cells of the README's table whose first heading is this one, row by row."""
+    """Return the cells of the README's table whose first column has this heading, row by row."""
     lines = README[README.index(f"| {heading} |") :].split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if not line.startswith("|-")]
 
