@@ -178,7 +178,7 @@ class TestStop:
             assert (await session.stop("resp_123")).verdict is Verdict.FORBIDDEN
 
     async def test_a_cancel_without_effect_leaves_the_response_still_running(self, open_responses: str) -> None:
-        """This server forgets all background tasks but the newest 64, and accepts a cancel of an older one without effect."""
+        """This server forgets all background tasks but the newest 64. A cancel of an older one has no effect."""
         identifier = await create(open_responses, "run")
         for _ in range(64):
             await create(open_responses, "completed")
