@@ -552,14 +552,15 @@ def test_a_pickle_can_be_read_in_a_process_that_has_made_no_class(python: str) -
     by_hand = Message(id="msg_1")
     script = f"""
 import pickle, attrs
-usage = pickle.loads({pickle.dumps(response.usage)!r})
-for change in (lambda: setattr(usage, "total_tokens", 1), lambda: delattr(usage, "total_tokens")):
+message = pickle.loads({pickle.dumps(by_hand)!r})
+for change in (lambda: setattr(message, "id", "msg_2"), lambda: delattr(message, "id")):
     try:
         change()
     except attrs.exceptions.FrozenInstanceError:
         continue
     raise AssertionError
-print(pickle.loads({pickle.dumps(response)!r}).output_text, pickle.loads({pickle.dumps(by_hand)!r}))
+print(message, pickle.loads({pickle.dumps(response.usage)!r}).total_tokens)
+print(pickle.loads({pickle.dumps(response)!r}).output_text)
 """
     done = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True)
-    assert done.stdout == "Forty-two Message(type='message', id='msg_1')\n"
+    assert done.stdout == "Message(type='message', id='msg_1') 380\nForty-two\n"
