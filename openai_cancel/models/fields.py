@@ -94,8 +94,8 @@ class Field:
     __slots__ = ("_attribute", "_plain", "_shapes", "default", "key", "name")
 
     def __init__(self, attribute: attrs.Attribute[Any]) -> None:
-        self.name = attribute.name
-        self.key = json_name(attribute)
+        self.name: str = attribute.name
+        self.key: str = json_name(attribute)
         self.default: Any = attribute.default
         self._attribute = attribute
         self._shapes: Shapes = {}
