@@ -15,7 +15,7 @@ from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
 from openai_cancel.errors import APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
-from openai_cancel.models.response import TERMINAL
+from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.pace import Pace
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
@@ -206,9 +206,14 @@ class Caller:
         attempts: int,
     ) -> None:
         """Count the attempt in the result, in the pace, and in the log."""
-        result.__dict__["attempts"] = attempts  # a response is frozen for its users, who do not have it yet
+        error: OpenAICancelError | None = None
+        if isinstance(result, Response):
+            record_call(result, attempts=attempts)
+        else:
+            error = result
+            error.attempts = attempts
         if self.pace is not None:
-            self.pace.note(sent, None if isinstance(result, Response) else result)
+            self.pace.note(sent, error)
         if _log.isEnabledFor(logging.DEBUG):
             _log_attempt(request, response_id, result)
 

@@ -7,7 +7,7 @@ anything that a server sends. Here cattrs learns to let them.
 from collections.abc import Callable
 from functools import cache
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, cast, get_args, get_origin
 
 from cattrs import Converter
 from cattrs.preconf.orjson import make_converter as make_orjson_converter
@@ -30,7 +30,7 @@ def configure_converter(converter: Converter) -> None:
     def make_hook(cls: Any) -> Callable[[Any, Any], Any]:
         make = maker_of(cls) if _is_model(cls) else union_maker((*get_args(cls), Unknown))
 
-        def structure(document: Any, _: Any) -> Any:
+        def structure(document: Any, _: Any = None) -> Any:
             if type(document) is not dict:
                 name = getattr(cls, "__name__", cls)
                 raise TypeError(f"a {name} is made of a dict, not of {type(document).__name__}")
@@ -46,8 +46,8 @@ def configure_converter(converter: Converter) -> None:
 @cache
 def response_hook() -> Callable[[dict[str, Any]], Response]:
     """Return the function that makes a `Response` from a parsed document."""
-    structure = make_converter().get_structure_hook(Response)
-    return lambda document: structure(document, Response)
+    # The hook ignores its second argument, the class.
+    return cast("Callable[[dict[str, Any]], Response]", make_converter().get_structure_hook(Response))
 
 
 def _is_model(cls: Any) -> bool:

@@ -33,6 +33,7 @@ from openai_cancel.errors import (
     UnprocessableEntityError,
 )
 from openai_cancel.models import Response
+from openai_cancel.models.response import record_call
 from openai_cancel.settings import Settings, __version__
 
 MESSAGE_LIMIT = 1000
@@ -181,11 +182,9 @@ def decode(answer: Answer, request: Request) -> Response:
         if known and document.get("object") != "error":
             response = response_hook()(document)
             headers = answer.headers
-            # The class is frozen for its users, and nobody else has this object yet.
-            values = response.__dict__
-            values["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
-            if "retry-after" in headers or "retry-after-ms" in headers:
-                values["retry_after"] = _retry_after(headers)
+            request_id = headers.get("x-request-id") or headers.get("apim-request-id")
+            asked = "retry-after" in headers or "retry-after-ms" in headers
+            record_call(response, request_id=request_id, retry_after=_retry_after(headers) if asked else None)
             return response
     answer = _redact(answer, request)
     del document  # the locals of a traceback would show it

@@ -339,8 +339,13 @@ def record_call(
     attempts: int | None = None,
 ) -> None:
     """Set the fields that describe the call, on a response that no user has yet. None leaves a field as it is."""
-    facts = {"request_id": request_id, "retry_after": retry_after, "attempts": attempts}
-    response.__dict__.update({name: value for name, value in facts.items() if value is not None})
+    values = response.__dict__
+    if request_id is not None:
+        values["request_id"] = request_id
+    if retry_after is not None:
+        values["retry_after"] = retry_after
+    if attempts is not None:
+        values["attempts"] = attempts
 
 
 def _moment(timestamp: float | None) -> datetime | None:
