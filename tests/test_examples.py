@@ -269,7 +269,7 @@ async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str],
             out, others = await asyncio.gather(sweep.stdout.readline(), printed(block.replace("exec ", "# ")))
             assert json.loads(out)["id"] == lapsed
             assert later in {json.loads(line)["id"] for line in others[:-1]}
-            assert others[-1] == "1 forgotten"
+            assert others[-1] == "1 deleted"
             assert 840 < (await rows(ledger))[added].lease_left <= 900
             await lapse(ledger, added)
             assert json.loads(await sweep.stdout.readline())["id"] == added

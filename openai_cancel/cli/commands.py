@@ -129,7 +129,7 @@ def cancel(
     as_json: AsJson = False,
     connection: Connection = DEFAULT_CONNECTION,
 ) -> int:
-    """Cancel responses with one request each, and show the answers.
+    """Cancel responses, and show the answers of the server.
 
     `stop` also makes sure that the responses end.
 
