@@ -21,21 +21,33 @@ def stop_many(
     deadline: float,
     confirm: float | None = None,
     dry_run: bool = False,
+    max_retries: int | None = None,
 ) -> AsyncGenerator[Outcome, None]:
     """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
     pace = Pace(concurrency, caller.clock)
-    return _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run).run(response_ids)
+    bulk = _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+    return bulk.run(response_ids)
 
 
 class _Bulk:
     """A `stop_many` that is under way."""
 
-    def __init__(self, caller: Caller, pace: Pace, *, deadline: float, confirm: float | None, dry_run: bool) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        pace: Pace,
+        *,
+        deadline: float,
+        confirm: float | None,
+        dry_run: bool,
+        max_retries: int | None,
+    ) -> None:
         self._caller = caller.with_pace(pace)
         self._pace = pace
         self._deadline = deadline
         self._confirm = confirm
         self._dry_run = dry_run
+        self._max_retries = max_retries
         self._results: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
         self._taken = 0  # the number of ids whose outcome was not consumed yet
@@ -102,7 +114,12 @@ class _Bulk:
     async def _stop_one(self, name: str) -> None:
         try:
             outcome = await stop(
-                self._caller, name, deadline=self._deadline, confirm=self._confirm, dry_run=self._dry_run
+                self._caller,
+                name,
+                deadline=self._deadline,
+                confirm=self._confirm,
+                dry_run=self._dry_run,
+                max_retries=self._max_retries,
             )
         except BaseException as error:
             if self._left:

@@ -117,14 +117,17 @@ class Caller:
         self.wire.request("GET", response_id)
         return str(getattr(response_id, "id", response_id))
 
-    async def cancel(self, response_id: ResponseId, *, deadline: float | None = None) -> Response:
+    async def cancel(
+        self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
+    ) -> Response:
         """Cancel a response: `POST /responses/{response_id}/cancel`. For the errors, see `AsyncSession.cancel`.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
             deadline: seconds that all attempts may take together, instead of the policy's.
+            max_retries: the number of attempts after the first one, instead of the policy's.
         """
-        return await self._call("POST", response_id, "/cancel", deadline=deadline)
+        return await self._call("POST", response_id, "/cancel", deadline=deadline, max_retries=max_retries)
 
     async def retrieve(
         self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
@@ -133,8 +136,8 @@ class Caller:
 
         Args:
             response_id: the id, or an object that has it as `.id`.
-            deadline: seconds that all attempts may take together, instead of the policy's.
-            max_retries: the number of attempts after the first one, instead of the policy's.
+            deadline: as for `cancel`.
+            max_retries: as for `cancel`.
         """
         return await self._call("GET", response_id, "", deadline=deadline, max_retries=max_retries)
 

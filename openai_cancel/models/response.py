@@ -76,7 +76,7 @@ ErrorCode: TypeAlias = (
 
 CANCELLED_STATUSES = frozenset({"cancelled", "canceled"})
 # "canceled" and "complete" are not statuses of the API, but some servers send them.
-TERMINAL = CANCELLED_STATUSES | {"completed", "failed", "incomplete", "complete"}
+TERMINAL = CANCELLED_STATUSES | {"completed", "failed", "incomplete", "complete", "already_completed"}
 
 
 class AccessPrograms(Model):
