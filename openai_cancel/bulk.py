@@ -1,12 +1,13 @@
 """`stop_many`: stop any number of responses in constant memory, as fast as the server allows."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import wait_through_cancellation
-from openai_cancel.errors import InvalidResponseIdError
+from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
 from openai_cancel.stop import stop
@@ -22,9 +23,10 @@ def stop_many(
     confirm: float | None = None,
     dry_run: bool = False,
     max_retries: int | None = None,
+    give_up_after: float = math.inf,
 ) -> AsyncGenerator[Outcome, None]:
     """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
-    pace = Pace(concurrency, caller.clock)
+    pace = Pace(concurrency, caller.clock, give_up_after)
     bulk = _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
     return bulk.run(response_ids)
 
@@ -42,6 +44,7 @@ class _Bulk:
         dry_run: bool,
         max_retries: int | None,
     ) -> None:
+        pace.give_up = self._give_up
         self._caller = caller.with_pace(pace)
         self._pace = pace
         self._deadline = deadline
@@ -54,11 +57,12 @@ class _Bulk:
         self._room = asyncio.Event()
         self._failure: BaseException | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._feeder: asyncio.Task[None] | None = None
         self._left = False  # whether the consumer has stopped iterating
 
     async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes. A failure is raised after the outcomes of everything that was started before."""
-        feeder = asyncio.create_task(self._feed(ids))
+        feeder = self._feeder = asyncio.create_task(self._feed(ids))
         try:
             while outcome := await self._results.get():
                 yield outcome
@@ -73,10 +77,18 @@ class _Bulk:
             if cancellation := await wait_through_cancellation(feeder):
                 raise cancellation
 
+    def _give_up(self, error: APIConnectionError) -> None:
+        """End the run, because the server cannot be reached."""
+        self._failure = self._failure or error
+        if self._feeder:
+            self._feeder.cancel()
+
     async def _feed(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._read(ids, group))
-        self._results.put_nowait(None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(ids, group))
+        finally:
+            self._results.put_nowait(None)
 
     async def _read(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId], group: asyncio.TaskGroup) -> None:
         self._reader = asyncio.current_task()  # an eager task runs before its creator has it

@@ -550,6 +550,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -574,6 +575,8 @@ class AsyncSession:
             deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
+            give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
+                last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
             max_retries: as for `stop`.
             headers: as for `cancel`.
@@ -582,6 +585,7 @@ class AsyncSession:
         Raises:
             ConfigurationError: an option cannot work.
             SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
 
         An exception of the iterable is raised after the outcomes of the ids before it.
         """
@@ -602,4 +606,5 @@ class AsyncSession:
             confirm=confirm,
             dry_run=dry_run,
             max_retries=max_retries,
+            give_up_after=check_seconds("give_up_after", give_up_after),
         )
