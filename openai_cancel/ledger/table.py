@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-import attrs
 from sqlalchemy import (
     JSON,
     Column,
@@ -98,8 +97,7 @@ class Command(NamedTuple):
     parameters: Sequence[Mapping[str, Any]] = ()
 
 
-@attrs.frozen(kw_only=True)
-class Record:
+class Record(NamedTuple):
     """A row to write: a response that is tracked from now on.
 
     Attributes:
@@ -122,19 +120,10 @@ class Record:
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statement that writes the row."""
-        return {
-            "digest": self.digest,
-            "response_id": self.response_id,
-            "base_url": self.base_url,
-            "account": self.account,
-            "labels": self.labels,
-            "owner": self.owner,
-            "seconds": self.seconds,
-        }
+        return self._asdict()
 
 
-@attrs.frozen(kw_only=True)
-class Settlement:
+class Settlement(NamedTuple):
     """A change of a row whose lease ends. It has no effect if the row belongs to another owner by now.
 
     Attributes:

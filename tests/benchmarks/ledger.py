@@ -99,9 +99,9 @@ def sweepers(url: str, base_url: str, ids: list[str], count: int) -> None:
 
 async def sweep(url: str, base_url: str) -> None:
     async with Ledger(url, timeout=30) as ledger, AsyncSession(base_url=base_url, api_key="any") as session:
-        began = time.time()
+        print(time.time(), flush=True)
         names = [outcome.response_id async for outcome in ledger.sweep(session)]
-        print(began, time.time(), *names)
+        print(time.time(), *names)
 
 
 def kills(url: str, base_url: str, ids: list[str]) -> None:
@@ -152,8 +152,9 @@ def kill_sweepers(url: str, base_url: str, ids: list[str]) -> None:
     while states := asyncio.run(left()):
         in_the_middle += "stopping" in states
         process = subprocess.Popen([sys.executable, __file__, "sweep", url, base_url], stdout=subprocess.PIPE)
+        process.stdout.readline()  # it begins to sweep
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.3 + chance.random() * 0.2)
+            process.wait(0.1 + chance.random() * 0.2)
         killed += process.poll() is None
         process.kill()
         process.communicate()
