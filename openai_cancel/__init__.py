@@ -22,6 +22,7 @@ from openai_cancel.errors import (
     ResponseDecodeError,
     SessionStateError,
     UnprocessableEntityError,
+    UnsupportedError,
 )
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
@@ -64,6 +65,7 @@ __all__ = [
     "Session",
     "SessionStateError",
     "UnprocessableEntityError",
+    "UnsupportedError",
     "Verdict",
     "WaitTimeoutError",
     "__version__",

@@ -1,12 +1,13 @@
 """`stop_many`: stop any number of responses in constant memory, as fast as the server allows."""
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import wait_through_cancellation
-from openai_cancel.errors import InvalidResponseIdError
+from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
 from openai_cancel.stop import stop
@@ -21,32 +22,47 @@ def stop_many(
     deadline: float,
     confirm: float | None = None,
     dry_run: bool = False,
+    max_retries: int | None = None,
+    give_up_after: float = math.inf,
 ) -> AsyncGenerator[Outcome, None]:
     """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
-    pace = Pace(concurrency, caller.clock)
-    return _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run).run(response_ids)
+    pace = Pace(concurrency, caller.clock, give_up_after)
+    bulk = _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+    return bulk.run(response_ids)
 
 
 class _Bulk:
     """A `stop_many` that is under way."""
 
-    def __init__(self, caller: Caller, pace: Pace, *, deadline: float, confirm: float | None, dry_run: bool) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        pace: Pace,
+        *,
+        deadline: float,
+        confirm: float | None,
+        dry_run: bool,
+        max_retries: int | None,
+    ) -> None:
+        pace.give_up = self._give_up
         self._caller = caller.with_pace(pace)
         self._pace = pace
         self._deadline = deadline
         self._confirm = confirm
         self._dry_run = dry_run
+        self._max_retries = max_retries
         self._results: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
         self._taken = 0  # the number of ids whose outcome was not consumed yet
         self._room = asyncio.Event()
         self._failure: BaseException | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._feeder: asyncio.Task[None] | None = None
         self._left = False  # whether the consumer has stopped iterating
 
     async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes. A failure is raised after the outcomes of everything that was started before."""
-        feeder = asyncio.create_task(self._feed(ids))
+        feeder = self._feeder = asyncio.create_task(self._feed(ids))
         try:
             while outcome := await self._results.get():
                 yield outcome
@@ -61,10 +77,18 @@ class _Bulk:
             if cancellation := await wait_through_cancellation(feeder):
                 raise cancellation
 
+    def _give_up(self, error: APIConnectionError) -> None:
+        """End the run, because the server cannot be reached."""
+        self._failure = self._failure or error
+        if self._feeder:
+            self._feeder.cancel()
+
     async def _feed(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._read(ids, group))
-        self._results.put_nowait(None)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read(ids, group))
+        finally:
+            self._results.put_nowait(None)
 
     async def _read(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId], group: asyncio.TaskGroup) -> None:
         self._reader = asyncio.current_task()  # an eager task runs before its creator has it
@@ -102,7 +126,12 @@ class _Bulk:
     async def _stop_one(self, name: str) -> None:
         try:
             outcome = await stop(
-                self._caller, name, deadline=self._deadline, confirm=self._confirm, dry_run=self._dry_run
+                self._caller,
+                name,
+                deadline=self._deadline,
+                confirm=self._confirm,
+                dry_run=self._dry_run,
+                max_retries=self._max_retries,
             )
         except BaseException as error:
             if self._left:

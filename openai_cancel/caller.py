@@ -15,7 +15,7 @@ from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
 from openai_cancel.errors import APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
-from openai_cancel.models.response import TERMINAL
+from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.pace import Pace
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
@@ -117,14 +117,17 @@ class Caller:
         self.wire.request("GET", response_id)
         return str(getattr(response_id, "id", response_id))
 
-    async def cancel(self, response_id: ResponseId, *, deadline: float | None = None) -> Response:
+    async def cancel(
+        self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
+    ) -> Response:
         """Cancel a response: `POST /responses/{response_id}/cancel`. For the errors, see `AsyncSession.cancel`.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
             deadline: seconds that all attempts may take together, instead of the policy's.
+            max_retries: the number of attempts after the first one, instead of the policy's.
         """
-        return await self._call("POST", response_id, "/cancel", deadline=deadline)
+        return await self._call("POST", response_id, "/cancel", deadline=deadline, max_retries=max_retries)
 
     async def retrieve(
         self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
@@ -133,8 +136,8 @@ class Caller:
 
         Args:
             response_id: the id, or an object that has it as `.id`.
-            deadline: seconds that all attempts may take together, instead of the policy's.
-            max_retries: the number of attempts after the first one, instead of the policy's.
+            deadline: as for `cancel`.
+            max_retries: as for `cancel`.
         """
         return await self._call("GET", response_id, "", deadline=deadline, max_retries=max_retries)
 
@@ -206,9 +209,14 @@ class Caller:
         attempts: int,
     ) -> None:
         """Count the attempt in the result, in the pace, and in the log."""
-        result.__dict__["attempts"] = attempts  # a response is frozen for its users, who do not have it yet
+        error: OpenAICancelError | None = None
+        if isinstance(result, Response):
+            record_call(result, attempts=attempts)
+        else:
+            error = result
+            error.attempts = attempts
         if self.pace is not None:
-            self.pace.note(sent, None if isinstance(result, Response) else result)
+            self.pace.note(sent, error)
         if _log.isEnabledFor(logging.DEBUG):
             _log_attempt(request, response_id, result)
 

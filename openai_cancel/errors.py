@@ -15,7 +15,8 @@ OpenAICancelError
  │   │   ├─ ConflictError             409
  │   │   ├─ UnprocessableEntityError  422
  │   │   ├─ RateLimitError            429
- │   │   └─ InternalServerError       5xx
+ │   │   ├─ UnsupportedError          405, 501
+ │   │   └─ InternalServerError       other 5xx
  │   └─ ResponseDecodeError     the server reported success, but the body is not a response
  ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time; see `openai_cancel.wait`
  └─ LedgerError                 the ledger's database failed or does not answer
@@ -27,7 +28,7 @@ here is mistaken for `asyncio.CancelledError`. All exceptions can be pickled, an
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -149,11 +150,12 @@ class APIStatusError(_AnswerError):
         body: the body in bytes; empty if it was larger than the limit.
         retry_after: seconds that the server asks to wait, or None.
         should_retry: the value of `x-should-retry`, or None.
+        hint: what to do next, as a sentence; may be empty.
 
     See https://platform.openai.com/docs/guides/error-codes.
     """
 
-    _hint: ClassVar[str] = ""
+    hint: str = ""
 
     def __init__(
         self,
@@ -179,7 +181,7 @@ class APIStatusError(_AnswerError):
     def __str__(self) -> str:
         """Return the status, the server's message, what to do next, and the request id."""
         words = re.sub(rf"^{self.status}(?!\d)", "", self.message).strip(" :.")
-        hint = f" {self._hint}" if self._hint else ""
+        hint = f" {self.hint}" if self.hint else ""
         request = f" (request id {self.request_id})" if self.request_id else ""
         return f"{self.status}: {words}.{hint}{request}"
 
@@ -187,49 +189,55 @@ class APIStatusError(_AnswerError):
 class BadRequestError(APIStatusError):
     """400: often the response has already ended, or was not created with `background=true`."""
 
-    _hint = "Retrieve the response to see whether it is still running."
+    hint = "Retrieve the response to see whether it is still running."
 
 
 class AuthenticationError(APIStatusError):
     """401: the key is missing, or this server does not accept it."""
 
-    _hint = "Check the API key, and that it belongs to this server."
+    hint = "Check the API key, and that it belongs to this server."
 
 
 class PermissionDeniedError(APIStatusError):
     """403: the key is valid but lacks the permission."""
 
-    _hint = "Check the organization, the project and the permissions of the key."
+    hint = "Check the organization, the project and the permissions of the key."
 
 
 class NotFoundError(APIStatusError):
     """404: the server does not know the response, or no longer keeps it."""
 
-    _hint = "Check the id, the base URL (most end in /v1), and that the key's project created the response."
+    hint = "Check the id, the base URL (most end in /v1), and that the key's project created the response."
 
 
 class ConflictError(APIStatusError):
     """409: the response cannot be cancelled in its current state."""
 
-    _hint = "Retrieve the response to see whether it is still running."
+    hint = "Retrieve the response to see whether it is still running."
 
 
 class UnprocessableEntityError(APIStatusError):
     """422: the server understood the request but rejects it."""
 
-    _hint = "Check the id and the query parameters."
+    hint = "Check the id and the query parameters."
 
 
 class RateLimitError(APIStatusError):
     """429: too many requests, or the quota is used up."""
 
-    _hint = "Wait before the next request. If the quota is used up, change the plan or the billing."
+    hint = "Wait before the next request. If the quota is used up, change the plan or the billing."
+
+
+class UnsupportedError(APIStatusError):
+    """405, 501: the server does not implement the call, such as a server that cannot cancel responses."""
+
+    hint = "This server does not support the call."
 
 
 class InternalServerError(APIStatusError):
     """5xx: the server, or a gateway in front of it, failed."""
 
-    _hint = "The response may still be running: try again later."
+    hint = "The response may still be running: try again later."
 
 
 class ResponseDecodeError(_AnswerError):

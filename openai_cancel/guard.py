@@ -14,6 +14,9 @@ from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
 from openai_cancel.wire import ResponseId
 
+YOUNG = 60.0
+"""Seconds in which a server may not know a new response yet."""
+
 _log = logging.getLogger("openai_cancel")
 
 
@@ -30,12 +33,15 @@ class Guard:
         outcomes: the outcomes of the responses by id, once they were stopped.
     """
 
-    def __init__(self, caller: Caller, *, grace: float, tracker: Tracker | None = None) -> None:
+    def __init__(
+        self, caller: Caller, *, grace: float, max_retries: int | None = None, tracker: Tracker | None = None
+    ) -> None:
         self._caller = caller
         self._grace = grace
+        self._max_retries = max_retries
         self._tracker = tracker
         self._entered = False
-        self._ids: dict[str, None] = {}  # an ordered set
+        self._ids: dict[str, float] = {}  # when each id was added, in the order in which they were added
         self._failures: dict[str, BaseException] = {}
         self._cancelling = 0  # the number of cancellations of the task when the block began
         self.outcomes: dict[str, Outcome] = {}
@@ -68,7 +74,7 @@ class Guard:
         name = self._caller.identify(response_id)
         if self._tracker and self._entered and name not in self._ids:
             self._tracker.begin_soon(name)
-        self._ids[name] = None
+        self._ids[name] = self._caller.clock.monotonic()
 
     def disarm(self) -> None:
         """Let all responses run on that are guarded so far."""
@@ -134,7 +140,10 @@ class Guard:
 
     async def _stop_one(self, name: str, left: float) -> None:
         try:
-            self.outcomes[name] = await stop(self._caller, name, deadline=left)
+            young = self._caller.clock.monotonic() - self._ids[name] < YOUNG
+            self.outcomes[name] = await stop(
+                self._caller, name, deadline=left, max_retries=self._max_retries, young=young
+            )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             if isinstance(error, asyncio.CancelledError) and task.cancelling():

@@ -23,13 +23,25 @@ from openai_cancel.errors import (
     RateLimitError,
     ResponseDecodeError,
     UnprocessableEntityError,
+    UnsupportedError,
 )
 from openai_cancel.models import Response
 from openai_cancel.models.response import CANCELLED_STATUSES
 from openai_cancel.retry import is_transient
 
+_ENDED = "(completed|failed|incomplete|cancelled|canceled|finished)"
 _NO_SUCH_ID = re.compile(
-    r"\b(response|id)\b.*(not found|not exist)|malformed identifier|no such response|expected an id", re.IGNORECASE
+    r"\b(response|id)\b.*(not found|not exist)|malformed identifier|no such response|expected an id"
+    r"|model=None.*no healthy deployments",  # LiteLLM, for an id that it cannot decode
+    re.IGNORECASE,
+)
+_NO_SUCH_ROUTE = re.compile(
+    r"(404 )?(page )?not found\W*|cannot (post|get) /.*|invalid url .*|no route .*|unknown (route|path|url) .*",
+    re.IGNORECASE,
+)
+_IS_OVER = re.compile(
+    rf"cannot cancel (an? )?{_ENDED} response|already (been |is )?{_ENDED}|status is {_ENDED}|in (a )?terminal state",
+    re.IGNORECASE,
 )
 _NOT_BACKGROUND = re.compile(r"\bsynchronous\b|only background|not .*background|background=true", re.IGNORECASE)
 
@@ -60,6 +72,14 @@ class Verdict(StrEnum):
 
 
 STOPPED_VERDICTS = frozenset({Verdict.CANCELLED, Verdict.ALREADY_FINISHED})
+CANNOT_CANCEL = "This server cannot cancel responses."
+HINTS = {
+    Verdict.STILL_RUNNING: "Try again later.",
+    Verdict.UNKNOWN: "Check the base URL, the query parameters and the id.",
+}
+
+NOT_FOUND_STATUSES = frozenset({"not_found"})
+"""Statuses with which some servers answer a cancel of an unknown id, although the HTTP status is 200."""
 
 
 @attrs.frozen(kw_only=True)
@@ -87,7 +107,7 @@ class Outcome:
     @property
     def stopped(self) -> bool:
         """Whether the server has reported that the work is over."""
-        return self.response is not None and self.response.is_terminal
+        return self.verdict in STOPPED_VERDICTS or (self.response is not None and self.response.is_terminal)
 
 
 def judge(
@@ -101,19 +121,35 @@ def judge(
         error: the error of the last look, or None if it returned `response`.
         reached: whether one of the cancels may have had an effect.
     """
-    if error is None:
-        return _judge_state(response, refusal, reached=reached) if response else None
-    if refusal is None:
-        return None
-    failures = (refusal, error)
-    if any(isinstance(failure, AuthenticationError | PermissionDeniedError) for failure in failures):
+    if error is None and response is not None:
+        not_found = response.status in NOT_FOUND_STATUSES
+        return Verdict.NOT_FOUND if not_found else _judge_state(response, refusal, reached=reached)
+    return None if error is None or refusal is None else _judge_failures(response, refusal, error)
+
+
+def _judge_failures(response: Response | None, refusal: OpenAICancelError, error: OpenAICancelError) -> Verdict | None:
+    if any(isinstance(failure, AuthenticationError | PermissionDeniedError) for failure in (refusal, error)):
         return Verdict.FORBIDDEN
-    denied = _refuses(refusal) and _refuses(error) and _NO_SUCH_ID.search(f"{refusal.message} {error.message}")
-    if denied or isinstance(error, NotFoundError) or getattr(error, "status", None) == HTTPStatus.GONE:
+    if isinstance(error, NotFoundError) or getattr(error, "status", None) == HTTPStatus.GONE:
+        return _judge_unknown_id(response, refusal, error)
+    if _refuses(refusal) and _refuses(error) and _NO_SUCH_ID.search(f"{refusal.message} {error.message}"):
         return Verdict.NOT_FOUND
-    if any(is_transient(failure) or isinstance(failure, ResponseDecodeError) for failure in failures):
+    if any(is_transient(failure) or isinstance(failure, ResponseDecodeError) for failure in (refusal, error)):
         return None
     return Verdict.UNKNOWN if response is None else Verdict.STILL_RUNNING
+
+
+def _judge_unknown_id(
+    response: Response | None, refusal: OpenAICancelError, error: OpenAICancelError
+) -> Verdict | None:
+    """Return the verdict where the last look did not find the response. The refusal of the cancel may know more."""
+    if _refuses(refusal) and _IS_OVER.search(refusal.message):
+        return Verdict.ALREADY_FINISHED  # cancel and look are answered from different stores
+    if isinstance(refusal, InternalServerError):
+        return None  # no server has processed the cancel, so the store that answers the look proves nothing
+    if isinstance(refusal, UnsupportedError) and lacks_route(error):
+        return Verdict.UNKNOWN if response is None else Verdict.STILL_RUNNING
+    return Verdict.NOT_FOUND
 
 
 def _judge_state(response: Response, refusal: OpenAICancelError | None, *, reached: bool) -> Verdict | None:
@@ -125,10 +161,26 @@ def _judge_state(response: Response, refusal: OpenAICancelError | None, *, reach
         return Verdict.CANCELLED if reached and cancelled else Verdict.ALREADY_FINISHED
     if isinstance(refusal, PermissionDeniedError):
         return Verdict.FORBIDDEN
+    if lacks_cancel(refusal):
+        return Verdict.STILL_RUNNING
     # The words come last: some servers call everything that is over "synchronous", others do not report `background`.
     if refused and not reached and response.background is None and _NOT_BACKGROUND.search(refused.message):
         return Verdict.NOT_BACKGROUND
     return None
+
+
+def lacks_cancel(refusal: OpenAICancelError | None) -> bool:
+    """Return whether the server does not implement the cancel, so that another one cannot help."""
+    return isinstance(refusal, UnsupportedError) or lacks_route(refusal)
+
+
+def lacks_route(error: OpenAICancelError | None) -> bool:
+    """Return whether a 404 is about the path, and not about the id. One without a body may be about either."""
+    return (
+        isinstance(error, NotFoundError)
+        and bool(error.body.strip())
+        and _NO_SUCH_ROUTE.fullmatch(error.message.strip()) is not None
+    )
 
 
 def _refuses(error: OpenAICancelError | None) -> TypeGuard[APIStatusError]:
@@ -148,3 +200,38 @@ def may_have_acted(refusal: OpenAICancelError | None) -> bool:
     # With no attempt at all, the pace left no time to send it.
     answered = isinstance(refusal, APIStatusError) and not isinstance(refusal, InternalServerError)
     return refusal.attempts > 0 and not answered
+
+
+def explain(
+    verdict: Verdict, refusal: OpenAICancelError | None, error: OpenAICancelError | None
+) -> OpenAICancelError | None:
+    """Return the error that is the reason for a verdict, with a hint that fits it; None if there is no reason to give.
+
+    Args:
+        verdict: the verdict.
+        refusal: the error of the last cancel, or None.
+        error: the error of the last request, or None.
+    """
+    if verdict in STOPPED_VERDICTS:
+        return None
+    found = [failure for failure in (error, refusal) if failure is not None]
+    if verdict is Verdict.NOT_FOUND:
+        reason = next((failure for failure in found if isinstance(failure, NotFoundError)), error or refusal)
+        return _with_hint(reason, NotFoundError.hint)
+    if lacks_cancel(refusal):
+        return _with_hint(refusal, CANNOT_CANCEL)
+    # That a replica did not find it is no reason why it is still running.
+    reasons = [failure for failure in found if not isinstance(failure, NotFoundError)]
+    reason = next(iter(reasons or found), None)
+    hint = HINTS.get(verdict)
+    return _with_hint(reason, hint) if hint and isinstance(reason, _POINTLESS_HINTS) else reason
+
+
+_POINTLESS_HINTS = BadRequestError | ConflictError | NotFoundError
+"""Errors whose own hint is to retrieve the response, or to check its id."""
+
+
+def _with_hint(reason: OpenAICancelError | None, hint: str) -> OpenAICancelError | None:
+    if isinstance(reason, APIStatusError):
+        reason.hint = hint
+    return reason

@@ -1,11 +1,12 @@
 """The pace of a bulk run: as many requests a second as the server allows."""
 
 import math
+from collections.abc import Callable
 
 import attrs
 
 from openai_cancel.clock import Clock
-from openai_cancel.errors import APIStatusError, APITimeoutError, OpenAICancelError
+from openai_cancel.errors import APIConnectionError, APIStatusError, APITimeoutError, OpenAICancelError
 from openai_cancel.retry import is_transient, poll_delay
 
 CUT = 0.9
@@ -34,11 +35,15 @@ class Pace:
     Attributes:
         concurrency: the largest number of responses that are worked on at once.
         clock: the source of time and chance.
+        give_up_after: seconds in which every request must fail for want of an answer before `give_up` is called.
+        give_up: is called with the error of the last request if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
     """
 
     concurrency: int
     clock: Clock
+    give_up_after: float = math.inf
+    give_up: Callable[[APIConnectionError], None] | None = None
     rate: float = math.inf
 
     _next: float = 0.0  # when the next request may be sent
@@ -46,6 +51,7 @@ class Pace:
     _cut: float = -math.inf  # when the rate was last cut
     _grown: float = 0.0  # the time up to which the growth is included in the rate
     _second: float = -math.inf  # when the second that is being counted began
+    _silent_since: float = math.inf  # when the first request after the last answer had none
     _counts: tuple[int, int] = (0, 0)  # the requests that got through in the last second, and in this one
 
     @property
@@ -73,6 +79,7 @@ class Pace:
     def note(self, sent: float, error: OpenAICancelError | None) -> None:
         """Adapt the rate to the result of a request that was sent at a time of the clock."""
         now = self.clock.monotonic()
+        self._note_silence(now, error)
         if not isinstance(error, APIStatusError) or not _is_overload(error):
             self._count(now, sent)
             return
@@ -81,6 +88,15 @@ class Pace:
         if sent > self._cut:  # requests that were under way at the last cut do not cut again
             self.rate = max(LEAST_RATE, CUT * min(self.rate, self._measured(now)))
             self._cut = self._grown = now
+
+    def _note_silence(self, now: float, error: OpenAICancelError | None) -> None:
+        if not isinstance(error, APIConnectionError):
+            self._silent_since = math.inf
+            return
+        self._silent_since = min(self._silent_since, now)
+        silent = error.permanent or now - self._silent_since >= self.give_up_after
+        if silent and self.give_up and self.give_up_after < math.inf:
+            self.give_up(error)
 
     def _count(self, now: float, sent: float) -> None:
         self._roll(now)

@@ -79,8 +79,8 @@ def poll_delay(looks: int, *, asked: float | None, random: float) -> float:
 def is_transient(error: OpenAICancelError) -> bool:
     """Return whether the same request may succeed later.
 
-    The server's `x-should-retry` decides, if it is sent. A 409 is final, because here it means "cannot be cancelled",
-    and so is a 429 for a used-up quota.
+    The server's `x-should-retry` decides, if it is sent. A 409 is final, because here it means "cannot be cancelled".
+    So are a 429 for a used-up quota, and a 501, because the server does not implement the call.
     """
     if isinstance(error, APIConnectionError):
         return not error.permanent

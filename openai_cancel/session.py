@@ -422,7 +422,8 @@ class AsyncSession:
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
             timeout: as for `cancel`.
-            max_retries: as for `cancel`.
+            max_retries: how many failed requests in a row are followed by another one; None for as many as the
+                deadline allows.
             headers: as for `cancel`.
             query: as for `cancel`.
 
@@ -440,9 +441,11 @@ class AsyncSession:
         check_seconds("deadline", deadline)
         if confirm is not None:
             check_seconds("confirm", confirm)
-        caller = self._caller.with_options(timeout=timeout, max_retries=max_retries, headers=headers, query=query)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+        caller = self._caller.with_options(timeout=timeout, headers=headers, query=query)
         name = caller.identify(response_id)
-        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run)
+        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
 
     def guard(
         self,
@@ -464,7 +467,7 @@ class AsyncSession:
         Args:
             response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
             grace: seconds that stopping them may take.
-            max_retries: as for `cancel`.
+            max_retries: as for `stop`.
             headers: as for `cancel`.
             query: as for `cancel`.
 
@@ -475,14 +478,16 @@ class AsyncSession:
             LedgerError: the block raises it if the ledger is required and fails.
         """
         headers, query = hidden(headers), hidden(query)
-        caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+        caller = self._caller.with_options(headers=headers, query=query)
         settings = caller.settings
         tracker = None
         if settings.ledger is not None:
             tracker = settings.ledger.tracker(
                 account=self.account, base_url=settings.base_url, required=settings.ledger_required
             )
-        guard = Guard(caller, grace=check_seconds("grace", grace), tracker=tracker)
+        guard = Guard(caller, grace=check_seconds("grace", grace), max_retries=max_retries, tracker=tracker)
         for response_id in response_ids:
             guard.add(response_id)
         return guard
@@ -545,6 +550,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -569,14 +575,17 @@ class AsyncSession:
             deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
+            give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
+                last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
-            max_retries: as for `cancel`.
+            max_retries: as for `stop`.
             headers: as for `cancel`.
             query: as for `cancel`.
 
         Raises:
             ConfigurationError: an option cannot work.
             SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
 
         An exception of the iterable is raised after the outcomes of the ids before it.
         """
@@ -587,11 +596,15 @@ class AsyncSession:
             )
         if confirm is not None:
             check_seconds("confirm", confirm)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
         return bulk.stop_many(
-            self._caller.with_options(timeout=timeout, max_retries=max_retries, headers=headers, query=query),
+            self._caller.with_options(timeout=timeout, headers=headers, query=query),
             response_ids,
             concurrency=check_count("concurrency", concurrency, least=1),
             deadline=check_seconds("deadline", deadline),
             confirm=confirm,
             dry_run=dry_run,
+            max_retries=max_retries,
+            give_up_after=check_seconds("give_up_after", give_up_after),
         )

@@ -1,14 +1,23 @@
 """`stop`: cancel a response, and make sure that it is over, whichever server holds it."""
 
 import logging
+import math
 
 import attrs
 
 from openai_cancel import tracing
 from openai_cancel.caller import Caller
-from openai_cancel.errors import APIError, APITimeoutError, AuthenticationError, OpenAICancelError, detached
+from openai_cancel.errors import (
+    APIError,
+    APITimeoutError,
+    AuthenticationError,
+    NotFoundError,
+    OpenAICancelError,
+    RateLimitError,
+    detached,
+)
 from openai_cancel.models import Response
-from openai_cancel.outcome import STOPPED_VERDICTS, Outcome, Verdict, judge, may_have_acted
+from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
 from openai_cancel.retry import is_transient, poll_delay
 
 CANCEL_SHARE = 0.75
@@ -20,14 +29,45 @@ CANCEL_EVERY = 4
 LEAST_TIME = 0.5
 """Seconds that must remain for another request."""
 
+DOUBTFUL_ROUNDS = 3
+"""How many more rounds it takes to believe a 404 about a response that is young, or was seen before.
+
+A store may be eventual, and replicas may not share one.
+"""
+
 _log = logging.getLogger("openai_cancel")
 
 
 async def stop(
-    caller: Caller, response_id: str, *, deadline: float, confirm: float | None = None, dry_run: bool = False
+    caller: Caller,
+    response_id: str,
+    *,
+    deadline: float,
+    confirm: float | None = None,
+    dry_run: bool = False,
+    max_retries: int | None = None,
+    young: bool = False,
 ) -> Outcome:
-    """Stop a response, and report its fate. For the arguments, see `AsyncSession.stop`."""
-    work = _Stop(caller=caller, response_id=response_id, deadline=deadline, confirm=confirm, dry_run=dry_run)
+    """Stop a response, and report its fate. For the other arguments, see `AsyncSession.stop`.
+
+    Args:
+        caller: makes the requests.
+        response_id: the id.
+        deadline: seconds that everything may take together.
+        confirm: seconds after which a cancelled response is checked again.
+        dry_run: only look, and cancel nothing.
+        max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
+        young: whether the response was created a moment ago, so that a server may not know it yet.
+    """
+    work = _Stop(
+        caller=caller,
+        response_id=response_id,
+        deadline=deadline,
+        confirm=confirm,
+        dry_run=dry_run,
+        max_retries=math.inf if max_retries is None else max_retries,
+        young=young,
+    )
     if not tracing.is_active():
         return await work.run()
     with tracing.stop_span(response_id, caller.settings.base_url, dry_run=dry_run) as span:
@@ -43,6 +83,8 @@ class _Stop:
     deadline: float
     confirm: float | None
     dry_run: bool
+    max_retries: float
+    young: bool
 
     _began: float = attrs.field(init=False)
     _attempts: int = 0
@@ -50,6 +92,8 @@ class _Stop:
     _request_id: str | None = None
     _reached: bool = False
     """Whether a cancel may have had an effect: one was accepted, or had no answer."""
+    _rounds_without_it: int = 0
+    """How many rounds in a row the server has not found the response."""
 
     async def run(self) -> Outcome:
         """Stop the response, if that is possible before the deadline."""
@@ -81,38 +125,67 @@ class _Stop:
         clock = self.caller.clock
         refusal: OpenAICancelError | None = None
         error: OpenAICancelError | None = None
-        looks = 0
+        rounds = failures = 0
         while True:
-            # After a failed look, cancel again: an accepted cancel reports the state, too.
-            if error is not None or refusal is not None or looks % CANCEL_EVERY == 0:
-                error = refusal = await self._cancel()
-                self._reached = self._reached or may_have_acted(refusal)
-                if refusal is not None and not isinstance(refusal, AuthenticationError):
-                    # The cancel has already been retried, so one look is enough.
-                    error = await self._retrieve(max_retries=0 if is_transient(refusal) else None)
+            # After a failure, cancel again: an accepted cancel reports the state, too.
+            if failures or rounds % CANCEL_EVERY == 0:
+                refusal, error = await self._cancel_and_look(rounds, failures)
             else:
-                error = await self._retrieve()
-            verdict = judge(self._response, refusal=refusal, error=error, reached=self._reached)
+                error = await self._retrieve(max_retries=0)
+            verdict = self._judge(refusal, error)
             if verdict is not None:
-                return verdict, None if verdict in STOPPED_VERDICTS else error or refusal
+                return verdict, explain(verdict, refusal, error)
+            failures = failures + 1 if refusal or error else 0
             left = self._left()
-            if left < LEAST_TIME:
-                return Verdict.UNKNOWN if self._response is None else Verdict.STILL_RUNNING, error or refusal
+            if left < LEAST_TIME or failures > self.max_retries:
+                verdict = Verdict.UNKNOWN if self._response is None else Verdict.STILL_RUNNING
+                return verdict, explain(verdict, refusal, error)
             asked: float | None = getattr(error or refusal or self._response, "retry_after", None)
             # The looks come closer together towards the deadline, so that the last one is close to it.
-            await clock.sleep(min(poll_delay(looks, asked=asked, random=clock.random()), left / 2))
-            looks += 1
+            await clock.sleep(min(poll_delay(rounds, asked=asked, random=clock.random()), left / 2))
+            rounds += 1
+
+    async def _cancel_and_look(
+        self, rounds: int, failures: int
+    ) -> tuple[OpenAICancelError | None, OpenAICancelError | None]:
+        """Cancel, and look if it is refused: a gateway may report an error for a cancel that has worked.
+
+        Returns:
+            The error of the cancel, and the error of the last request.
+        """
+        refusal = await self._cancel()
+        self._reached = self._reached or may_have_acted(refusal)
+        if refusal is None or isinstance(refusal, AuthenticationError):
+            return refusal, refusal
+        if isinstance(refusal, RateLimitError) and is_transient(refusal) and not failures:
+            return refusal, refusal  # a look would add to the load
+        error = await self._retrieve(max_retries=0)
+        if error is None and isinstance(refusal, NotFoundError) and rounds % 2:
+            # Two replicas that do not share a store answer in turn: one more look changes whose turn the cancel is.
+            await self._retrieve(max_retries=0)
+        return refusal, error
+
+    def _judge(self, refusal: OpenAICancelError | None, error: OpenAICancelError | None) -> Verdict | None:
+        """Return the verdict, or None if the response may still be running, or may still be found."""
+        verdict = judge(self._response, refusal=refusal, error=error, reached=self._reached)
+        if verdict is not Verdict.NOT_FOUND:
+            self._rounds_without_it = 0
+            return verdict
+        self._rounds_without_it += 1
+        doubtful = self.young or (self._response is not None and self._response.status not in NOT_FOUND_STATUSES)
+        return None if doubtful and self._rounds_without_it <= DOUBTFUL_ROUNDS else verdict
 
     async def _look_only(self) -> tuple[Verdict, OpenAICancelError | None]:
         """Report the state without a cancel, for a dry run."""
-        error = await self._retrieve()
+        error = await self._retrieve(max_retries=self._retries)
         verdict = judge(self._response, refusal=error, error=error, reached=False)
-        return verdict or (Verdict.STILL_RUNNING if error is None else Verdict.UNKNOWN), error
+        verdict = verdict or (Verdict.STILL_RUNNING if error is None else Verdict.UNKNOWN)
+        return verdict, explain(verdict, None, error)
 
     async def _confirm(self, seconds: float) -> tuple[Verdict, OpenAICancelError | None]:
         """Look again whether a cancelled response has stayed cancelled. If the look fails, the verdict stands."""
         await self.caller.clock.sleep(min(seconds, self._left() / 2))
-        error = await self._retrieve()
+        error = await self._retrieve(max_retries=self._retries)
         if error is not None:
             return Verdict.CANCELLED, error
         return judge(self._response, refusal=None, error=None, reached=True) or Verdict.STILL_RUNNING, None
@@ -123,7 +196,7 @@ class _Stop:
         if left <= 0:
             return self._too_late()
         try:
-            self._response = await self.caller.cancel(self.response_id, deadline=left)
+            self._response = await self.caller.cancel(self.response_id, deadline=left, max_retries=0)
         except APIError as error:
             self._count(error)
             return detached(error)
@@ -147,6 +220,11 @@ class _Stop:
         """Count the attempts of an answer, and keep its request id."""
         self._attempts += answer.attempts
         self._request_id = getattr(answer, "request_id", None)
+
+    @property
+    def _retries(self) -> int | None:
+        """The retries of a request that is made once; None for those of the session."""
+        return None if self.max_retries == math.inf else int(self.max_retries)
 
     def _too_late(self) -> APITimeoutError:
         return APITimeoutError(f"The deadline of {self.deadline:g} s has passed.")

@@ -1,5 +1,6 @@
 """`Session`: the calls of `AsyncSession`, blocking, for scripts, threads and notebooks."""
 
+import math
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -343,6 +344,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -365,6 +367,7 @@ class Session:
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            give_up_after=give_up_after,
             timeout=timeout,
             max_retries=max_retries,
             headers=headers,

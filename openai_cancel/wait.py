@@ -1,5 +1,6 @@
 """`wait`: poll a response until it ends."""
 
+import asyncio
 import logging
 
 from openai_cancel.caller import Caller
@@ -44,13 +45,21 @@ async def wait(caller: Caller, guard: Guard, response_id: str, *, timeout: float
         raise
     except APIError as error:
         error.outcome = guard.outcome
-        kind = type(error).__name__
-        if guard.outcome is None:
-            _log.warning("%s: the wait ended with %s, and the response was not stopped", response_id, kind)
-        elif guard.outcome.stopped:
-            error.add_note(f"openai-cancel: {response_id} was stopped ({guard.outcome.verdict}) as the wait ended")
-            _log.warning("%s: the wait ended with %s; the response: %s", response_id, kind, guard.outcome.verdict)
+        _report(guard, response_id, error)
         raise
+    except asyncio.CancelledError as error:
+        _report(guard, response_id, error)
+        raise
+
+
+def _report(guard: Guard, response_id: str, error: BaseException) -> None:
+    """Say what became of the response, in a note of the error and in the log. The guard says what was not stopped."""
+    outcome, kind = guard.outcome, type(error).__name__
+    if outcome is None:
+        _log.warning("%s: the wait ended with %s, and the response was not stopped", response_id, kind)
+    elif outcome.stopped:
+        error.add_note(f"openai-cancel: {response_id} was stopped ({outcome.verdict}) as the wait ended")
+        _log.warning("%s: the wait ended with %s; the response: %s", response_id, kind, outcome.verdict)
 
 
 async def _poll(caller: Caller, response_id: str, *, seconds: float) -> Response:

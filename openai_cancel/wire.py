@@ -31,8 +31,10 @@ from openai_cancel.errors import (
     RateLimitError,
     ResponseDecodeError,
     UnprocessableEntityError,
+    UnsupportedError,
 )
 from openai_cancel.models import Response
+from openai_cancel.models.response import record_call
 from openai_cancel.settings import Settings, __version__
 
 MESSAGE_LIMIT = 1000
@@ -66,6 +68,8 @@ _KINDS: dict[int, type[APIStatusError]] = {
     409: ConflictError,
     422: UnprocessableEntityError,
     429: RateLimitError,
+    405: UnsupportedError,
+    501: UnsupportedError,
 }
 
 
@@ -181,15 +185,16 @@ def decode(answer: Answer, request: Request) -> Response:
         if known and document.get("object") != "error":
             response = response_hook()(document)
             headers = answer.headers
-            # The class is frozen for its users, and nobody else has this object yet.
-            values = response.__dict__
-            values["request_id"] = headers.get("x-request-id") or headers.get("apim-request-id")
-            if "retry-after" in headers or "retry-after-ms" in headers:
-                values["retry_after"] = _retry_after(headers)
+            request_id = headers.get("x-request-id") or headers.get("apim-request-id")
+            asked = "retry-after" in headers or "retry-after-ms" in headers
+            record_call(response, request_id=request_id, retry_after=_retry_after(headers) if asked else None)
             return response
     answer = _redact(answer, request)
     del document  # the locals of a traceback would show it
-    raise _error(answer, _parse(answer.body) if answer.complete else None)
+    error = _error(answer, _parse(answer.body) if answer.complete else None)
+    if isinstance(error, UnsupportedError):
+        error.hint = f"This server cannot {'cancel' if request.method == 'POST' else 'retrieve'} responses."
+    raise error
 
 
 def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeError:
@@ -213,7 +218,7 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
         message = details.message or _plain_text(body) or _reason(status)
     if not complete:
         message += " (the body is larger than the limit of the session and was not read)"
-    kind = InternalServerError if kind_by in _SERVER_ERROR else _KINDS.get(kind_by, APIStatusError)
+    kind = _KINDS.get(kind_by, InternalServerError if kind_by in _SERVER_ERROR else APIStatusError)
     return kind(
         message[:MESSAGE_LIMIT],
         status=status,

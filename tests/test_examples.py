@@ -20,15 +20,17 @@ import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
+from ledger_database import execute as execute_sql
+from ledger_database import lapse
+from ledgers import entries, states
 from postgres import Postgres
 from sqlalchemy import update
 from terminal import COMMAND
-from test_ledger import lapse, rows, states
 
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
-from openai_cancel.ledger.schema import RESPONSES
+from openai_cancel.ledger.table import RESPONSES
 
 ROOT = Path(__file__).parents[1]
 STRICT = ("-X", "dev", "-W", "error")
@@ -163,8 +165,7 @@ async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
     process.kill()
     await process.communicate()
     assert not server.responses[running].cancelled
-    async with Ledger(url) as ledger:
-        await lapse(ledger)
+    await lapse(url)
     ended = await execute(python, "-m", "openai_cancel", "ledger", "sweep", "--ledger", url, "--quiet")
     assert ended == ""
     assert server.responses[running].cancelled
@@ -262,16 +263,15 @@ async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str],
         for name in (lapsed, later, over):
             await ledger.track(name, session=session, ttl=3600)
         await ledger.release(over, session=session)
-        # seam: ledger, to be replaced by a public one
-        await ledger._open_book.do(lambda connection: connection.execute(update(RESPONSES).values(changed=0.0)))
-        await lapse(ledger, lapsed)
+        await execute_sql(url, update(RESPONSES).values(changed=0.0))
+        await lapse(url, lapsed)
         async with bash(block) as sweep:
             out, others = await asyncio.gather(sweep.stdout.readline(), printed(block.replace("exec ", "# ")))
             assert json.loads(out)["id"] == lapsed
             assert later in {json.loads(line)["id"] for line in others[:-1]}
-            assert others[-1] == "1 forgotten"
-            assert 840 < (await rows(ledger))[added].lease_left <= 900
-            await lapse(ledger, added)
+            assert others[-1] == "1 deleted"
+            assert 840 < (await entries(ledger))[added].lease_left <= 900
+            await lapse(url, added)
             assert json.loads(await sweep.stdout.readline())["id"] == added
             sweep.send_signal(signal.SIGTERM)
             await sweep.communicate()
@@ -285,7 +285,7 @@ async def test_the_systemd_unit_of_the_readme_sweeps_the_ledger(
     running, url, file = create(), f"sqlite:///{tmp_path}/ledger.db", tmp_path / "environment"
     async with Ledger(url) as ledger:
         await ledger.track(running, session=AsyncSession(), ttl=3600)
-        await lapse(ledger)
+    await lapse(url)
     file.write_text(f"OPENAI_API_KEY={KEY}\nOPENAI_BASE_URL={server.base_url}\nOPENAI_CANCEL_LEDGER={url}\n")
     block = fenced("[Service]\n", {"/etc/openai-cancel.env": str(file), "/usr/bin/openai-cancel": shlex.quote(COMMAND)})
     unit = dict(line.split("=", 1) for line in block.splitlines()[1:])

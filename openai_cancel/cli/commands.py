@@ -22,7 +22,7 @@ from openai_cancel.cli.options import (
 from openai_cancel.cli.output import complain, print_line, printable
 from openai_cancel.cli.run import stop_responses
 from openai_cancel.cli.signals import run_until_signalled
-from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError
+from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError, StopResult
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession
 
@@ -129,7 +129,7 @@ def cancel(
     as_json: AsJson = False,
     connection: Connection = DEFAULT_CONNECTION,
 ) -> int:
-    """Cancel responses with one request each, and show the answers.
+    """Cancel responses, and show the answers of the server.
 
     `stop` also makes sure that the responses end.
 
@@ -180,8 +180,20 @@ def _show(response_id: str, response: Response, *, as_json: bool, refusal: str =
 
 
 def _show_error(response_id: str, error: OpenAICancelError, *, as_json: bool) -> ExitStatus:
+    outcome: StopResult | None = getattr(error, "outcome", None)  # of a wait that has ended before the response
     if as_json:
-        print_line(to_json({"id": response_id, "error": error_as_document(error)}))
+        document = {"id": response_id, "error": error_as_document(error)}
+        if outcome is not None:
+            document["outcome"] = {"verdict": outcome.verdict, "stopped": outcome.stopped}
+        print_line(to_json(document))
     else:
-        complain(f"{response_id!r}: {error}")
+        complain(f"{response_id!r}: {error}{_describe_stop(outcome)}")
     return exit_status(error)
+
+
+def _describe_stop(outcome: StopResult | None) -> str:
+    if outcome is None:
+        return ""
+    if outcome.stopped:
+        return f" It was stopped ({outcome.verdict})."
+    return f" It was not stopped ({outcome.verdict}{f': {outcome.error}' if outcome.error else ''})."

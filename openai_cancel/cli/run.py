@@ -13,9 +13,12 @@ from openai_cancel.cli.options import Connection, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.signals import handling_signals
-from openai_cancel.errors import AuthenticationError
+from openai_cancel.errors import APIConnectionError, AuthenticationError
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
+
+GIVE_UP_AFTER = 10.0
+"""Seconds without any answer after which a run ends, because the server cannot be reached."""
 
 
 def stop_responses(
@@ -53,6 +56,7 @@ def stop_responses(
         deadline=options.deadline,
         confirm=confirm,
         dry_run=dry_run,
+        give_up_after=GIVE_UP_AFTER,
     )
     with ExitStack() as opened:
         run, source = _open(opened, ids, files, report)
@@ -125,6 +129,9 @@ class Run:
                 async with session, aclosing(stop_many(source.read())) as outcomes:
                     async for outcome in outcomes:
                         self._note(outcome)
+            except APIConnectionError as error:
+                complain(f"{error} The remaining ids are not tried.")
+                self._worst = max(self._worst, exit_status(error))
             except asyncio.CancelledError:
                 if not self._signal:
                     raise

@@ -1,4 +1,7 @@
-"""A durable record of what runs, so that nothing is left running by a process that dies. Needs the extra `ledger`."""
+"""A durable record of running responses, so that none is left behind by a process that dies.
+
+Needs the extra `ledger`: `pip install 'openai-cancel[ledger]'`.
+"""
 
 try:
     from openai_cancel.ledger.ledger import Entry, Ledger

@@ -1,37 +1,32 @@
-"""`Ledger`: what runs, written down where it outlives the process that guards it.
+"""`Ledger`: a durable record of running responses, which outlives the processes that guard them.
 
-A row has a lease. A guard renews it, and strikes its row off at its end; the lease of a process that died lapses, and
-then any host may `sweep`: claim what has lapsed, stop it, and record what became of it. A claim is a lease, too: those
-of a sweeper that died are claimed again.
+Each row has a lease. A guard renews the lease of its row while it lives, and ends it when its block ends. If its
+process dies, the lease lapses. Then a `sweep`, on any host, claims the row, stops the response, and records the
+outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that died.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import attrs
 from sqlalchemy import Row
-from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.sql import Executable
 
-from openai_cancel.checks import check_count, check_seconds
+from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
-from openai_cancel.ledger.book import Book
-from openai_cancel.ledger.statements import Account, page, purge, release
+from openai_cancel.ledger.database import Database, read_url
+from openai_cancel.ledger.leases import Leases, LeaseTracker
 from openai_cancel.ledger.sweep import Sweep
-from openai_cancel.ledger.tracking import Tracking
-from openai_cancel.ledger.writer import read_url
+from openai_cancel.ledger.table import Account, page, purge, release
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
 
-_NOT_OPEN = "The ledger is not open: use `async with Ledger(…) as ledger:`, or await its open()."
-
-PAGE = 500
-"""Rows that are read, or deleted, at once."""
+PAGE_SIZE = 500
+"""The number of rows that are read, or deleted, in one transaction."""
 
 
 @attrs.frozen(kw_only=True)
@@ -40,17 +35,17 @@ class Entry:
 
     Attributes:
         response_id: the id, as it was tracked.
-        base_url: of the server that holds it.
-        account: of whom it is; see `AsyncSession.account`.
-        labels: what whoever tracked it had to say of it.
-        state: `tracked`, `stopping` (a sweep has claimed it), `released` (it may run on, or ended under its guard), or
-            the verdict that it ended with.
-        owner: who holds the lease (host, process), or None.
-        attempts: how often it was tried to stop it.
+        base_url: the address of the server that holds the response.
+        account: the name of the account; see `AsyncSession.account`.
+        labels: the labels of the ledger and of the call that tracked the response.
+        state: `tracked`; `stopping` if a sweep has claimed it; `released` if it may run on, or its guard has ended
+            normally; otherwise the verdict about its end.
+        owner: the holder of the lease, which contains host and process id; or None.
+        attempts: the number of attempts to stop it.
         created: when it was first tracked, in UTC, by the clock of the database.
-        changed: when its state last changed, in the same way.
-        lease_left: seconds until the lease lapses, less than 0 if it has; None for what is over.
-        error: why it could not be stopped, or None.
+        changed: when its state last changed, in UTC, by the clock of the database.
+        lease_left: seconds until the lease lapses, negative if it has lapsed; None if no sweep will claim it.
+        error: the reason why it could not be stopped, or None.
         request_id: the server's id of the last request, or None.
     """
 
@@ -69,7 +64,7 @@ class Entry:
 
 
 class Ledger:
-    """A durable record of responses that run, in SQLite or PostgreSQL.
+    """A durable record of running responses, in SQLite or PostgreSQL.
 
     ```python
     async with Ledger("sqlite:///ledger.db") as ledger, AsyncSession(ledger=ledger) as session:
@@ -78,62 +73,74 @@ class Ledger:
     ```
 
     Args:
-        url: of the database, such as `sqlite:///ledger.db` (`sqlite+aiosqlite`), or
-            `postgresql://user@host/database` (`postgresql+asyncpg`). It makes its tables itself.
-        lease: seconds that a guard which died is still waited for. A guard that lives renews its lease three times as
-            often.
-        timeout: seconds that the database may take.
-        labels: what every row that is tracked says of itself, such as the name of the service.
+        url: the URL of the database, such as `sqlite:///ledger.db` (with the driver `sqlite+aiosqlite`) or
+            `postgresql://user@host/database` (with `postgresql+asyncpg`). The tables are created if there are none.
+        lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
+            their leases three times as often.
+        timeout: seconds that a transaction may take.
+        labels: stored with each row, for example the name of the service.
+        clock: the source of time and chance, for tests.
 
     Raises:
         ConfigurationError: an argument cannot work.
     """
 
-    _book: Book | None = None
+    _leases: Leases | None = None
     _closed = False
 
     def __init__(
-        self, url: str, *, lease: float = 60.0, timeout: float = 5.0, labels: Mapping[str, str] | None = None
+        self,
+        url: str,
+        *,
+        lease: float = 60.0,
+        timeout: float = 5.0,
+        labels: Mapping[str, str] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         self._url = read_url(url)
         self._lease = check_seconds("lease", lease)
         self._timeout = check_seconds("timeout", timeout)
         self._labels = _check_labels(labels or {})
+        self._clock = clock
 
     def __repr__(self) -> str:
-        """Where the ledger is, without its password."""
+        """Return the URL without its password."""
         return f"<{type(self).__name__} {self._url.render_as_string(hide_password=True)}>"
 
     async def open(self, *, check: bool = True) -> Self:
-        """Bind the ledger to the running event loop. `async with` does this and closes it again.
+        """Open the ledger in the running event loop. `async with` does this, and closes it at the end.
 
         Args:
-            check: whether to talk to the database now, and fail if that cannot be done.
+            check: whether to connect to the database now, and fail if that is not possible.
 
         Raises:
             LedgerError: the database cannot be used.
-            SessionStateError: it is open, or was closed.
+            SessionStateError: the ledger is open, or was closed.
         """
-        if self._book is not None or self._closed:
-            raise SessionStateError("A ledger can be opened once: make another one.")
-        book = self._book = Book(self._url, lease=self._lease, timeout=self._timeout)
+        if self._leases is not None or self._closed:
+            raise SessionStateError("A ledger can be opened only once: create another one.")
+        database = Database(self._url, self._timeout)
+        self._leases = Leases(database, duration=self._lease, clock=self._clock)
         if check:
             try:
-                await book.do(_nothing)
+                await database.connect()
             except BaseException:
                 await self.close()
                 raise
         return self
 
     async def close(self) -> None:
-        """Write what is still to be written. Closing twice does nothing.
+        """Write what is still to be written, and close the ledger. Closing twice does nothing.
 
-        What is still guarded is left to its lease.
+        Leases of responses that are still guarded lapse.
+
+        Raises:
+            SessionStateError: the ledger belongs to another event loop.
         """
         self._closed = True
-        if self._book is not None:
-            book, self._book = self._open_book, None
-            await book.close()
+        if self._leases is not None:
+            leases, self._leases = self._open_leases, None
+            await leases.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -143,6 +150,40 @@ class Ledger:
     ) -> None:
         await self.close()
 
+    async def attach(self, *, required: bool) -> bool:
+        """Make sure that the ledger is open in the running event loop. `AsyncSession.open` calls this.
+
+        Args:
+            required: whether to connect to the database now, and fail if that is not possible.
+
+        Returns:
+            Whether this call has opened it; if so, the session closes it.
+
+        Raises:
+            LedgerError: the database cannot be used.
+            SessionStateError: the ledger was closed, or is open in another event loop.
+        """
+        if self._leases is None:
+            await self.open(check=required)
+            return True
+        _ = self._open_leases  # raises if they belong to another event loop
+        return False
+
+    def tracker(self, *, account: str, base_url: str, required: bool) -> LeaseTracker:
+        """Return an object that records the responses of guards. `AsyncSession.guard` calls this.
+
+        Args:
+            account: the name of the account.
+            base_url: the address of the server.
+            required: whether a failure to record raises an error.
+
+        Raises:
+            SessionStateError: the ledger is not open.
+        """
+        if self._leases is None:
+            raise _not_open()
+        return LeaseTracker(self._leases, Account(account, base_url), self._labels, required=required)
+
     async def track(
         self,
         response_id: ResponseId,
@@ -151,84 +192,86 @@ class Ledger:
         ttl: float,
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Have a response stopped by a sweep, unless it is released before: for one that is guarded nowhere.
+        """Let a sweep stop a response after some time, unless it is released before. It needs no guard.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
-            session: of the server and the account.
-            ttl: seconds that it has.
-            labels: what to say of it, besides the ledger's own labels.
+            session: a session for the server and the account of the response.
+            ttl: seconds until a sweep may stop it.
+            labels: stored with it, in addition to the labels of the ledger.
 
         Raises:
-            LedgerError: it could not be written.
+            LedgerError: it could not be recorded.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
         """
-        row = _account(session).row(
+        record = _account(session).record(
             session.identify(response_id),
             owner=None,
             seconds=check_seconds("ttl", ttl),
             labels={**self._labels, **_check_labels(labels or {})},
         )
-        await self._open_book.wait(self._open_book.write(row))
+        leases = self._open_leases
+        await leases.wait(leases.write([record]))
 
     async def release(self, response_id: ResponseId, *, session: AsyncSession) -> bool:
-        """Let a response run on, whoever tracks it.
+        """Let a response run on: no sweep will stop it, even if another process guards or tracks it.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
-            session: of the server and the account.
+            session: a session for the server and the account of the response.
 
         Returns:
             Whether it was tracked.
 
         Raises:
-            LedgerError: it could not be written.
+            LedgerError: this could not be recorded.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             InvalidResponseIdError: the id cannot be sent.
-            ConfigurationError: the session is no `AsyncSession`.
+            ConfigurationError: the session is not an `AsyncSession`.
         """
         digest = _account(session).digest(session.identify(response_id))
-        return await self._open_book.do(partial(_count, release(digest))) > 0
+        return len(await self._open_leases.database.execute(release(digest))) > 0
 
     async def entries(self, *, include_ended: bool = False) -> AsyncGenerator[Entry, None]:
-        """What the ledger holds, the oldest first.
+        """Yield the responses in the ledger, of all accounts, the oldest first.
 
         Args:
-            include_ended: also what is over.
+            include_ended: whether to include responses that no sweep will claim any more.
 
         Raises:
-            LedgerError: it could not be read.
+            LedgerError: the database failed.
             SessionStateError: the ledger is not open, or belongs to another event loop.
         """
         after = (-1.0, "")
         while True:
-            rows = await self._open_book.do(partial(_fetch, page(after, ended=include_ended, most=PAGE)))
+            command = page(after, include_ended=include_ended, limit=PAGE_SIZE)
+            rows = await self._open_leases.database.execute(command)
             for row in rows:
                 yield _entry(row)
-            if len(rows) < PAGE:
+            if len(rows) < PAGE_SIZE:
                 return
             after = (rows[-1].created, rows[-1].digest)
 
     async def purge(self, *, older_than: float) -> int:
-        """Forget what has been over for some time.
+        """Delete the rows of responses that ended, or were released, some time ago.
 
         Args:
-            older_than: seconds since it was over.
+            older_than: seconds since that time.
 
         Returns:
-            How many rows there were.
+            The number of rows that were deleted.
 
         Raises:
-            LedgerError: it could not be done, or not for all.
+            LedgerError: the database failed. Some rows may have been deleted.
             SessionStateError: the ledger is not open, or belongs to another event loop.
-            ConfigurationError: an argument cannot work.
+            ConfigurationError: the argument cannot work.
         """
-        statement = purge(check_seconds("older_than", older_than), PAGE)
+        command = purge(check_seconds("older_than", older_than), limit=PAGE_SIZE)
         total = 0
-        while count := await self._open_book.do(partial(_count, statement)):
-            total += count
+        while rows := await self._open_leases.database.execute(command):
+            total += len(rows)
         return total
 
     def sweep(
@@ -244,78 +287,66 @@ class Ledger:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
-        """Stop every response whose lease has lapsed, and record what became of it.
+        """Stop the responses whose lease has lapsed, record their outcomes, and yield them as they come.
 
         ```python
         async for outcome in ledger.sweep(session):
             print(outcome.response_id, outcome.verdict)
         ```
 
-        Any number of sweeps may run at once, on any hosts: each response is claimed by one of them. What cannot be
-        stopped is claimed again later, after 30 s at first and an hour at most, and is given up in the end. A key that
-        is refused ends the sweep.
+        Any number of sweeps may run at the same time, on any hosts: each response is claimed by one of them. A
+        response that could not be stopped may be claimed again after 30 seconds, and after twice as long with each
+        further attempt, up to an hour. A sweep whose key is refused claims no more responses.
 
         Args:
-            session: of the server and the account whose responses are stopped; others are left alone.
-            batch: how many are claimed at once.
-            max_attempts: after how many attempts a response is given up; by then some five hours have passed.
-            concurrency: as for `stop_many`.
-            deadline: as for `stop_many`.
-            confirm: as for `stop_many`.
-            max_retries: as for `stop_many`.
-            headers: as for `stop_many`.
-            query: as for `stop_many`.
+            session: a session for the server and the account whose responses are stopped.
+            batch: the number of responses that are claimed at once.
+            max_attempts: the number of attempts after which a response is given up. 12 attempts take about five hours.
+            concurrency: as for `AsyncSession.stop_many`.
+            deadline: as for `AsyncSession.stop_many`.
+            confirm: as for `AsyncSession.stop_many`.
+            max_retries: as for `AsyncSession.cancel`.
+            headers: as for `AsyncSession.cancel`.
+            query: as for `AsyncSession.cancel`.
 
         Raises:
-            LedgerError: the database failed for longer than a lease; from the iteration.
+            LedgerError: the iteration raises it if the database fails for longer than a lease.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             ConfigurationError: an option cannot work.
         """
+        headers, query = hidden(headers), hidden(query)
         sweep = Sweep(
-            self._open_book,
+            leases=self._open_leases,
             account=_account(session),
+            caller=session.caller.with_options(max_retries=max_retries, headers=headers, query=query),
+            clock=self._clock,
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
-            stop_many=partial(
-                session.stop_many,
-                concurrency=concurrency,
-                deadline=deadline,
-                confirm=confirm,
-                max_retries=max_retries,
-                headers=headers,
-                query=query,
-            ),
+            concurrency=check_count("concurrency", concurrency, least=1),
+            deadline=check_seconds("deadline", deadline),
+            confirm=None if confirm is None else check_seconds("confirm", confirm),
         )
         return sweep.run()
 
-    def tracker(self, *, account: str, base_url: str, required: bool) -> Tracking:
-        """See `openai_cancel.tracking.SessionLedger`."""
-        if self._book is None:
-            raise SessionStateError(_NOT_OPEN)
-        return Tracking(self._book, Account(account, base_url), self._labels, required=required)
-
-    async def attach(self, *, required: bool) -> bool:
-        """See `openai_cancel.tracking.SessionLedger`."""
-        if self._book is None:
-            await self.open(check=required)
-            return True
-        _ = self._open_book  # which raises if that is in another
-        return False
-
     @property
-    def _open_book(self) -> Book:
-        if self._book is None:
-            raise SessionStateError(_NOT_OPEN)
-        if self._book.loop is not asyncio.get_running_loop():
-            raise SessionStateError("The ledger was opened in another event loop: make one for each loop.")
-        return self._book
+    def _open_leases(self) -> Leases:
+        """The leases, if the ledger is open in this event loop."""
+        if self._leases is None:
+            raise _not_open()
+        if self._leases.database.loop is not asyncio.get_running_loop():
+            raise SessionStateError("The ledger was opened in another event loop: create one for each loop.")
+        return self._leases
+
+
+def _not_open() -> SessionStateError:
+    return SessionStateError("The ledger is not open: use `async with Ledger(…) as ledger:`, or await its open().")
 
 
 def _account(session: AsyncSession) -> Account:
     if not isinstance(session, AsyncSession):
         raise ConfigurationError(
-            f"session must be an AsyncSession, not {type(session).__name__}. In a script that blocks, the command "
-            "`openai-cancel ledger` does the same."
+            f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, run the command "
+            "`openai-cancel ledger`, or use an AsyncSession in asyncio.run()."
         )
     return Account(session.account, session.base_url)
 
@@ -343,15 +374,3 @@ def _entry(row: Row[Any]) -> Entry:
         error=row.error,
         request_id=row.request_id,
     )
-
-
-async def _nothing(_: AsyncConnection) -> None:
-    """What is asked to see whether the database answers: it makes the tables."""
-
-
-async def _count(statement: Executable, connection: AsyncConnection) -> int:
-    return (await connection.execute(statement)).rowcount
-
-
-async def _fetch(statement: Executable, connection: AsyncConnection) -> Sequence[Row[Any]]:
-    return (await connection.execute(statement)).all()

@@ -1,126 +1,127 @@
-"""Stopping what has lapsed, and recording what became of it."""
+"""`Sweep`: stop the responses whose lease has lapsed, and record their outcomes."""
 
-import asyncio
-import random
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import NamedTuple
 
-from sqlalchemy import Update
-from sqlalchemy.ext.asyncio import AsyncConnection
+import attrs
 
+from openai_cancel.bulk import stop_many
+from openai_cancel.caller import Caller
+from openai_cancel.clock import Clock
 from openai_cancel.errors import AuthenticationError, LedgerError
-from openai_cancel.ledger.book import Book
-from openai_cancel.ledger.statements import TRACKED, Account, Change, claim
+from openai_cancel.ledger.leases import Leases, Written
+from openai_cancel.ledger.table import TRACKED, Account, Claimed, Settlement, claim
 from openai_cancel.outcome import Outcome
 from openai_cancel.retry import poll_delay
 
-FIRST_BACKOFF = 30.0
-"""Seconds until what could not be stopped is claimed again; twice as long after each further attempt."""
+INITIAL_BACKOFF = 30.0
+"""Seconds until a response that could not be stopped may be claimed again. They double with each further attempt."""
 
-MOST_BACKOFF = 3600.0
+MAX_BACKOFF = 3600.0
+"""The largest number of those seconds."""
 
-BEHIND = 256
-"""How many records of outcomes may wait for the database, until the sweep waits for them."""
-
-
-class Claimed(NamedTuple):
-    """A row that was claimed; `attempts` counts this one."""
-
-    digest: str
-    response_id: str
-    attempts: int
+MAX_UNWRITTEN = 256
+"""The largest number of outcomes that wait for the database. The sweep pauses if there are more."""
 
 
+@attrs.define(kw_only=True, eq=False)
 class Sweep:
-    """One sweep under way.
+    """A sweep that is under way.
 
-    Args:
-        book: of the ledger.
-        account: of whom responses are claimed.
-        batch: how many are claimed at once.
-        max_attempts: after how many a response is given up.
-        stop_many: stops them.
+    Attributes:
+        leases: the leases of the process.
+        caller: makes the calls.
+        account: the account whose responses are claimed.
+        clock: the source of time and chance.
+        batch: the number of responses that are claimed at once.
+        max_attempts: the number of attempts after which a response is given up.
+        concurrency: as for `AsyncSession.stop_many`.
+        deadline: as for `AsyncSession.stop_many`.
+        confirm: as for `AsyncSession.stop_many`.
     """
 
-    def __init__(
-        self,
-        book: Book,
-        *,
-        account: Account,
-        batch: int,
-        max_attempts: int,
-        stop_many: Callable[[AsyncIterable[str]], AsyncGenerator[Outcome, None]],
-    ) -> None:
-        self._book = book
-        # A name of its own: what it claimed and never heard of lapses when it is over, and not with the process.
-        self._name = f"{book.owner}:{secrets.token_hex(4)}"
-        self._account = account
-        self._batch = batch
-        self._max_attempts = max_attempts
-        self._stop_many = stop_many
-        self._claimed: dict[str, Claimed] = {}
-        self._records: deque[asyncio.Future[None]] = deque()
-        self._refused = False
+    leases: Leases
+    caller: Caller
+    account: Account
+    clock: Clock
+    batch: int
+    max_attempts: int
+    concurrency: int
+    deadline: float
+    confirm: float | None
+
+    _owner: str = attrs.field(init=False)
+    _claimed: dict[str, Claimed] = attrs.field(init=False, factory=dict[str, Claimed])
+    _unwritten: deque[Written] = attrs.field(init=False, factory=deque[Written])
+    _refused: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        # A sweep is an owner of its own: a claim whose answer was lost lapses when the sweep ends, not the process.
+        self._owner = f"{self.leases.owner}:{secrets.token_hex(4)}"
 
     async def run(self) -> AsyncGenerator[Outcome, None]:
-        """The outcomes as they come; all are recorded at the end."""
-        self._book.sweeps.add(self._name)
+        """Yield the outcomes as they come. At the end all of them are recorded."""
+        outcomes = stop_many(
+            self.caller,
+            self._claim_ids(),
+            concurrency=self.concurrency,
+            deadline=self.deadline,
+            confirm=self.confirm,
+        )
         try:
-            async with aclosing(self._stop_many(self._ids())) as outcomes:
-                async for outcome in outcomes:
-                    self._record(outcome)
-                    yield outcome
-                    while len(self._records) > BEHIND:
-                        await self._recorded()
+            with self.leases.renewing(self._owner):
+                async with aclosing(outcomes):
+                    async for outcome in outcomes:
+                        self._record(outcome)
+                        yield outcome
+                        while len(self._unwritten) > MAX_UNWRITTEN:
+                            await self._wait_for_oldest()
         finally:
-            self._book.sweeps.discard(self._name)
             self._give_back()
-            while self._records:
-                await self._recorded()
+            while self._unwritten:
+                await self._wait_for_oldest()
 
-    async def _ids(self) -> AsyncGenerator[str, None]:
+    async def _claim_ids(self) -> AsyncGenerator[str, None]:
+        """Yield the ids of responses, and claim more of them when they are needed."""
         while not self._refused and (rows := await self._claim()):
             self._claimed |= {row.response_id: row for row in rows}
             for row in rows:
                 yield row.response_id
 
-    async def _claim(self) -> Sequence[Claimed]:
-        """Claim some more. A database that fails, since it is being restarted, say, has as long as a lease."""
-        statement = claim(self._name, self._book.lease, self._account, most=self._batch)
-        until = self._book.loop.time() + self._book.lease
+    async def _claim(self) -> list[Claimed]:
+        """Claim some more. If the database fails, for example during a restart, try again for as long as a lease."""
+        command = claim(self._owner, self.leases.duration, self.account, limit=self.batch)
+        until = self.clock.monotonic() + self.leases.duration
         failures = 0
         while True:
             try:
-                return await self._book.do(lambda connection: _rows(connection, statement))
+                rows = await self.leases.database.execute(command)
+                return [Claimed(row.digest, row.response_id, row.attempts) for row in rows]
             except LedgerError:
-                delay = poll_delay(failures, asked=None, random=random.random())  # noqa: S311 - no secret
-                if self._book.loop.time() + delay > until:
+                delay = poll_delay(failures, asked=None, random=self.clock.random())
+                if self.clock.monotonic() + delay > until:
                     raise
                 failures += 1
-                await asyncio.sleep(delay)
+                await self.clock.sleep(delay)
 
     def _record(self, outcome: Outcome) -> None:
         row = self._claimed.pop(outcome.response_id)
-        self._refused = self._refused or isinstance(outcome.error, AuthenticationError)  # so would all others be
-        backoff = min(FIRST_BACKOFF * 2 ** (row.attempts - 1), MOST_BACKOFF)
-        again_in = backoff if row.attempts < self._max_attempts else None
-        self._write(Change.of_outcome(row.digest, self._name, outcome, again_in=again_in))
+        # A key that the server does not accept for one response is not accepted for the others.
+        self._refused = self._refused or isinstance(outcome.error, AuthenticationError)
+        backoff = min(INITIAL_BACKOFF * 2 ** min(row.attempts - 1, 10), MAX_BACKOFF)
+        again_in = backoff if row.attempts < self.max_attempts else None
+        self._write(Settlement.from_outcome(row.digest, self._owner, outcome, again_in=again_in))
 
     def _give_back(self) -> None:
-        """What was claimed and not stopped, since the sweep is left early, may be claimed at once."""
+        """Let other sweeps claim at once what this one has claimed and not stopped."""
         for row in self._claimed.values():
-            self._write(Change.settled(row.digest, self._name, TRACKED, again_in=0.0, more_attempts=-1))
+            self._write(Settlement(digest=row.digest, owner=self._owner, state=TRACKED, again_in=0.0, more_attempts=-1))
 
-    def _write(self, change: Change) -> None:
-        self._records.append(self._book.write(change))
+    def _write(self, settlement: Settlement) -> None:
+        self._unwritten.append(self.leases.write([settlement]))
 
-    async def _recorded(self) -> None:
-        with suppress(LedgerError):  # the heartbeat will try again
-            await self._book.wait(self._records.popleft())
-
-
-async def _rows(connection: AsyncConnection, statement: Update) -> list[Claimed]:
-    return [Claimed(*row) for row in await connection.execute(statement)]
+    async def _wait_for_oldest(self) -> None:
+        with suppress(LedgerError):  # a heartbeat tries again
+            await self.leases.wait(self._unwritten.popleft())

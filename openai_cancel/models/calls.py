@@ -1,9 +1,9 @@
-"""Calls of tools, and what the tools gave back.
+"""Tool calls and their outputs.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Any, Literal, TypeAlias
 
@@ -12,15 +12,55 @@ from openai_cancel.models.mcp import McpApprovalRequest, McpApprovalResponse, Mc
 from openai_cancel.models.shared import Model, Unknown
 from openai_cancel.models.tools import ContainerReference, LocalEnvironment, Tool
 
+__all__ = [
+    "ApplyPatchCall",
+    "ApplyPatchCallOutput",
+    "Caller",
+    "CodeInterpreterCall",
+    "CodeInterpreterImage",
+    "CodeInterpreterLogs",
+    "CreateFile",
+    "CustomToolCall",
+    "CustomToolCallOutput",
+    "DeleteFile",
+    "DirectCaller",
+    "FileSearchCall",
+    "FileSearchResult",
+    "FindInPageAction",
+    "FunctionCall",
+    "FunctionCallOutput",
+    "ImageGenerationCall",
+    "ImageGenerationError",
+    "ImageModeration",
+    "LocalShellAction",
+    "LocalShellCall",
+    "LocalShellCallOutput",
+    "OpenPageAction",
+    "ProgramCaller",
+    "SearchAction",
+    "SearchSource",
+    "ShellAction",
+    "ShellCall",
+    "ShellCallOutput",
+    "ShellExit",
+    "ShellOutput",
+    "ShellTimeout",
+    "SvgUsage",
+    "ToolSearchCall",
+    "ToolSearchOutput",
+    "UpdateFile",
+    "WebSearchCall",
+]
+
 
 class DirectCaller(Model):
-    """Called by the model itself."""
+    """The caller of a tool that the model called directly."""
 
     type: Literal["direct"] = "direct"
 
 
 class ProgramCaller(Model):
-    """Called by a program that the model wrote."""
+    """The caller of a tool that a program called; `caller_id` is the call ID of the program item."""
 
     type: Literal["program"] = "program"
     caller_id: str | None = None
@@ -30,7 +70,7 @@ Caller: TypeAlias = DirectCaller | ProgramCaller | Unknown
 
 
 class FunctionCall(Model):
-    """A call of one of the caller's functions; `arguments` is JSON text, as the model wrote it."""
+    """A call to a function of the application; `arguments` is JSON text as the model wrote it."""
 
     type: Literal["function_call"] = "function_call"
     id: str | None = None
@@ -44,7 +84,7 @@ class FunctionCall(Model):
 
 
 class FunctionCallOutput(Model):
-    """What a function gave back."""
+    """The output of a function call."""
 
     type: Literal["function_call_output"] = "function_call_output"
     id: str | None = None
@@ -58,7 +98,7 @@ class FunctionCallOutput(Model):
 
 
 class CustomToolCall(Model):
-    """A call of a custom tool; `input` is text, as the model wrote it."""
+    """A call to a custom tool; `input` is text as the model wrote it."""
 
     type: Literal["custom_tool_call"] = "custom_tool_call"
     id: str | None = None
@@ -71,7 +111,7 @@ class CustomToolCall(Model):
 
 
 class CustomToolCallOutput(Model):
-    """What a custom tool gave back."""
+    """The output of a custom tool call."""
 
     type: Literal["custom_tool_call_output"] = "custom_tool_call_output"
     id: str | None = None
@@ -83,7 +123,7 @@ class CustomToolCallOutput(Model):
 
 
 class FileSearchResult(Model):
-    """A piece of a file that was found; `score` is from 0 to 1."""
+    """A passage that a file search found; `score` is from 0 to 1."""
 
     attributes: dict[str, str | float | bool] | None = None
     file_id: str | None = None
@@ -103,14 +143,14 @@ class FileSearchCall(Model):
 
 
 class SearchSource(Model):
-    """A page that a search used."""
+    """A source that a web search used."""
 
     type: Literal["url"] = "url"
     url: str | None = None
 
 
 class SearchAction(Model):
-    """A search of the web."""
+    """A web search action that runs queries."""
 
     type: Literal["search"] = "search"
     queries: list[str] | None = None
@@ -119,14 +159,14 @@ class SearchAction(Model):
 
 
 class OpenPageAction(Model):
-    """A page that was opened."""
+    """A web search action that opens a page."""
 
     type: Literal["open_page"] = "open_page"
     url: str | None = None
 
 
 class FindInPageAction(Model):
-    """A pattern that was looked for in a page."""
+    """A web search action that looks for a pattern in a page."""
 
     type: Literal["find_in_page"] = "find_in_page"
     pattern: str | None = None
@@ -143,21 +183,21 @@ class WebSearchCall(Model):
 
 
 class CodeInterpreterLogs(Model):
-    """What the code printed."""
+    """The logs of code that ran."""
 
     type: Literal["logs"] = "logs"
     logs: str | None = None
 
 
 class CodeInterpreterImage(Model):
-    """An image that the code made."""
+    """An image that the code created."""
 
     type: Literal["image"] = "image"
     url: str | None = None
 
 
 class CodeInterpreterCall(Model):
-    """Python that was run in a container."""
+    """Python code that ran in a container, and its outputs."""
 
     type: Literal["code_interpreter_call"] = "code_interpreter_call"
     id: str | None = None
@@ -168,14 +208,14 @@ class CodeInterpreterCall(Model):
 
 
 class ImageModeration(Model):
-    """Why an image was not allowed."""
+    """The reasons why moderation blocked an image."""
 
     categories: list[str] | None = None
     moderation_stage: Literal["input", "output", "unknown"] | str | None = None
 
 
 class ImageGenerationError(Model):
-    """Why no image was made."""
+    """The reason why no image was generated."""
 
     type: str | None = None
     code: str | None = None
@@ -185,7 +225,7 @@ class ImageGenerationError(Model):
 
 
 class SvgUsage(Model):
-    """How many tokens the drawing of vectors took."""
+    """The tokens used to draw an SVG image."""
 
     input_tokens: int | None = None
     model: str | None = None
@@ -195,7 +235,7 @@ class SvgUsage(Model):
 
 
 class ImageGenerationCall(Model):
-    """An image that was made; `result` is in base64."""
+    """The generation of an image; `result` is the image in base64."""
 
     type: Literal["image_generation_call"] = "image_generation_call"
     id: str | None = None
@@ -223,7 +263,7 @@ class LocalShellAction(Model):
 
 
 class LocalShellCall(Model):
-    """A command for a shell on the caller's machine."""
+    """A command for a shell on the client's machine."""
 
     type: Literal["local_shell_call"] = "local_shell_call"
     id: str | None = None
@@ -233,7 +273,7 @@ class LocalShellCall(Model):
 
 
 class LocalShellCallOutput(Model):
-    """What that command printed, as JSON text."""
+    """The output of a local shell call, as JSON text."""
 
     type: Literal["local_shell_call_output"] = "local_shell_call_output"
     id: str | None = None
@@ -250,7 +290,7 @@ class ShellAction(Model):
 
 
 class ShellCall(Model):
-    """Commands that were given to a shell."""
+    """A call to the shell tool."""
 
     type: Literal["shell_call"] = "shell_call"
     id: str | None = None
@@ -263,20 +303,20 @@ class ShellCall(Model):
 
 
 class ShellTimeout(Model):
-    """The command took too long."""
+    """The outcome of a command that exceeded its time limit."""
 
     type: Literal["timeout"] = "timeout"
 
 
 class ShellExit(Model):
-    """The command ended."""
+    """The outcome of a command that finished."""
 
     type: Literal["exit"] = "exit"
     exit_code: int | None = None
 
 
 class ShellOutput(Model):
-    """What one command printed, and how it ended."""
+    """The output and the outcome of one command."""
 
     outcome: ShellTimeout | ShellExit | Unknown | None = None
     stderr: str | None = None
@@ -285,7 +325,7 @@ class ShellOutput(Model):
 
 
 class ShellCallOutput(Model):
-    """What the commands printed."""
+    """The output of a shell call."""
 
     type: Literal["shell_call_output"] = "shell_call_output"
     id: str | None = None
@@ -298,7 +338,7 @@ class ShellCallOutput(Model):
 
 
 class CreateFile(Model):
-    """A file to be made."""
+    """An instruction to create a file."""
 
     type: Literal["create_file"] = "create_file"
     diff: str | None = None
@@ -306,14 +346,14 @@ class CreateFile(Model):
 
 
 class DeleteFile(Model):
-    """A file to be removed."""
+    """An instruction to delete a file."""
 
     type: Literal["delete_file"] = "delete_file"
     path: str | None = None
 
 
 class UpdateFile(Model):
-    """A file to be changed."""
+    """An instruction to update a file."""
 
     type: Literal["update_file"] = "update_file"
     diff: str | None = None
@@ -321,7 +361,7 @@ class UpdateFile(Model):
 
 
 class ApplyPatchCall(Model):
-    """A change to a file."""
+    """A call to the apply-patch tool, which changes one file."""
 
     type: Literal["apply_patch_call"] = "apply_patch_call"
     id: str | None = None
@@ -333,7 +373,7 @@ class ApplyPatchCall(Model):
 
 
 class ApplyPatchCallOutput(Model):
-    """Whether the change was made."""
+    """The output of an apply-patch call."""
 
     type: Literal["apply_patch_call_output"] = "apply_patch_call_output"
     id: str | None = None
@@ -357,7 +397,7 @@ class ToolSearchCall(Model):
 
 
 class ToolSearchOutput(Model):
-    """The tools that were found."""
+    """The tools that a tool search found."""
 
     type: Literal["tool_search_output"] = "tool_search_output"
     id: str | None = None

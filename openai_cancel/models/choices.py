@@ -1,18 +1,29 @@
-"""Which tool the model was told to use.
+"""The tool choice of a request.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Any, Literal, TypeAlias
 
 from openai_cancel.models.shared import Model, Unknown
 from openai_cancel.models.tools import ProgrammaticToolCalling
 
+__all__ = [
+    "AllowedToolsChoice",
+    "ApplyPatchChoice",
+    "CustomChoice",
+    "FunctionChoice",
+    "HostedToolChoice",
+    "McpChoice",
+    "ShellChoice",
+    "ToolChoice",
+]
+
 
 class AllowedToolsChoice(Model):
-    """One of these tools, if any (`auto`), or in any case (`required`)."""
+    """A list of tools that the model may (`auto`) or must (`required`) choose from."""
 
     type: Literal["allowed_tools"] = "allowed_tools"
     mode: Literal["auto", "required"] | str | None = None
@@ -20,7 +31,7 @@ class AllowedToolsChoice(Model):
 
 
 class HostedToolChoice(Model):
-    """A tool that the server has, by its `type`."""
+    """A tool hosted by the server, selected by its `type`."""
 
     type: Literal[
         "file_search",
@@ -35,14 +46,14 @@ class HostedToolChoice(Model):
 
 
 class FunctionChoice(Model):
-    """A function of the caller's."""
+    """A function of the application, selected by its name."""
 
     type: Literal["function"] = "function"
     name: str | None = None
 
 
 class McpChoice(Model):
-    """A tool of an MCP server, or any of its tools."""
+    """A tool of an MCP server, or any of its tools if `name` is None."""
 
     type: Literal["mcp"] = "mcp"
     name: str | None = None
@@ -50,20 +61,20 @@ class McpChoice(Model):
 
 
 class CustomChoice(Model):
-    """A custom tool of the caller's."""
+    """A custom tool, selected by its name."""
 
     type: Literal["custom"] = "custom"
     name: str | None = None
 
 
 class ApplyPatchChoice(Model):
-    """Changes to files."""
+    """The apply-patch tool."""
 
     type: Literal["apply_patch"] = "apply_patch"
 
 
 class ShellChoice(Model):
-    """The shell."""
+    """The shell tool."""
 
     type: Literal["shell"] = "shell"
 

@@ -1,18 +1,35 @@
-"""The use of a computer: what the model asked for, and what it saw.
+"""Computer use: actions and their results.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Literal, TypeAlias
 
 from openai_cancel.models.content import ComputerScreenshot
 from openai_cancel.models.shared import Model, Unknown
 
+__all__ = [
+    "ClickAction",
+    "ComputerAction",
+    "ComputerCall",
+    "ComputerCallOutput",
+    "DoubleClickAction",
+    "DragAction",
+    "KeypressAction",
+    "MoveAction",
+    "Point",
+    "SafetyCheck",
+    "ScreenshotAction",
+    "ScrollAction",
+    "TypeAction",
+    "WaitAction",
+]
+
 
 class ClickAction(Model):
-    """A click; places on the screen are in pixels."""
+    """A click at a position in pixels."""
 
     type: Literal["click"] = "click"
     button: Literal["left", "right", "wheel", "back", "forward"] | str | None = None
@@ -22,7 +39,7 @@ class ClickAction(Model):
 
 
 class DoubleClickAction(Model):
-    """A double click."""
+    """A double click at a position in pixels."""
 
     type: Literal["double_click"] = "double_click"
     keys: list[str] | None = None
@@ -31,7 +48,7 @@ class DoubleClickAction(Model):
 
 
 class Point(Model):
-    """A place on the screen, in pixels."""
+    """A position on the screen, in pixels."""
 
     x: int | None = None
     y: int | None = None
@@ -46,14 +63,14 @@ class DragAction(Model):
 
 
 class KeypressAction(Model):
-    """Keys that are pressed."""
+    """A press of one or more keys."""
 
     type: Literal["keypress"] = "keypress"
     keys: list[str] | None = None
 
 
 class MoveAction(Model):
-    """A move of the pointer."""
+    """A move of the pointer to a position in pixels."""
 
     type: Literal["move"] = "move"
     x: int | None = None
@@ -62,13 +79,13 @@ class MoveAction(Model):
 
 
 class ScreenshotAction(Model):
-    """A picture of the screen."""
+    """A request for a screenshot."""
 
     type: Literal["screenshot"] = "screenshot"
 
 
 class ScrollAction(Model):
-    """A scroll, by pixels."""
+    """A scroll by a distance in pixels."""
 
     type: Literal["scroll"] = "scroll"
     scroll_x: int | None = None
@@ -79,7 +96,7 @@ class ScrollAction(Model):
 
 
 class TypeAction(Model):
-    """Text that is typed."""
+    """Text to type."""
 
     type: Literal["type"] = "type"
     text: str | None = None
@@ -106,7 +123,7 @@ ComputerAction: TypeAlias = (
 
 
 class SafetyCheck(Model):
-    """A doubt that the user must clear before the computer is used further."""
+    """A safety check that the user must acknowledge before the computer is used further."""
 
     id: str | None = None
     code: str | None = None
@@ -114,7 +131,7 @@ class SafetyCheck(Model):
 
 
 class ComputerCall(Model):
-    """What to do with a computer."""
+    """One or more actions to perform on a computer."""
 
     type: Literal["computer_call"] = "computer_call"
     id: str | None = None
@@ -126,7 +143,7 @@ class ComputerCall(Model):
 
 
 class ComputerCallOutput(Model):
-    """What the screen showed afterwards."""
+    """The screenshot after the actions of a computer call."""
 
     type: Literal["computer_call_output"] = "computer_call_output"
     id: str | None = None

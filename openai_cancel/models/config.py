@@ -1,17 +1,27 @@
-"""How the model was to think and to write: parts of the request that come back.
+"""The configuration of reasoning and text, as it was requested.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Any, Literal, TypeAlias
 
 from openai_cancel.models.shared import Model, Unknown
 
+__all__ = [
+    "GrammarFormat",
+    "JSONObjectFormat",
+    "JSONSchemaFormat",
+    "PlainTextFormat",
+    "ReasoningConfig",
+    "TextConfig",
+    "TextFormat",
+]
+
 
 class ReasoningConfig(Model):
-    """How much the model was to think, and what of it to tell."""
+    """The effort to spend on reasoning, and the summary of it to return."""
 
     context: Literal["auto", "current_turn", "all_turns"] | str | None = None
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | str | None = None
@@ -21,7 +31,7 @@ class ReasoningConfig(Model):
 
 
 class PlainTextFormat(Model):
-    """Text of any form."""
+    """Plain text."""
 
     type: Literal["text"] = "text"
 
@@ -37,7 +47,7 @@ class JSONSchemaFormat(Model):
 
 
 class JSONObjectFormat(Model):
-    """JSON of any form."""
+    """JSON without a schema."""
 
     type: Literal["json_object"] = "json_object"
 
@@ -54,7 +64,7 @@ class GrammarFormat(Model):
 
 
 class TextConfig(Model):
-    """What form the text was to have, and how long it was to be."""
+    """The format and the verbosity of the text."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | str | None = None

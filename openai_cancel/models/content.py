@@ -1,24 +1,45 @@
-"""What messages, reasoning and outputs of tools consist of: texts, images, files, annotations.
+"""The content of messages, reasoning and tool outputs: texts, images, files and annotations.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Literal, TypeAlias
 
 from openai_cancel.models.shared import Model, Unknown
 
+__all__ = [
+    "Annotation",
+    "ComputerScreenshot",
+    "ContainerFileCitation",
+    "FileCitation",
+    "FilePath",
+    "InputContent",
+    "InputFile",
+    "InputImage",
+    "InputText",
+    "Logprob",
+    "MessageContent",
+    "OutputText",
+    "PromptCacheBreakpoint",
+    "ReasoningText",
+    "Refusal",
+    "SummaryText",
+    "TopLogprob",
+    "URLCitation",
+]
+
 
 class PromptCacheBreakpoint(Model):
-    """A place up to which the prompt is cached; `ttl` is a duration such as `30m`."""
+    """A point up to which the prompt is cached; `ttl` is a duration such as `30m`."""
 
     mode: Literal["explicit"] | str | None = None
     ttl: Literal["30m", "12h"] | str | None = None
 
 
 class InputText(Model):
-    """Text that was given to the model."""
+    """A text in the input."""
 
     type: Literal["input_text"] = "input_text"
     text: str | None = None
@@ -26,7 +47,7 @@ class InputText(Model):
 
 
 class InputImage(Model):
-    """An image that was given to the model, by its URL (or data URL) or its file id."""
+    """An image in the input, by its URL, which may be a data URL, or its file ID."""
 
     type: Literal["input_image"] = "input_image"
     detail: Literal["low", "high", "auto", "original"] | str | None = None
@@ -36,7 +57,7 @@ class InputImage(Model):
 
 
 class InputFile(Model):
-    """A file that was given to the model, by its URL, its file id, or its data in base64."""
+    """A file in the input, by its URL or its file ID, or as base64 data."""
 
     type: Literal["input_file"] = "input_file"
     detail: Literal["auto", "low", "high"] | str | None = None
@@ -51,7 +72,7 @@ InputContent: TypeAlias = InputText | InputImage | InputFile | Unknown
 
 
 class FileCitation(Model):
-    """A file that a part of the text rests on; `index` counts characters of the text."""
+    """A citation of a file; `index` is its position in the list of files."""
 
     type: Literal["file_citation"] = "file_citation"
     file_id: str | None = None
@@ -60,7 +81,7 @@ class FileCitation(Model):
 
 
 class URLCitation(Model):
-    """A web page that the characters from `start_index` to `end_index` rest on."""
+    """A citation of a web page; `start_index` and `end_index` are positions in the text, in characters."""
 
     type: Literal["url_citation"] = "url_citation"
     end_index: int | None = None
@@ -70,7 +91,7 @@ class URLCitation(Model):
 
 
 class ContainerFileCitation(Model):
-    """A file in a code interpreter's container that the text from `start_index` to `end_index` speaks of."""
+    """A citation of a file in a container; `start_index` and `end_index` are positions in the text, in characters."""
 
     type: Literal["container_file_citation"] = "container_file_citation"
     container_id: str | None = None
@@ -81,7 +102,7 @@ class ContainerFileCitation(Model):
 
 
 class FilePath(Model):
-    """A file that was made; `index` counts characters of the text."""
+    """A file that was generated; `index` is its position in the list of files."""
 
     type: Literal["file_path"] = "file_path"
     file_id: str | None = None
@@ -92,7 +113,7 @@ Annotation: TypeAlias = FileCitation | URLCitation | ContainerFileCitation | Fil
 
 
 class TopLogprob(Model):
-    """A token that could have stood there, and the natural logarithm of its probability."""
+    """A likely token at a position of the text, with the natural logarithm of its probability."""
 
     token: str | None = None
     bytes: list[int] | None = None
@@ -100,7 +121,7 @@ class TopLogprob(Model):
 
 
 class Logprob(Model):
-    """A token of the text, and the natural logarithm of its probability."""
+    """A token of the text, with the natural logarithm of its probability."""
 
     token: str | None = None
     bytes: list[int] | None = None
@@ -109,7 +130,7 @@ class Logprob(Model):
 
 
 class OutputText(Model):
-    """Text that the model wrote."""
+    """A text that the model generated."""
 
     type: Literal["output_text"] = "output_text"
     annotations: list[Annotation] | None = None
@@ -118,7 +139,7 @@ class OutputText(Model):
 
 
 class Refusal(Model):
-    """Why the model refused."""
+    """The model's explanation of why it refused."""
 
     type: Literal["refusal"] = "refusal"
     refusal: str | None = None
@@ -128,21 +149,21 @@ MessageContent: TypeAlias = OutputText | Refusal | InputText | InputImage | Inpu
 
 
 class ReasoningText(Model):
-    """Reasoning as the model wrote it."""
+    """A text of the model's reasoning."""
 
     type: Literal["reasoning_text"] = "reasoning_text"
     text: str | None = None
 
 
 class SummaryText(Model):
-    """A summary of the reasoning."""
+    """A summary of the model's reasoning."""
 
     type: Literal["summary_text"] = "summary_text"
     text: str | None = None
 
 
 class ComputerScreenshot(Model):
-    """A picture of the screen, by its URL or its file id."""
+    """A screenshot, by its URL or its file ID."""
 
     type: Literal["computer_screenshot"] = "computer_screenshot"
     file_id: str | None = None

@@ -1,9 +1,9 @@
-"""The items of an input, which `instructions` may be a list of.
+"""Input items, which `instructions` may contain.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import ClassVar, Literal, TypeAlias
 
@@ -12,9 +12,17 @@ from openai_cancel.models.content import MessageContent
 from openai_cancel.models.items import Item
 from openai_cancel.models.shared import Model, Unknown
 
+__all__ = [
+    "CompactionTrigger",
+    "ConfigurationUpdate",
+    "InputItem",
+    "InputMessage",
+    "ItemReference",
+]
+
 
 class InputMessage(Model):
-    """A message to the model, or one that it wrote before."""
+    """A message in the input."""
 
     implied_by: ClassVar[str | None] = "role"
 
@@ -27,7 +35,7 @@ class InputMessage(Model):
 
 
 class ConfigurationUpdate(Model):
-    """A change to the configuration, from here on."""
+    """A change of the configuration for the items that follow."""
 
     type: Literal["configuration_update"] = "configuration_update"
     id: str | None = None
@@ -36,14 +44,14 @@ class ConfigurationUpdate(Model):
 
 
 class CompactionTrigger(Model):
-    """The wish that what came before be made short."""
+    """A request to compact the context."""
 
     type: Literal["compaction_trigger"] = "compaction_trigger"
     id: str | None = None
 
 
 class ItemReference(Model):
-    """An earlier item, by its id."""
+    """A reference to an earlier item, by its ID."""
 
     implied_by: ClassVar[str | None] = "id"
 

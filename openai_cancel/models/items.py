@@ -3,7 +3,7 @@
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Literal, TypeAlias
 
@@ -13,9 +13,19 @@ from openai_cancel.models.content import MessageContent, ReasoningText, SummaryT
 from openai_cancel.models.shared import Model, Unknown
 from openai_cancel.models.tools import Tool
 
+__all__ = [
+    "AdditionalTools",
+    "Compaction",
+    "Message",
+    "OutputItem",
+    "Program",
+    "ProgramOutput",
+    "Reasoning",
+]
+
 
 class Message(Model):
-    """A message of the model."""
+    """A message from the model."""
 
     type: Literal["message"] = "message"
     id: str | None = None
@@ -26,7 +36,7 @@ class Message(Model):
 
 
 class Reasoning(Model):
-    """What the model thought before it answered."""
+    """The model's reasoning before its answer."""
 
     type: Literal["reasoning"] = "reasoning"
     id: str | None = None
@@ -37,7 +47,7 @@ class Reasoning(Model):
 
 
 class Compaction(Model):
-    """What came before, made short and encrypted."""
+    """The context so far, compacted and encrypted."""
 
     type: Literal["compaction"] = "compaction"
     id: str | None = None
@@ -46,7 +56,7 @@ class Compaction(Model):
 
 
 class AdditionalTools(Model):
-    """Tools that were added on the way."""
+    """Tools that become available at this item."""
 
     type: Literal["additional_tools"] = "additional_tools"
     id: str | None = None
@@ -67,7 +77,7 @@ class Program(Model):
 
 
 class ProgramOutput(Model):
-    """What that program gave back."""
+    """The output of a program."""
 
     type: Literal["program_output"] = "program_output"
     id: str | None = None

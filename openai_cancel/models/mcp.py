@@ -1,13 +1,24 @@
-"""Calls of tools of Model Context Protocol servers (https://modelcontextprotocol.io).
+"""Calls to tools of Model Context Protocol servers (https://modelcontextprotocol.io).
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from typing import Any, Literal
 
 from openai_cancel.models.shared import Model, Unknown
+
+__all__ = [
+    "McpApprovalRequest",
+    "McpApprovalResponse",
+    "McpCall",
+    "McpHTTPError",
+    "McpListTools",
+    "McpListedTool",
+    "McpProtocolError",
+    "McpToolExecutionError",
+]
 
 
 class McpListedTool(Model):
@@ -20,7 +31,7 @@ class McpListedTool(Model):
 
 
 class McpListTools(Model):
-    """The tools that an MCP server has."""
+    """The list of an MCP server's tools."""
 
     type: Literal["mcp_list_tools"] = "mcp_list_tools"
     id: str | None = None
@@ -30,7 +41,7 @@ class McpListTools(Model):
 
 
 class McpApprovalRequest(Model):
-    """A call of an MCP server's tool that waits for approval."""
+    """A request to approve a call to an MCP tool."""
 
     type: Literal["mcp_approval_request"] = "mcp_approval_request"
     id: str | None = None
@@ -40,7 +51,7 @@ class McpApprovalRequest(Model):
 
 
 class McpApprovalResponse(Model):
-    """The answer to a request for approval."""
+    """The answer to an approval request."""
 
     type: Literal["mcp_approval_response"] = "mcp_approval_response"
     id: str | None = None
@@ -50,7 +61,7 @@ class McpApprovalResponse(Model):
 
 
 class McpProtocolError(Model):
-    """The MCP server answered with an error."""
+    """An error of the MCP protocol, reported by the server."""
 
     type: Literal["mcp_protocol_error"] = "mcp_protocol_error"
     code: int | None = None
@@ -58,14 +69,14 @@ class McpProtocolError(Model):
 
 
 class McpToolExecutionError(Model):
-    """The tool itself failed."""
+    """An error of the tool itself."""
 
     type: Literal["mcp_tool_execution_error"] = "mcp_tool_execution_error"
     content: Any = None
 
 
 class McpHTTPError(Model):
-    """The MCP server could not be reached."""
+    """An error of the HTTP request to the MCP server."""
 
     type: Literal["http_error"] = "http_error"
     code: int | None = None
@@ -73,7 +84,7 @@ class McpHTTPError(Model):
 
 
 class McpCall(Model):
-    """A call of an MCP server's tool; `arguments` is JSON text."""
+    """A call to a tool of an MCP server; `arguments` is JSON text."""
 
     type: Literal["mcp_call"] = "mcp_call"
     id: str | None = None

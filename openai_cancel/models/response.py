@@ -1,9 +1,9 @@
-"""The response itself.
+"""The response object.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias, TypeVar
@@ -15,9 +15,34 @@ from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import InputContent, OutputText
 from openai_cancel.models.inputs import InputItem
 from openai_cancel.models.items import Message, OutputItem
-from openai_cancel.models.shared import SHORT, Model, Problem, Unknown
+from openai_cancel.models.problems import SHORT
+from openai_cancel.models.shared import Model, Unknown
 from openai_cancel.models.tools import Tool
 from openai_cancel.models.usage import ToolUsage, Usage
+
+__all__ = [
+    "AccessPrograms",
+    "CacheComparisonNotFound",
+    "CacheDiagnostics",
+    "CacheDiagnosticsUnavailable",
+    "CacheHit",
+    "CacheMiss",
+    "Conversation",
+    "ErrorCode",
+    "ImageOptions",
+    "IncompleteDetails",
+    "InputTransformation",
+    "Misalignment",
+    "MisalignmentSteer",
+    "Moderation",
+    "ModerationError",
+    "ModerationResult",
+    "Prompt",
+    "PromptCacheOptions",
+    "Response",
+    "ResponseError",
+    "Status",
+]
 
 _M = TypeVar("_M", bound=Model)
 
@@ -50,24 +75,24 @@ ErrorCode: TypeAlias = (
 )
 
 CANCELLED_STATUSES = frozenset({"cancelled", "canceled"})
-# The second and the last are what servers were seen to say, and not what the API calls it.
-TERMINAL = CANCELLED_STATUSES | {"completed", "failed", "incomplete", "complete"}
+# "canceled" and "complete" are not statuses of the API, but some servers send them.
+TERMINAL = CANCELLED_STATUSES | {"completed", "failed", "incomplete", "complete", "already_completed"}
 
 
 class AccessPrograms(Model):
-    """Programs for which the account is admitted."""
+    """The access programs that the account belongs to."""
 
     cyber: Literal["standard", "daybreak_blue", "daybreak_red"] | str | None = None
 
 
 class MisalignmentSteer(Model):
-    """What the model was told about it."""
+    """The message that the model was sent to correct it."""
 
     message: str | None = None
 
 
 class Misalignment(Model):
-    """What the model did that it should not have done."""
+    """An action of the model that the user did not intend."""
 
     detailed_explanation: str | None = None
     error_type: (
@@ -85,7 +110,7 @@ class Misalignment(Model):
 
 
 class ResponseError(Model):
-    """Why the response failed. Not an exception: a part of the document."""
+    """The reason why the response failed. It is a part of the document, not an exception."""
 
     type: str | None = None
     code: ErrorCode | None = None
@@ -95,25 +120,25 @@ class ResponseError(Model):
 
 
 class IncompleteDetails(Model):
-    """Why the response is incomplete."""
+    """The reason why the response is incomplete."""
 
     reason: Literal["max_output_tokens", "max_messages", "content_filter", "steered"] | str | None = None
 
 
 class Conversation(Model):
-    """The conversation that the response is a part of."""
+    """The conversation that the response belongs to."""
 
     id: str | None = None
 
 
 class ImageOptions(Model):
-    """What was done to images."""
+    """Options for images."""
 
     context_compression: Literal["enabled", "disabled"] | str | None = None
 
 
 class InputTransformation(Model):
-    """An input that was changed before the model saw it."""
+    """A change to an input item before the model received it."""
 
     type: Literal["reasoning"] = "reasoning"
     id: str | None = None
@@ -126,7 +151,7 @@ class InputTransformation(Model):
 
 
 class ModerationResult(Model):
-    """What a moderation found, by category; scores are from 0 to 1."""
+    """The result of a moderation by category; scores are from 0 to 1."""
 
     type: Literal["moderation_result"] = "moderation_result"
     categories: dict[str, bool] | None = None
@@ -137,7 +162,7 @@ class ModerationResult(Model):
 
 
 class ModerationError(Model):
-    """Why there is no moderation."""
+    """The reason why there is no moderation result."""
 
     type: Literal["error"] = "error"
     code: str | None = None
@@ -145,14 +170,14 @@ class ModerationError(Model):
 
 
 class Moderation(Model):
-    """The moderation of input and output."""
+    """The moderation of the input and the output."""
 
     input: ModerationResult | ModerationError | Unknown | None = None
     output: ModerationResult | ModerationError | Unknown | None = None
 
 
 class Prompt(Model):
-    """The prompt template that was used."""
+    """The prompt template that the request used."""
 
     id: str | None = None
     variables: dict[str, InputContent | str] | None = None
@@ -160,7 +185,7 @@ class Prompt(Model):
 
 
 class CacheMiss(Model):
-    """The prompt was not cached, and why."""
+    """A cache miss of the prompt, and its reason."""
 
     type: Literal["cache_miss"] = "cache_miss"
     cache_missed_tokens: int | None = None
@@ -183,19 +208,19 @@ class CacheMiss(Model):
 
 
 class CacheHit(Model):
-    """The prompt was cached."""
+    """A cache hit of the prompt."""
 
     type: Literal["cache_hit"] = "cache_hit"
 
 
 class CacheComparisonNotFound(Model):
-    """The response to compare with is not known."""
+    """The response to compare with was not found."""
 
     type: Literal["comparison_response_not_found"] = "comparison_response_not_found"
 
 
 class CacheDiagnosticsUnavailable(Model):
-    """Nothing is known of the cache."""
+    """No diagnostics are available."""
 
     type: Literal["unavailable"] = "unavailable"
 
@@ -204,7 +229,7 @@ CacheDiagnostics: TypeAlias = CacheMiss | CacheHit | CacheComparisonNotFound | C
 
 
 class PromptCacheOptions(Model):
-    """How the prompt was to be cached."""
+    """Options for caching the prompt."""
 
     mode: Literal["implicit", "explicit"] | str | None = None
     ttl: Literal["30m", "12h"] | str | None = None
@@ -214,8 +239,8 @@ class PromptCacheOptions(Model):
 class Response(Model):
     """A response, as the server last described it.
 
-    Only `id` or `status` is sure to be there. What the server left out, sent as null, or sent in another shape is
-    None; `problems` lists the last of these, and `to_dict()` has the document exactly as it came.
+    The server sends at least an `id` or a `status`. A field is None if the server left it out, sent null, or sent a
+    value of another shape, which `problems` lists; `to_dict()` returns the document exactly as the server sent it.
     """
 
     id: str | None = None
@@ -259,41 +284,41 @@ class Response(Model):
     safety_identifier: str | None = None
     user: str | None = None
 
-    # Of the call that brought this document, and no part of it.
+    # These describe the call that returned the document, and are not part of it.
     request_id: str | None = attrs.field(default=None, init=False)
-    """The server's id of the request; None where it sent none."""
+    """The request ID that the server sent, or None."""
     retry_after: float | None = attrs.field(default=None, init=False)
-    """Seconds after which the server wants to be asked again; None where it did not say."""
+    """The seconds after which the server asks to be called again, or None."""
     attempts: int = attrs.field(default=0, init=False)
-    """How many requests the call took."""
+    """The number of requests that the call made."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether the server says that the work is over."""
+        """Whether the status says that the response has ended."""
         return self.status in TERMINAL
 
     @property
     def output_text(self) -> str:
-        """The text of all messages, joined; empty where there is none."""
+        """The text of all messages, joined; empty if there is none."""
         parts = (part for item in self.items(Message) for part in item.content or () if isinstance(part, OutputText))
         return "".join(part.text for part in parts if part.text)
 
     def items(self, kind: type[_M]) -> list[_M]:
-        """The items of `output` that are of a class, such as `FunctionCall`."""
+        """Return the items of `output` that are of a class, such as `FunctionCall`."""
         return [item for item in self.output or () if isinstance(item, kind)]
 
     @property
     def created(self) -> datetime | None:
-        """When the response was created, in UTC."""
+        """The time when the response was created, in UTC."""
         return _moment(self.created_at)
 
     @property
     def completed(self) -> datetime | None:
-        """When the response was completed, in UTC."""
+        """The time when the response was completed, in UTC."""
         return _moment(self.completed_at)
 
     def __repr__(self) -> str:
-        """What tells one response from another: id, status, model, kinds of output, tokens; long values cut short."""
+        """Show the ID, the status, the model, the types of the output, and the tokens. Long values are cut."""
         shown = [f"id={SHORT.repr(self.id)}", f"status={SHORT.repr(self.status)}"]
         if self.model is not None:
             shown.append(f"model={SHORT.repr(self.model)}")
@@ -305,14 +330,26 @@ class Response(Model):
             shown.append(f"problems={len(self.problems)}")
         return f"Response({', '.join(shown)})"
 
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """Every place of the document whose value is not what the API says."""
-        return tuple(self._walk_problems())
+
+def record_call(
+    response: Response,
+    *,
+    request_id: str | None = None,
+    retry_after: float | None = None,
+    attempts: int | None = None,
+) -> None:
+    """Set the fields that describe the call, on a response that no user has yet. None leaves a field as it is."""
+    values = response.__dict__
+    if request_id is not None:
+        values["request_id"] = request_id
+    if retry_after is not None:
+        values["retry_after"] = retry_after
+    if attempts is not None:
+        values["attempts"] = attempts
 
 
 def _moment(timestamp: float | None) -> datetime | None:
     try:
         return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
-    except (OverflowError, ValueError, OSError):  # beyond what a datetime can say
+    except (OverflowError, ValueError, OSError):  # outside the range of a datetime
         return None

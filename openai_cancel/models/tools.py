@@ -3,18 +3,65 @@
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
-from typing import Any, Literal, TypeAlias
+from threading import local
+from typing import Any, Literal, Self, TypeAlias
 
 import attrs
 
 from openai_cancel.models.config import GrammarFormat, PlainTextFormat, ReasoningConfig
+from openai_cancel.models.fields import ShapeError
 from openai_cancel.models.shared import Model, Unknown
+
+__all__ = [
+    "ApplyPatchTool",
+    "CodeInterpreterContainer",
+    "CodeInterpreterTool",
+    "ComparisonFilter",
+    "CompoundFilter",
+    "ComputerTool",
+    "ComputerUsePreviewTool",
+    "ContainerAuto",
+    "ContainerReference",
+    "CustomTool",
+    "DomainSecret",
+    "FileSearchTool",
+    "FunctionTool",
+    "HybridSearch",
+    "ImageGenerationTool",
+    "ImageMask",
+    "InlineSkill",
+    "InlineSkillSource",
+    "LocalEnvironment",
+    "LocalShellTool",
+    "LocalSkill",
+    "McpApprovalFilter",
+    "McpTool",
+    "McpToolFilter",
+    "NamespaceTool",
+    "NetworkPolicy",
+    "NetworkPolicyAllowlist",
+    "NetworkPolicyDisabled",
+    "ProgrammaticToolCalling",
+    "RankingOptions",
+    "ShellTool",
+    "SkillReference",
+    "SvgOptions",
+    "Tool",
+    "ToolSearchTool",
+    "UserLocation",
+    "WebSearchFilters",
+    "WebSearchPreviewTool",
+    "WebSearchTool",
+]
+
+_DEEPEST = 32  # levels of filters: enough for any search, and far from the end of the stack
+_nesting = local()
 
 
 class FunctionTool(Model):
-    """A function of the caller's; `parameters` is a JSON schema."""
+    """A function of the application; `parameters` is a JSON schema."""
 
     type: Literal["function"] = "function"
     name: str | None = None
@@ -28,7 +75,7 @@ class FunctionTool(Model):
 
 
 class ComparisonFilter(Model):
-    """A condition on an attribute of files; `type` is the comparison."""
+    """A comparison with a file attribute; `type` is the operator."""
 
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"] = "eq"
     key: str | None = None
@@ -36,21 +83,35 @@ class ComparisonFilter(Model):
 
 
 class CompoundFilter(Model):
-    """Conditions of which all (`and`) or one (`or`) must hold."""
+    """Filters that are combined by `and` or `or`. Those that are nested more than 32 levels deep become `Unknown`."""
 
     type: Literal["and", "or"] = "and"
     filters: list[ComparisonFilter | CompoundFilter | Unknown] | None = None
 
+    @classmethod
+    def __structure__(cls, document: Any) -> Self:
+        # No other class contains itself. The filters inside are made at once, so that their levels can be counted.
+        level: int = getattr(_nesting, "level", 0)
+        if level == _DEEPEST:
+            raise ShapeError(("", "fewer levels"))
+        _nesting.level = level + 1
+        try:
+            compound = super().__structure__(document)
+            _ = compound.filters
+        finally:
+            _nesting.level = level
+        return compound
+
 
 class HybridSearch(Model):
-    """How much meaning and words count against each other."""
+    """The weights of semantic search and keyword search."""
 
     embedding_weight: float | None = None
     text_weight: float | None = None
 
 
 class RankingOptions(Model):
-    """How results are ranked, and from which score on they count."""
+    """Options for ranking the results of a search."""
 
     hybrid_search: HybridSearch | None = None
     ranker: Literal["auto", "default-2024-11-15"] | str | None = None
@@ -58,7 +119,7 @@ class RankingOptions(Model):
 
 
 class FileSearchTool(Model):
-    """Search in vector stores."""
+    """A search in vector stores."""
 
     type: Literal["file_search"] = "file_search"
     vector_store_ids: list[str] | None = None
@@ -68,13 +129,13 @@ class FileSearchTool(Model):
 
 
 class ComputerTool(Model):
-    """Use of a computer."""
+    """The use of a computer."""
 
     type: Literal["computer"] = "computer"
 
 
 class ComputerUsePreviewTool(Model):
-    """Use of a computer, as first released; the display is in pixels."""
+    """The use of a computer, in its preview version; the display size is in pixels."""
 
     type: Literal["computer_use_preview"] = "computer_use_preview"
     display_height: int | None = None
@@ -83,7 +144,7 @@ class ComputerUsePreviewTool(Model):
 
 
 class UserLocation(Model):
-    """Roughly where the user is."""
+    """The approximate location of the user."""
 
     type: Literal["approximate"] = "approximate"
     city: str | None = None
@@ -93,13 +154,13 @@ class UserLocation(Model):
 
 
 class WebSearchFilters(Model):
-    """Where a web search may look."""
+    """Filters for a web search."""
 
     allowed_domains: list[str] | None = None
 
 
 class WebSearchTool(Model):
-    """Search of the web."""
+    """A web search."""
 
     type: Literal["web_search", "web_search_2025_08_26"] = "web_search"
     external_web_access: bool | None = None
@@ -109,7 +170,7 @@ class WebSearchTool(Model):
 
 
 class WebSearchPreviewTool(Model):
-    """Search of the web, as first released."""
+    """A web search, in its preview version."""
 
     type: Literal["web_search_preview", "web_search_preview_2025_03_11"] = "web_search_preview"
     search_content_types: list[Literal["text", "image"] | str] | None = None
@@ -118,21 +179,21 @@ class WebSearchPreviewTool(Model):
 
 
 class McpToolFilter(Model):
-    """A choice among the tools of an MCP server."""
+    """A selection of an MCP server's tools."""
 
     read_only: bool | None = None
     tool_names: list[str] | None = None
 
 
 class McpApprovalFilter(Model):
-    """Which of an MCP server's tools need approval."""
+    """The tools of an MCP server that always or never need approval."""
 
     always: McpToolFilter | None = None
     never: McpToolFilter | None = None
 
 
 class McpTool(Model):
-    """Tools of a Model Context Protocol server (https://modelcontextprotocol.io)."""
+    """The tools of a Model Context Protocol server (https://modelcontextprotocol.io)."""
 
     type: Literal["mcp"] = "mcp"
     server_label: str | None = None
@@ -162,13 +223,13 @@ class McpTool(Model):
 
 
 class NetworkPolicyDisabled(Model):
-    """A container without a network."""
+    """A network policy that denies all access."""
 
     type: Literal["disabled"] = "disabled"
 
 
 class DomainSecret(Model):
-    """A secret that is put into requests to a domain."""
+    """A secret that is added to requests to a domain."""
 
     name: str | None = None
     domain: str | None = None
@@ -176,7 +237,7 @@ class DomainSecret(Model):
 
 
 class NetworkPolicyAllowlist(Model):
-    """A container that reaches some domains."""
+    """A network policy that allows access to some domains."""
 
     type: Literal["allowlist"] = "allowlist"
     allowed_domains: list[str] | None = None
@@ -187,7 +248,7 @@ NetworkPolicy: TypeAlias = NetworkPolicyDisabled | NetworkPolicyAllowlist | Unkn
 
 
 class CodeInterpreterContainer(Model):
-    """A container that is made for the code."""
+    """A container to create for the code."""
 
     type: Literal["auto"] = "auto"
     file_ids: list[str] | None = None
@@ -196,7 +257,7 @@ class CodeInterpreterContainer(Model):
 
 
 class CodeInterpreterTool(Model):
-    """Running Python in a container, which may be named by its id."""
+    """A Python interpreter in a container, which may be given by its ID."""
 
     type: Literal["code_interpreter"] = "code_interpreter"
     container: str | CodeInterpreterContainer | Unknown | None = None
@@ -204,27 +265,27 @@ class CodeInterpreterTool(Model):
 
 
 class ProgrammaticToolCalling(Model):
-    """Tools that are called by a program that the model writes: as a tool, and as the choice of it."""
+    """Tool calls by a program that the model writes, both as a tool and as a tool choice."""
 
     type: Literal["programmatic_tool_calling"] = "programmatic_tool_calling"
 
 
 class ImageMask(Model):
-    """Which part of an image to change."""
+    """The part of an image to edit."""
 
     file_id: str | None = None
     image_url: str | None = None
 
 
 class SvgOptions(Model):
-    """Which model draws vectors, and how."""
+    """Options for drawing SVG images."""
 
     model: str | None = None
     reasoning: ReasoningConfig | None = None
 
 
 class ImageGenerationTool(Model):
-    """Making of images."""
+    """The generation of images."""
 
     type: Literal["image_generation"] = "image_generation"
     action: Literal["generate", "edit", "auto"] | str | None = None
@@ -245,13 +306,13 @@ class ImageGenerationTool(Model):
 
 
 class LocalShellTool(Model):
-    """A shell on the caller's machine, as first released."""
+    """A shell on the client's machine."""
 
     type: Literal["local_shell"] = "local_shell"
 
 
 class SkillReference(Model):
-    """A skill by its id."""
+    """A skill, by its ID."""
 
     type: Literal["skill_reference"] = "skill_reference"
     skill_id: str | None = None
@@ -267,7 +328,7 @@ class InlineSkillSource(Model):
 
 
 class InlineSkill(Model):
-    """A skill that came with the request."""
+    """A skill that the request contains."""
 
     type: Literal["inline"] = "inline"
     name: str | None = None
@@ -276,7 +337,7 @@ class InlineSkill(Model):
 
 
 class LocalSkill(Model):
-    """A skill in a folder of the caller's machine."""
+    """A skill in a folder on the client's machine."""
 
     name: str | None = None
     description: str | None = None
@@ -284,7 +345,7 @@ class LocalSkill(Model):
 
 
 class ContainerAuto(Model):
-    """A container that is made for the shell."""
+    """A container to create for the shell."""
 
     type: Literal["container_auto"] = "container_auto"
     file_ids: list[str] | None = None
@@ -294,14 +355,14 @@ class ContainerAuto(Model):
 
 
 class LocalEnvironment(Model):
-    """The caller's machine."""
+    """The client's machine."""
 
     type: Literal["local"] = "local"
     skills: list[LocalSkill | Unknown] | None = None
 
 
 class ContainerReference(Model):
-    """A container by its id."""
+    """An existing container, by its ID."""
 
     type: Literal["container_reference"] = "container_reference"
     container_id: str | None = None
@@ -316,7 +377,7 @@ class ShellTool(Model):
 
 
 class CustomTool(Model):
-    """A tool of the caller's that takes text."""
+    """A custom tool of the application, which takes text."""
 
     type: Literal["custom"] = "custom"
     name: str | None = None
@@ -328,7 +389,7 @@ class CustomTool(Model):
 
 
 class NamespaceTool(Model):
-    """Tools under a common name."""
+    """A group of tools under a common name."""
 
     type: Literal["namespace"] = "namespace"
     name: str | None = None
@@ -337,7 +398,7 @@ class NamespaceTool(Model):
 
 
 class ToolSearchTool(Model):
-    """Search for tools."""
+    """A search for tools."""
 
     type: Literal["tool_search"] = "tool_search"
     description: str | None = None
@@ -346,7 +407,7 @@ class ToolSearchTool(Model):
 
 
 class ApplyPatchTool(Model):
-    """Changes to files, as patches."""
+    """A tool that changes files by patches."""
 
     type: Literal["apply_patch"] = "apply_patch"
     allowed_callers: list[Literal["direct", "programmatic"] | str] | None = None

@@ -1,22 +1,34 @@
-"""What a response took: tokens, and uses of tools.
+"""The usage of tokens and tools.
 
 See https://platform.openai.com/docs/api-reference/responses/object.
 """
 
-from __future__ import annotations  # evaluated when a class is first used, and not for all at import
+from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from openai_cancel.models.shared import Model
 
+__all__ = [
+    "CacheWriteTokensDetails",
+    "CachedImageTokensDetails",
+    "ImageGenerationUsage",
+    "ImageTokensDetails",
+    "InputTokensDetails",
+    "OutputTokensDetails",
+    "ToolUsage",
+    "Usage",
+    "WebSearchUsage",
+]
+
 
 class CacheWriteTokensDetails(Model):
-    """For how long the tokens were cached that were written to a cache."""
+    """A breakdown of the tokens written to the cache, by lifetime."""
 
     ttl_12h_tokens: int | None = None
     ttl_30m_tokens: int | None = None
 
 
 class InputTokensDetails(Model):
-    """Which input tokens came from a cache, and which were written to one."""
+    """A breakdown of the input tokens."""
 
     cache_write_tokens: int | None = None
     cached_tokens: int | None = None
@@ -24,13 +36,13 @@ class InputTokensDetails(Model):
 
 
 class OutputTokensDetails(Model):
-    """Which output tokens were reasoning."""
+    """A breakdown of the output tokens."""
 
     reasoning_tokens: int | None = None
 
 
 class Usage(Model):
-    """How many tokens the response took so far."""
+    """The tokens that the response has used so far."""
 
     input_tokens: int | None = None
     input_tokens_details: InputTokensDetails | None = None
@@ -40,21 +52,21 @@ class Usage(Model):
 
 
 class ImageTokensDetails(Model):
-    """Which tokens were of images, and which of text."""
+    """A breakdown into image tokens and text tokens."""
 
     image_tokens: int | None = None
     text_tokens: int | None = None
 
 
 class CachedImageTokensDetails(Model):
-    """Which cached tokens were of images, and which of text."""
+    """A breakdown of cached tokens into image tokens and text tokens."""
 
     cached_image_tokens: int | None = None
     cached_text_tokens: int | None = None
 
 
 class ImageGenerationUsage(Model):
-    """How many tokens the making of images took."""
+    """The tokens used to generate images."""
 
     input_tokens: int | None = None
     input_tokens_details: ImageTokensDetails | None = None
@@ -66,13 +78,13 @@ class ImageGenerationUsage(Model):
 
 
 class WebSearchUsage(Model):
-    """How often the web was searched."""
+    """The number of web searches."""
 
     num_requests: int | None = None
 
 
 class ToolUsage(Model):
-    """What the tools took."""
+    """The usage of tools."""
 
     image_gen: ImageGenerationUsage | None = None
     web_search: WebSearchUsage | None = None

@@ -1,9 +1,9 @@
-"""What a ledger costs, how fast sweeps are, and what survives 200 kills; on SQLite and on PostgreSQL.
+"""Measure the cost of a ledger, the speed of sweeps, and what is left after 200 kills, on SQLite and PostgreSQL.
 
     python -m pip install -e '.[test]'
     python tests/benchmarks/ledger.py            # takes some minutes
 
-The emulator and the PostgreSQL are processes of their own on the same machine, whose cores all of them share.
+The emulator and PostgreSQL run in their own processes, and share the cores of the machine with the measured process.
 """
 
 import asyncio
@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from many import emulator
-from sqlalchemy import event, text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from postgres import empty, running  # the tests' own
+from ledger_database import commits, lapse
+from postgres import empty, running
 
 from openai_cancel import AsyncSession
 from openai_cancel.ledger import Ledger
@@ -34,43 +34,36 @@ LAPSED = 10_000
 KILLS = 200
 
 
-async def lapse(ledger: Ledger) -> None:
-    statement = text("UPDATE openai_cancel_responses SET lease_until = 0 WHERE lease_until IS NOT NULL")
-    await ledger._open_book.do(lambda connection: connection.execute(statement))
-
-
 async def guards(url: str, base_url: str, ids: list[str]) -> None:
-    """A thousand guards at once, again and again, and then held for a while."""
+    """Measure a thousand guards at the same time: in quick succession, and then held for a while."""
     async with (
         Ledger(url, lease=LEASE, timeout=30) as ledger,
         AsyncSession(base_url=base_url, api_key="any", ledger=ledger) as session,
     ):
-        committed: list[float] = []
-        engine = ledger._open_book._writer._engine.sync_engine
-        event.listen(engine, "commit", lambda _: committed.append(time.perf_counter()))
 
         async def one(name: str, holding: float) -> None:
             async with session.guard(name):
                 await asyncio.sleep(holding)
 
         rounds, began, cpu = 0, time.perf_counter(), time.process_time()
-        while time.perf_counter() < began + SECONDS:
-            await asyncio.gather(*(one(name, 0) for name in ids))
-            rounds += 1
+        with commits() as committed:
+            while time.perf_counter() < began + SECONDS:
+                await asyncio.gather(*(one(name, 0) for name in ids))
+                rounds += 1
         wall, cpu = time.perf_counter() - began, time.process_time() - cpu
         done = rounds * len(ids)
         print(f"  begun and ended: {done / wall:6,.0f} guards/s, {cpu / done * 1e6:4.0f} µs of the processor each,"
               f" {len(committed) / done:.3f} transactions each")  # fmt: skip
-        committed.clear()
         cpu = time.process_time()
-        await asyncio.gather(*(one(name, SECONDS) for name in ids))
+        with commits() as committed:
+            await asyncio.gather(*(one(name, SECONDS) for name in ids))
         held = [at for at in committed if committed[-1] - SECONDS * 0.9 < at < committed[-1] - SECONDS * 0.1]
         print(f"  {len(ids):,} held with a lease of {LEASE:g} s: {len(held) / (SECONDS * 0.8):.2f} writes a second,"
               f" {(time.process_time() - cpu) / SECONDS:.1%} of a core, with their beginning and end")  # fmt: skip
 
 
 async def one_guard(url: str | None, base_url: str, name: str) -> None:
-    """The time that a block of nothing takes, one after another."""
+    """Measure guards with an empty block, one after another."""
     ledger = None if url is None else Ledger(url)
     async with AsyncSession(base_url=base_url, api_key="any", ledger=ledger) as session:
         count, began = 0, time.perf_counter()
@@ -82,17 +75,17 @@ async def one_guard(url: str | None, base_url: str, name: str) -> None:
 
 
 async def fill(url: str, base_url: str, ids: list[str]) -> None:
-    """Put so many lapsed rows there."""
+    """Fill a database with lapsed rows."""
     async with Ledger(url, timeout=60) as ledger:
         session = AsyncSession(base_url=base_url, api_key="any")
         for start in range(0, len(ids), 5000):
             tracking = (ledger.track(name, session=session, ttl=60) for name in ids[start : start + 5000])
             await asyncio.gather(*tracking)
-        await lapse(ledger)
+        await lapse(url)
 
 
 def sweepers(url: str, base_url: str, ids: list[str], count: int) -> None:
-    """So many processes sweep what has lapsed."""
+    """Measure sweeps of several processes at the same time."""
     asyncio.run(fill(url, base_url, ids))
     command = [sys.executable, __file__, "sweep", url, base_url]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(count)]
@@ -106,13 +99,13 @@ def sweepers(url: str, base_url: str, ids: list[str], count: int) -> None:
 
 async def sweep(url: str, base_url: str) -> None:
     async with Ledger(url, timeout=30) as ledger, AsyncSession(base_url=base_url, api_key="any") as session:
-        began = time.time()
+        print(time.time(), flush=True)
         names = [outcome.response_id async for outcome in ledger.sweep(session)]
-        print(began, time.time(), *names)
+        print(time.time(), *names)
 
 
 def kills(url: str, base_url: str, ids: list[str]) -> None:
-    """Kill a process that guards, at moments left to chance, and see what a sweep makes of it."""
+    """Kill processes that guard at random times, and compare what their sweeps stop with what was tracked."""
     chance = random.Random(1)
     script = str(Path(__file__).parents[1] / "guarding.py")
     outcome = Counter[str]()
@@ -121,7 +114,7 @@ def kills(url: str, base_url: str, ids: list[str]) -> None:
     async def check(names: set[str]) -> None:
         async with Ledger(url, timeout=30) as ledger, AsyncSession(base_url=base_url, api_key="any") as session:
             before = {entry.response_id: entry.state async for entry in ledger.entries(include_ended=True)}
-            await lapse(ledger)
+            await lapse(url)
             stopped = {found.response_id async for found in ledger.sweep(session) if found.stopped}
             for name in names & before.keys():
                 response = await session.retrieve(name)
@@ -146,21 +139,22 @@ def kills(url: str, base_url: str, ids: list[str]) -> None:
 
 
 def kill_sweepers(url: str, base_url: str, ids: list[str]) -> None:
-    """Kill a sweeper, at moments left to chance, until there is nothing more to sweep."""
+    """Kill sweepers at random times until nothing is left to sweep."""
     chance = random.Random(2)
     killed = in_the_middle = 0
 
     async def left() -> Counter[str]:
         async with Ledger(url, timeout=30) as ledger:
-            await lapse(ledger)
+            await lapse(url)
             return Counter([entry.state async for entry in ledger.entries()])
 
     asyncio.run(fill(url, base_url, ids))
     while states := asyncio.run(left()):
         in_the_middle += "stopping" in states
         process = subprocess.Popen([sys.executable, __file__, "sweep", url, base_url], stdout=subprocess.PIPE)
+        process.stdout.readline()  # it begins to sweep
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(0.3 + chance.random() * 0.2)
+            process.wait(0.1 + chance.random() * 0.2)
         killed += process.poll() is None
         process.kill()
         process.communicate()
@@ -175,7 +169,7 @@ def kill_sweepers(url: str, base_url: str, ids: list[str]) -> None:
 
 @contextlib.contextmanager
 def databases() -> Iterator[dict[str, str]]:
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, running() as postgres:  # a real disk
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder, running() as postgres:  # on a real disk
         yield {"SQLite": f"sqlite:///{folder}/ledger.db", "PostgreSQL": postgres.url}
 
 

@@ -1,0 +1,55 @@
+"""Direct access to the database of a ledger, for tests and benchmarks."""
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, Row, event, text, update
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.sql import Executable
+
+from openai_cancel.ledger.database import read_url
+from openai_cancel.ledger.table import RESPONSES
+
+
+async def execute(url: str, statement: Executable | str) -> list[Row[Any]]:
+    """Execute a statement on a connection of its own, and return its rows."""
+    engine = create_async_engine(read_url(url), poolclass=NullPool)
+    async with engine.begin() as connection:
+        result = await connection.execute(text(statement) if isinstance(statement, str) else statement)
+        rows = [*result] if result.returns_rows else []
+    await engine.dispose()
+    return rows
+
+
+async def lapse(url: str, *names: str) -> None:
+    """Let the leases of some responses lapse, or all leases."""
+    statement = update(RESPONSES).where(RESPONSES.c.lease_until.is_not(None)).values(lease_until=0.0)
+    await execute(url, statement.where(RESPONSES.c.response_id.in_(names)) if names else statement)
+
+
+@asynccontextmanager
+async def without_table(url: str) -> AsyncIterator[None]:
+    """Take the table of responses away until the block ends, so that the ledger fails."""
+    await execute(url, f"ALTER TABLE {RESPONSES.name} RENAME TO away")
+    try:
+        yield
+    finally:
+        await execute(url, f"ALTER TABLE away RENAME TO {RESPONSES.name}")
+
+
+@contextmanager
+def commits() -> Iterator[list[float]]:
+    """Collect the times at which transactions are committed in the block, by any engine of the process."""
+    committed: list[float] = []
+
+    def note(_: object) -> None:
+        committed.append(time.perf_counter())
+
+    event.listen(Engine, "commit", note)
+    try:
+        yield committed
+    finally:
+        event.remove(Engine, "commit", note)

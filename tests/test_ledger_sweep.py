@@ -1,0 +1,203 @@
+"""Sweeps: they stop the responses whose lease has lapsed, on SQLite and on PostgreSQL."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+
+import pytest
+from conftest import until
+from ledger_database import lapse, without_table
+from ledgers import beat, cancelled_ids, entries, open_session, states, sweep
+from manual_clock import ManualClock
+
+from openai_cancel import AsyncSession, LedgerError, Verdict
+from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger
+from openai_cancel.ledger import sweep as sweep_module
+
+
+@pytest.fixture
+async def session(server: Emulator, ledger: Ledger) -> AsyncIterator[AsyncSession]:
+    async with open_session(server, ledger) as opened:
+        yield opened
+
+
+@pytest.fixture
+def track_lapsed(session: AsyncSession, ledger: Ledger, url: str, create):
+    """Create responses, track them, and let their leases lapse."""
+
+    async def track_lapsed(count: int) -> list[str]:
+        names = [create() for _ in range(count)]
+        for name in names:
+            await ledger.track(name, session=session, ttl=1)
+        await lapse(url, *names)
+        return names
+
+    return track_lapsed
+
+
+class TestClaims:
+    async def test_a_sweep_stops_lapsed_responses_and_no_others(
+        self, session, ledger: Ledger, server: Emulator, create, track_lapsed
+    ) -> None:
+        lapsed, held, released = await track_lapsed(5), create(), create()
+        async with session.guard(released):
+            pass
+        async with session.guard(held):
+            assert await sweep(ledger, session, batch=2) == dict.fromkeys(lapsed, Verdict.CANCELLED)
+            assert sorted(cancelled_ids(server)) == sorted(lapsed)
+            assert await sweep(ledger, session) == {}
+        assert set((await states(ledger)).values()) == {"cancelled", "released"}
+
+    async def test_a_sweep_leaves_other_accounts_and_servers_alone(
+        self, ledger: Ledger, url: str, server: Emulator, create
+    ) -> None:
+        mine, theirs = create(), create()
+        async with open_session(server, ledger, account="mine") as session:
+            await ledger.track(mine, session=session, ttl=1)
+            async with open_session(server, ledger, account="theirs") as other:
+                await ledger.track(theirs, session=other, ttl=1)
+            async with Emulator() as elsewhere, open_session(elsewhere, ledger, account="mine") as other:
+                await ledger.track(mine, session=other, ttl=1)
+                await lapse(url)
+                assert await sweep(ledger, session) == {mine: Verdict.CANCELLED}
+                assert elsewhere.received == []
+            assert not server.responses[theirs].cancelled
+            assert len([entry async for entry in ledger.entries()]) == 2
+
+    async def test_a_sweep_renews_its_claims_and_another_sweep_takes_them_when_they_lapse(
+        self, url: str, server: Emulator, create
+    ) -> None:
+        name, clock = create(), ManualClock()
+        async with Ledger(url, clock=clock) as ledger, open_session(server, ledger) as session:
+            await ledger.track(name, session=session, ttl=1)
+            await lapse(url)
+            server.faults.append(Fault(delay=math.inf))
+            sweeping = asyncio.create_task(sweep(ledger, session))
+            await until(lambda: server.received)
+            await lapse(url)
+            await beat(clock)
+            assert await sweep(ledger, session) == {}
+            await lapse(url)  # as if the process of the first sweep had died
+            assert await sweep(ledger, session) == {name: Verdict.CANCELLED}
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
+            assert await states(ledger) == {name: "cancelled"}  # the first sweep no longer owns the row
+
+    async def test_a_sweep_that_has_ended_leaves_no_lease_to_renew(
+        self, session, ledger: Ledger, url: str, ledger_clock: ManualClock, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert await sweep(ledger, session) == {}
+        async with without_table(url):
+            await beat(ledger_clock)  # it would fail if it had something to renew
+        assert not caplog.records
+
+    async def test_several_sweeps_at_once_share_the_responses(self, url: str, server: Emulator, create) -> None:
+        names = [create() for _ in range(200)]
+        async with AsyncExitStack() as opened:
+            # No heartbeat renews what has lapsed, however slow the machine is.
+            new = [Ledger(url, timeout=30, clock=ManualClock()) for _ in range(4)]
+            ledgers = [await opened.enter_async_context(ledger) for ledger in new]
+            sessions = [await opened.enter_async_context(open_session(server, ledger)) for ledger in ledgers]
+            async with sessions[0].guard(*names) as guard:
+                await lapse(url)
+                sweeps = await asyncio.gather(*map(partial(sweep, batch=7), ledgers, sessions))
+                guard.disarm()
+            assert sum(map(len, sweeps)) == 200
+            assert sorted(cancelled_ids(server)) == sorted(names)
+            assert set((await states(ledgers[0])).values()) == {"cancelled"}
+
+    async def test_the_clock_of_the_host_does_not_matter(
+        self, session, ledger: Ledger, create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = time.time
+        async with session.guard(create()):
+            monkeypatch.setattr(time, "time", lambda: now() + 3600)
+            assert await sweep(ledger, session) == {}
+            await ledger.track("resp_1", session=session, ttl=60)
+            monkeypatch.setattr(time, "time", lambda: now() - 3600)
+            assert await sweep(ledger, session) == {}
+            assert 50 < (await entries(ledger))["resp_1"].lease_left <= 60
+
+
+class TestResponsesThatAreNotStopped:
+    async def test_the_back_off_doubles_until_the_response_is_given_up(
+        self, session, ledger: Ledger, url: str, server: Emulator, track_lapsed
+    ) -> None:
+        (name,) = await track_lapsed(1)
+        waits = []
+        for _ in range(9):
+            await lapse(url)
+            server.faults += [Fault(status=403)] * 2
+            assert await sweep(ledger, session, max_attempts=9) == {name: Verdict.FORBIDDEN}
+            entry = (await entries(ledger))[name]
+            waits.append(entry.lease_left and round(entry.lease_left))
+        assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, None]
+        assert (entry.state, entry.attempts, entry.error[:3]) == ("forbidden", 9, "403")
+
+    async def test_a_refused_key_ends_the_sweep(self, session, ledger: Ledger, server: Emulator, track_lapsed) -> None:
+        await track_lapsed(20)
+        server.faults += [Fault(status=401)] * 40
+        tried = await sweep(ledger, session, batch=5, concurrency=1)
+        assert set(tried.values()) == {Verdict.FORBIDDEN}
+        assert len(tried) == 5
+        assert {entry.attempts for entry in (await entries(ledger)).values()} == {0, 1}
+
+    async def test_a_sweep_that_is_left_early_gives_its_claims_back(
+        self, session, ledger: Ledger, track_lapsed
+    ) -> None:
+        await track_lapsed(20)
+        async with aclosing(ledger.sweep(session, concurrency=1)) as outcomes:
+            outcome = await anext(outcomes)
+        found = await entries(ledger)
+        assert found.pop(outcome.response_id).state == "cancelled"
+        assert {(entry.state, entry.owner, entry.attempts) for entry in found.values()} == {("tracked", None, 0)}
+        assert len(await sweep(ledger, session)) == 19
+
+    async def test_a_cancelled_sweep_gives_its_claims_back(
+        self, session, ledger: Ledger, server: Emulator, track_lapsed
+    ) -> None:
+        await track_lapsed(1)
+        server.faults.append(Fault(delay=math.inf))
+        sweeping = asyncio.create_task(sweep(ledger, session))
+        await until(lambda: server.received)
+        assert set((await states(ledger)).values()) == {"stopping"}
+        sweeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sweeping
+        assert [(entry.state, entry.attempts) for entry in (await entries(ledger)).values()] == [("tracked", 0)]
+
+
+class TestASlowOrFailingDatabase:
+    async def test_a_sweep_waits_for_a_database_that_falls_behind(
+        self, session, ledger: Ledger, track_lapsed, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sweep_module, "MAX_UNWRITTEN", 1)
+        await track_lapsed(10)
+        assert len(await sweep(ledger, session)) == 10
+        assert set((await states(ledger)).values()) == {"cancelled"}
+
+    async def test_a_sweep_tries_again_while_the_database_fails(
+        self, session, ledger: Ledger, url: str, ledger_clock: ManualClock, track_lapsed
+    ) -> None:
+        (name,) = await track_lapsed(1)
+        async with without_table(url):
+            sweeping = asyncio.create_task(sweep(ledger, session))
+            await until(lambda: 0.5 in ledger_clock.slept)
+            ledger_clock.advance(0.5)
+            await until(lambda: 1.0 in ledger_clock.slept)
+        ledger_clock.advance(1.0)
+        assert await sweeping == {name: Verdict.CANCELLED}
+
+    async def test_a_sweep_raises_if_the_database_fails_for_longer_than_a_lease(
+        self, session, ledger: Ledger, url: str, ledger_clock: ManualClock
+    ) -> None:
+        async with without_table(url):
+            sweeping = asyncio.create_task(sweep(ledger, session))
+            await until(lambda: 0.5 in ledger_clock.slept)
+            ledger_clock.advance(60)
+            with pytest.raises(LedgerError, match="database failed"):
+                await sweeping
