@@ -183,13 +183,14 @@ class TestResponseThatIsNotStopped:
                 raise ValueError("mine")
         assert "was not stopped (The session is closed: create another one.)" in notes(caught.value)[0]
 
-    async def test_an_exception_that_refuses_notes_is_still_raised(self, session, server) -> None:
+    async def test_an_exception_that_refuses_notes_is_still_raised(self, session, server, create) -> None:
         class StrangeError(Exception):
             def add_note(self, note: str) -> None:
                 raise RuntimeError(note)
 
+        server.faults += [Fault(status=403)] * 2
         with pytest.raises(StrangeError):
-            async with session.guard("resp_none"):
+            async with session.guard(create()):
                 raise StrangeError
         assert cancels(server) == 1
 

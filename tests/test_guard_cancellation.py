@@ -4,6 +4,7 @@ import asyncio
 import math
 import sys
 from contextlib import suppress
+from typing import Any
 
 import anyio
 import pytest
@@ -44,12 +45,14 @@ class TestCancelledTask:
             async with session.guard(create()):
                 await asyncio.sleep(1000)
 
-        server.faults.append(SLOW_CANCEL)
+        server.faults.append(Fault(on="cancel", delay=0.3))
         task = asyncio.create_task(work())
         await asyncio.sleep(0)
-        for _ in range(times):
+        task.cancel()
+        await until(lambda: cancels(server))
+        for _ in range(times - 1):
             task.cancel()
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0)
         with pytest.raises(asyncio.CancelledError):
             await task
         assert (task.cancelling(), cancels(server)) == (times, 1)
@@ -137,13 +140,13 @@ class TestCancelledTask:
         """An event loop that shuts down cancels all tasks, also those that stop a response."""
         given: list[float] = []
 
-        async def cancelled_at_first(caller: Caller, name: str, *, deadline: float):
+        async def cancelled_at_first(caller: Caller, name: str, *, deadline: float, **options: Any):
             given.append(deadline)
             if len(given) == 1:
                 session.clock.now += 4
                 asyncio.current_task().cancel()
                 await asyncio.sleep(0)
-            return await stop(caller, name, deadline=deadline)
+            return await stop(caller, name, deadline=deadline, **options)
 
         monkeypatch.setattr("openai_cancel.guard.stop", cancelled_at_first)
         with pytest.raises(ValueError, match="mine"):

@@ -207,10 +207,23 @@ class TestOutcome:
         assert re.match(r"Outcome\(response_id='resp_x', verdict=<Verdict.CANCELLED: 'cancelled'>", repr(outcome))
 
     @pytest.mark.parametrize(
-        ("status", "stopped"), [("cancelled", True), ("failed", True), ("in_progress", False), (None, False)]
+        ("verdict", "status", "stopped"),
+        [
+            (Verdict.CANCELLED, "cancelled", True),
+            (Verdict.ALREADY_FINISHED, "failed", True),
+            (Verdict.ALREADY_FINISHED, "in_progress", True),
+            (Verdict.NOT_BACKGROUND, "completed", True),
+            (Verdict.NOT_BACKGROUND, "in_progress", False),
+            (Verdict.STILL_RUNNING, "in_progress", False),
+            (Verdict.STILL_RUNNING, None, False),
+        ],
     )
-    def test_it_is_stopped_if_the_reported_status_is_final(self, outcome: Outcome, status, stopped) -> None:
-        assert attrs.evolve(outcome, response=Response(id="resp_x", status=status)).stopped is stopped
+    def test_it_is_stopped_if_the_verdict_or_the_reported_status_is_final(
+        self, outcome: Outcome, verdict, status, stopped
+    ) -> None:
+        response = Response(id="resp_x", status=status)
+        assert attrs.evolve(outcome, verdict=verdict, response=response).stopped is stopped
 
-    def test_it_is_not_stopped_without_a_response(self, outcome: Outcome) -> None:
-        assert not attrs.evolve(outcome, response=None).stopped
+    @pytest.mark.parametrize(("verdict", "stopped"), [(Verdict.ALREADY_FINISHED, True), (Verdict.NOT_FOUND, False)])
+    def test_it_is_stopped_without_a_response_if_the_verdict_is_final(self, outcome: Outcome, verdict, stopped) -> None:
+        assert attrs.evolve(outcome, verdict=verdict, response=None).stopped is stopped
