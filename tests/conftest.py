@@ -16,7 +16,7 @@ from manual_clock import ManualClock
 from postgres import Postgres, empty, running
 
 from openai_cancel import AsyncSession, Clock, cli
-from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Script
+from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
 
 KEY = "sk-secret-of-the-tests"
@@ -86,6 +86,11 @@ async def emulated(
         QuickSession(api_key=key, base_url=server.base_url, clock=clock, **options) as session,
     ):
         yield server, session
+
+
+def reported(status: str, **headers: str) -> Fault:
+    """Return an answer to a retrieve that reports a status."""
+    return Fault(on="retrieve", status=200, body={"id": "resp_x", "status": status}, headers=headers)
 
 
 def cancels(server: Emulator) -> int:

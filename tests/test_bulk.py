@@ -14,6 +14,7 @@ from aiohttp import web
 from conftest import KEY, QuickClock, QuickSession, until
 
 from openai_cancel import (
+    APIConnectionError,
     APITimeoutError,
     AsyncSession,
     ConfigurationError,
@@ -166,6 +167,7 @@ class TestIds:
             ([], {"concurrency": 0}, "concurrency must be a whole number of at least 1"),
             ([], {"deadline": 0}, "deadline must be"),
             ([], {"confirm": 0}, "confirm must be"),
+            ([], {"give_up_after": 0}, "give_up_after must be"),
             ([], {"timeout": -1}, "timeout must be"),
             ([], {"max_retries": -1}, "max_retries must be"),
         ],
@@ -418,6 +420,33 @@ class TestFailures:
         await session.close()
         with pytest.raises(SessionStateError):
             await collect(outcomes)
+
+
+class TestUnreachableServer:
+    @pytest.fixture
+    async def unreachable(self, session: QuickSession, server: Emulator) -> QuickSession:
+        await server.__aexit__(None, None, None)
+        return session
+
+    async def test_the_run_ends_with_the_error_after_the_time_to_give_up(self, unreachable: QuickSession) -> None:
+        began = unreachable.clock.now
+        ids = (f"resp_{number}" for number in itertools.count())
+        with pytest.raises(APIConnectionError):
+            await collect(unreachable.stop_many(ids, give_up_after=5))
+        assert 5 <= unreachable.clock.now - began < 60
+
+    async def test_the_run_ends_while_the_source_waits(self, unreachable: QuickSession) -> None:
+        async def source() -> AsyncIterator[str]:
+            yield "resp_1"
+            await asyncio.Event().wait()
+
+        async with asyncio.timeout(5):
+            with pytest.raises(APIConnectionError):
+                await collect(unreachable.stop_many(source(), give_up_after=5))
+
+    async def test_every_id_has_an_outcome_if_no_time_to_give_up_is_set(self, unreachable: QuickSession) -> None:
+        outcomes = await collect(unreachable.stop_many(["resp_1", "resp_2"], deadline=10))
+        assert [outcome.verdict for outcome in outcomes] == [Verdict.UNKNOWN] * 2
 
 
 class TestBlocking:

@@ -208,6 +208,24 @@ class TestResponseThatIsNotStopped:
         assert cancels(server) == 2
 
 
+class TestYoungResponse:
+    async def test_a_response_that_the_server_does_not_know_yet_is_stopped(self, session, server, create) -> None:
+        identifier = create()
+        server.faults += [Fault(status=404)] * 2
+        with pytest.raises(ValueError, match="mine"):
+            async with session.guard(identifier) as guard:
+                raise ValueError("mine")
+        assert guard.outcome.verdict is Verdict.CANCELLED
+        assert server.responses[identifier].cancelled
+
+    async def test_a_response_that_is_a_minute_old_is_not_found_at_once(self, session, server) -> None:
+        with pytest.raises(ValueError, match="mine"):
+            async with session.guard("resp_none") as guard:
+                session.clock.now += 60
+                raise ValueError("mine")
+        assert (guard.outcome.verdict, cancels(server)) == (Verdict.NOT_FOUND, 1)
+
+
 class TestKeyFunctionThatFails:
     async def test_its_error_is_noted_by_the_class_alone(self, server) -> None:
         def key() -> str:

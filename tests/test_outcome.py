@@ -1,4 +1,4 @@
-"""`judge`, `may_have_acted` and `Outcome`: a verdict follows from what the server has said, without any I/O."""
+"""`judge`, `explain` and `Outcome`: a verdict follows from what the server has said, without any I/O."""
 
 import copy
 import pickle
@@ -22,9 +22,10 @@ from openai_cancel import (
     Response,
     ResponseDecodeError,
     UnprocessableEntityError,
+    UnsupportedError,
     Verdict,
 )
-from openai_cancel.outcome import judge, may_have_acted
+from openai_cancel.outcome import explain, judge, may_have_acted
 
 
 def failure(kind: type[APIStatusError], status: int, message: str = "", *, attempts: int = 1) -> APIStatusError:
@@ -37,6 +38,7 @@ REFUSED = failure(BadRequestError, 400, "No.")
 SYNCHRONOUS = failure(BadRequestError, 400, "Cannot cancel a synchronous response.")
 NO_CONNECTION = APIConnectionError("refused")
 UNREADABLE = ResponseDecodeError("no", status=200, headers={}, body=b"", request_id=None)
+NO_SUCH_ROUTE = NotFoundError("Not Found", status=404, headers={}, body=b"Not Found")
 NO_QUOTA = failure(RateLimitError, 429, "insufficient_quota")
 NO_SUCH_ID = failure(BadRequestError, 400, 'OpenAIException - {"detail": "Response with id \'x\' not found."}')
 
@@ -74,6 +76,10 @@ NO_SUCH_ID = failure(BadRequestError, 400, 'OpenAIException - {"detail": "Respon
         ("in_progress", False, failure(PermissionDeniedError, 403), False, Verdict.FORBIDDEN),
         ("completed", False, failure(PermissionDeniedError, 403), False, Verdict.ALREADY_FINISHED),
         ("cancelling", True, None, True, None),
+        ("in_progress", True, failure(UnsupportedError, 501), False, Verdict.STILL_RUNNING),
+        ("in_progress", None, NO_SUCH_ROUTE, False, Verdict.STILL_RUNNING),
+        ("completed", True, NO_SUCH_ROUTE, False, Verdict.ALREADY_FINISHED),
+        ("not_found", None, None, True, Verdict.NOT_FOUND),
         (None, True, None, True, None),
     ],
 )
@@ -91,6 +97,15 @@ def test_the_reported_state_decides_the_verdict(status, background, refusal, rea
         (REFUSED, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (REFUSED, failure(APIStatusError, 410), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (NO_CONNECTION, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (
+            failure(BadRequestError, 400, "Cannot cancel a completed response."),
+            failure(NotFoundError, 404),
+            Verdict.ALREADY_FINISHED,
+            Verdict.ALREADY_FINISHED,
+        ),
+        (failure(InternalServerError, 500), failure(NotFoundError, 404), None, None),
+        (failure(UnsupportedError, 501), failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (failure(UnsupportedError, 501), NO_SUCH_ROUTE, Verdict.UNKNOWN, Verdict.STILL_RUNNING),
         (NO_SUCH_ID, REFUSED, Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (REFUSED, NO_SUCH_ID, Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (REFUSED, failure(BadRequestError, 400, "MALFORMED identifier."), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
@@ -169,6 +184,60 @@ def test_an_error_of_a_failing_server_does_not_mean_that_the_id_is_unknown(
 )
 def test_a_cancel_may_have_acted_unless_its_only_attempt_was_refused(refusal, acted) -> None:
     assert may_have_acted(refusal) is acted
+
+
+class TestExplain:
+    @pytest.mark.parametrize("verdict", [Verdict.CANCELLED, Verdict.ALREADY_FINISHED])
+    def test_a_stopped_response_needs_no_reason(self, verdict: Verdict) -> None:
+        assert explain(verdict, REFUSED, NO_CONNECTION) is None
+
+    @pytest.mark.parametrize("verdict", [Verdict.NOT_FOUND, Verdict.STILL_RUNNING])
+    def test_a_verdict_without_an_error_has_no_reason(self, verdict: Verdict) -> None:
+        assert explain(verdict, None, None) is None
+
+    def test_the_reason_is_the_error_of_the_last_request(self) -> None:
+        first, last = failure(InternalServerError, 503, "first"), failure(InternalServerError, 503, "last")
+        assert explain(Verdict.UNKNOWN, first, last) is last
+        assert explain(Verdict.UNKNOWN, first, None) is first
+
+    def test_an_unknown_id_is_explained_by_the_error_that_says_so(self) -> None:
+        unknown = failure(NotFoundError, 404, "Response not found")
+        assert explain(Verdict.NOT_FOUND, unknown, failure(BadRequestError, 400)) is unknown
+        assert explain(Verdict.NOT_FOUND, failure(BadRequestError, 400), unknown) is unknown
+
+    def test_an_unknown_id_does_not_suggest_to_retrieve_the_response(self) -> None:
+        refusal = failure(BadRequestError, 400, "Malformed identifier.")
+        explained = str(explain(Verdict.NOT_FOUND, refusal, failure(BadRequestError, 400, "No.")))
+        assert "Check the id" in explained
+        assert "Retrieve" not in explained
+
+    def test_a_connection_error_can_explain_an_unknown_id(self) -> None:
+        assert explain(Verdict.NOT_FOUND, NO_CONNECTION, None) is NO_CONNECTION
+
+    @pytest.mark.parametrize(
+        "refusal",
+        [
+            failure(UnsupportedError, 501, "Not implemented"),
+            NotFoundError("Not Found", status=404, headers={}, body=b"Not Found"),
+        ],
+    )
+    def test_a_server_that_cannot_cancel_is_named_as_the_reason(self, refusal: APIStatusError) -> None:
+        assert explain(Verdict.STILL_RUNNING, refusal, None) is refusal
+        assert "This server cannot cancel responses." in str(refusal)
+
+    def test_a_response_that_still_runs_is_not_explained_by_a_404(self) -> None:
+        refusal = failure(ConflictError, 409, "busy")
+        assert explain(Verdict.STILL_RUNNING, refusal, failure(NotFoundError, 404)) is refusal
+        assert str(refusal) == "409: busy. Try again later."
+
+    def test_a_404_explains_a_verdict_if_there_is_no_other_error(self) -> None:
+        unknown = failure(NotFoundError, 404)
+        assert explain(Verdict.STILL_RUNNING, None, unknown) is unknown
+
+    def test_an_error_keeps_its_own_hint_if_that_fits(self) -> None:
+        forbidden = failure(PermissionDeniedError, 403, "no")
+        assert explain(Verdict.FORBIDDEN, forbidden, None) is forbidden
+        assert forbidden.hint == PermissionDeniedError.hint
 
 
 class TestOutcome:

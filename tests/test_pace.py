@@ -194,3 +194,49 @@ class TestRate:
         server.clock.now += idle
         pace.note(server.clock.now, None)
         assert pace.rate == pytest.approx(LEAST_RATE + LEAST_GROWTH)
+
+
+class TestSilence:
+    """Requests without any answer of the server."""
+
+    @pytest.fixture
+    def clock(self) -> QuickClock:
+        return QuickClock()
+
+    @pytest.fixture
+    def given_up(self) -> list[APIConnectionError]:
+        """The errors with which the pace has given up."""
+        return []
+
+    @pytest.fixture
+    def pace(self, clock: QuickClock, given_up: list[APIConnectionError]) -> Pace:
+        return Pace(64, clock, give_up_after=5, give_up=given_up.append)
+
+    def test_the_pace_gives_up_when_no_request_was_answered_for_so_long(self, clock, pace, given_up) -> None:
+        error = APIConnectionError("refused")
+        for _ in range(5):
+            pace.note(clock.now, error)
+            clock.now += 1
+        assert given_up == []
+        pace.note(clock.now, error)
+        assert given_up == [error]
+
+    @pytest.mark.parametrize("answer", [None, refusal(), InternalServerError("no", status=500, headers={}, body=b"")])
+    def test_any_answer_starts_the_time_again(self, clock, pace, given_up, answer) -> None:
+        for error in (APIConnectionError("refused"), answer, APIConnectionError("refused")):
+            pace.note(clock.now, error)
+            clock.now += 4
+        assert given_up == []
+
+    def test_an_error_that_cannot_pass_is_not_waited_for(self, clock, pace, given_up) -> None:
+        error = APIConnectionError("no such host")
+        error.permanent = True
+        pace.note(clock.now, error)
+        assert given_up == [error]
+
+    def test_a_pace_without_a_limit_never_gives_up(self, clock, given_up) -> None:
+        pace = Pace(64, clock, give_up=given_up.append)
+        error = APIConnectionError("no such host")
+        error.permanent = True
+        pace.note(clock.now, error)
+        assert given_up == []
