@@ -50,10 +50,11 @@ class TestRecords:
                 raise ZeroDivisionError
         found = await entries(ledger)
         assert {name: entry.state for name, entry in found.items()} == {
-            running: "cancelled", over: "already_finished", "resp_none": "not_found"
+            running: "cancelled", over: "already_finished", "resp_none": "tracked"
         }  # fmt: skip
-        assert all(entry.lease_left is None and entry.attempts == 1 and entry.request_id for entry in found.values())
-        assert "not found" in found["resp_none"].error
+        assert all(entry.attempts == 1 and entry.request_id for entry in found.values())
+        assert [name for name, entry in found.items() if entry.lease_left is not None] == ["resp_none"]
+        assert "not found" in found["resp_none"].error  # a server may not know it yet, so a sweep tries again
 
     async def test_a_wait_is_recorded_unless_it_leaves_the_response_running(
         self, session, ledger: Ledger, create

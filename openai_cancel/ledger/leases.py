@@ -211,7 +211,7 @@ class LeaseTracker:
         digest, owner = self._account.digest(response_id), self._leases.owner
         if outcome is None:
             return Settlement(digest=digest, owner=owner, state=TRACKED, again_in=0.0, more_attempts=1)
-        return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1)
+        return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1, young=True)
 
     async def _wait(self, written: Written, *, required: bool) -> None:
         try:

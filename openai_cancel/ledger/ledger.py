@@ -305,7 +305,7 @@ class Ledger:
             concurrency: as for `AsyncSession.stop_many`.
             deadline: as for `AsyncSession.stop_many`.
             confirm: as for `AsyncSession.stop_many`.
-            max_retries: as for `AsyncSession.cancel`.
+            max_retries: as for `AsyncSession.stop`.
             headers: as for `AsyncSession.cancel`.
             query: as for `AsyncSession.cancel`.
 
@@ -318,13 +318,14 @@ class Ledger:
         sweep = Sweep(
             leases=self._open_leases,
             account=_account(session),
-            caller=session.caller.with_options(max_retries=max_retries, headers=headers, query=query),
+            caller=session.caller.with_options(headers=headers, query=query),
             clock=self._clock,
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
             concurrency=check_count("concurrency", concurrency, least=1),
             deadline=check_seconds("deadline", deadline),
             confirm=None if confirm is None else check_seconds("confirm", confirm),
+            max_retries=None if max_retries is None else check_count("max_retries", max_retries),
         )
         return sweep.run()
 

@@ -16,6 +16,9 @@ from openai_cancel.ledger.table import TRACKED, Account, Claimed, Settlement, cl
 from openai_cancel.outcome import Outcome
 from openai_cancel.retry import poll_delay
 
+YOUNG = 120.0
+"""Seconds after it was recorded in which a response that the server does not find is tried again."""
+
 INITIAL_BACKOFF = 30.0
 """Seconds until a response that could not be stopped may be claimed again. They double with each further attempt."""
 
@@ -40,6 +43,7 @@ class Sweep:
         concurrency: as for `AsyncSession.stop_many`.
         deadline: as for `AsyncSession.stop_many`.
         confirm: as for `AsyncSession.stop_many`.
+        max_retries: as for `AsyncSession.stop_many`.
     """
 
     leases: Leases
@@ -51,6 +55,7 @@ class Sweep:
     concurrency: int
     deadline: float
     confirm: float | None
+    max_retries: int | None
 
     _owner: str = attrs.field(init=False)
     _claimed: dict[str, Claimed] = attrs.field(init=False, factory=dict[str, Claimed])
@@ -69,6 +74,7 @@ class Sweep:
             concurrency=self.concurrency,
             deadline=self.deadline,
             confirm=self.confirm,
+            max_retries=self.max_retries,
         )
         try:
             with self.leases.renewing(self._owner):
@@ -98,7 +104,7 @@ class Sweep:
         while True:
             try:
                 rows = await self.leases.database.execute(command)
-                return [Claimed(row.digest, row.response_id, row.attempts) for row in rows]
+                return [Claimed(row.digest, row.response_id, row.attempts, row.age) for row in rows]
             except LedgerError:
                 delay = poll_delay(failures, asked=None, random=self.clock.random())
                 if self.clock.monotonic() + delay > until:
@@ -112,7 +118,8 @@ class Sweep:
         self._refused = self._refused or isinstance(outcome.error, AuthenticationError)
         backoff = min(INITIAL_BACKOFF * 2 ** min(row.attempts - 1, 10), MAX_BACKOFF)
         again_in = backoff if row.attempts < self.max_attempts else None
-        self._write(Settlement.from_outcome(row.digest, self._owner, outcome, again_in=again_in))
+        young = row.age < YOUNG
+        self._write(Settlement.from_outcome(row.digest, self._owner, outcome, again_in=again_in, young=young))
 
     def _give_back(self) -> None:
         """Let other sweeps claim at once what this one has claimed and not stopped."""

@@ -144,7 +144,14 @@ class Settlement(NamedTuple):
 
     @classmethod
     def from_outcome(
-        cls, digest: str, owner: str, outcome: Outcome, *, again_in: float | None, more_attempts: int = 0
+        cls,
+        digest: str,
+        owner: str,
+        outcome: Outcome,
+        *,
+        again_in: float | None,
+        more_attempts: int = 0,
+        young: bool = False,
     ) -> Self:
         """Return what to record for the outcome of a stop.
 
@@ -154,8 +161,11 @@ class Settlement(NamedTuple):
             outcome: the outcome.
             again_in: seconds until a sweep may claim the row if the response was not stopped; None to give up.
             more_attempts: the number to add to the attempts.
+            young: whether the response was recorded a moment ago, so that a server that does not find it may find it
+                later.
         """
-        ended = outcome.verdict in FINAL_VERDICTS or again_in is None
+        final = outcome.verdict in FINAL_VERDICTS and not (young and outcome.verdict is Verdict.NOT_FOUND)
+        ended = final or again_in is None
         return cls(
             digest=digest,
             owner=owner,
@@ -278,6 +288,8 @@ class Claimed(NamedTuple):
     digest: str
     response_id: str
     attempts: int
+    age: float
+    """Seconds since it was first recorded."""
 
 
 def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Command:
@@ -310,7 +322,7 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
             changed=DatabaseTime(),
             lease_until=DatabaseTime() + seconds,
         )
-        .returning(_table.digest, _table.response_id, _table.attempts)
+        .returning(_table.digest, _table.response_id, _table.attempts, (DatabaseTime() - _table.created).label("age"))
     )
 
 
