@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
+from typing import Any, cast
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import wait_through_cancellation
@@ -56,13 +57,13 @@ class _Bulk:
         self._taken = 0  # the number of ids whose outcome was not consumed yet
         self._room = asyncio.Event()
         self._failure: BaseException | None = None
-        self._reader: asyncio.Task[None] | None = None
-        self._feeder: asyncio.Task[None] | None = None
+        self._feeder: asyncio.Task[Any]
+        self._reader: asyncio.Task[Any]
         self._left = False  # whether the consumer has stopped iterating
 
     async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes. A failure is raised after the outcomes of everything that was started before."""
-        feeder = self._feeder = asyncio.create_task(self._feed(ids))
+        feeder = asyncio.create_task(self._feed(ids))
         try:
             while outcome := await self._results.get():
                 yield outcome
@@ -80,10 +81,11 @@ class _Bulk:
     def _give_up(self, error: APIConnectionError) -> None:
         """End the run, because the server cannot be reached."""
         self._failure = self._failure or error
-        if self._feeder:
-            self._feeder.cancel()
+        self._feeder.cancel()
 
     async def _feed(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> None:
+        # Set here and in `_read`, because an eager task runs before its creator has it.
+        self._feeder = cast("asyncio.Task[Any]", asyncio.current_task())
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(ids, group))
@@ -91,11 +93,11 @@ class _Bulk:
             self._results.put_nowait(None)
 
     async def _read(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId], group: asyncio.TaskGroup) -> None:
-        self._reader = asyncio.current_task()  # an eager task runs before its creator has it
+        self._reader = cast("asyncio.Task[Any]", asyncio.current_task())
         try:
             async with aclosing(_each(ids)) as source:
                 async for response_id in source:
-                    if self._is_over():
+                    if self._left or self._failure:
                         return  # the source has swallowed the cancellation
                     self._start(response_id, group)
                     while self._taken >= self._pace.limit:
@@ -106,9 +108,6 @@ class _Bulk:
                 raise
             # An error of the source has nothing to do with the responses that are under way.
             self._failure = self._failure or error
-
-    def _is_over(self) -> bool:
-        return self._left or self._failure is not None
 
     def _start(self, response_id: ResponseId, group: asyncio.TaskGroup) -> None:
         self._taken += 1
@@ -137,8 +136,7 @@ class _Bulk:
             if self._left:
                 raise
             self._failure = self._failure or error  # for example of the key function: no other id would do better
-            if self._reader:
-                self._reader.cancel()  # it may be waiting for the source
+            self._reader.cancel()  # it may be waiting for the source
         else:
             for _ in range(self._asked.pop(name)):
                 self._results.put_nowait(outcome)

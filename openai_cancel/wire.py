@@ -191,13 +191,10 @@ def decode(answer: Answer, request: Request) -> Response:
             return response
     answer = _redact(answer, request)
     del document  # the locals of a traceback would show it
-    error = _error(answer, _parse(answer.body) if answer.complete else None)
-    if isinstance(error, UnsupportedError):
-        error.hint = f"This server cannot {'cancel' if request.method == 'POST' else 'retrieve'} responses."
-    raise error
+    raise _error(answer, request, _parse(answer.body) if answer.complete else None)
 
 
-def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeError:
+def _error(answer: Answer, request: Request, document: Any) -> APIStatusError | ResponseDecodeError:
     status, headers, body, complete = answer
     details = _Details.read(document)
     request_id = headers.get("x-request-id") or headers.get("apim-request-id") or details.request_id
@@ -219,7 +216,7 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
     if not complete:
         message += " (the body is larger than the limit of the session and was not read)"
     kind = _KINDS.get(kind_by, InternalServerError if kind_by in _SERVER_ERROR else APIStatusError)
-    return kind(
+    error = kind(
         message[:MESSAGE_LIMIT],
         status=status,
         headers=headers,
@@ -231,6 +228,9 @@ def _error(answer: Answer, document: Any) -> APIStatusError | ResponseDecodeErro
         retry_after=_retry_after(headers),
         should_retry={"true": True, "false": False}.get(headers.get("x-should-retry", "").lower()),
     )
+    if isinstance(error, UnsupportedError):
+        error.hint = f"This server cannot {'cancel' if request.method == 'POST' else 'retrieve'} responses."
+    return error
 
 
 def _misfit(answer: Answer, document: Any) -> str:
