@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from openai_cancel import __version__
 from openai_cancel.errors import (
     APIStatusError,
     AuthenticationError,
@@ -30,8 +31,6 @@ from openai_cancel.settings import Settings
 from openai_cancel.wire import MESSAGE_LIMIT, Answer, Request, Wire, decode
 
 WIRE = Wire.from_settings(Settings.openai(api_key=KEY, base_url="https://host/v1/"))
-
-
 REQUEST = WIRE.request("GET", "resp_1")
 
 
@@ -55,13 +54,13 @@ def decode_failure(body: bytes, *, status: int = 200, complete: bool = True) -> 
 
 
 class TestRequest:
-    def test_a_cancel_is_a_post_with_the_key_and_three_headers(self) -> None:
+    def test_a_cancel_is_a_post_with_accept_user_agent_and_the_key(self) -> None:
         request = WIRE.request("POST", "resp_123", "/cancel")
         assert request.method == "POST"
         assert request.url == "https://host/v1/responses/resp_123/cancel"
         assert dict(request.headers) == {
             "accept": "application/json",
-            "user-agent": "openai-cancel/1.0.0",
+            "user-agent": f"openai-cancel/{__version__}",
             "authorization": f"Bearer {KEY}",
         }
 
