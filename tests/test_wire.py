@@ -247,7 +247,7 @@ class TestSuccess:
     def test_a_body_over_the_limit_is_named_in_the_error(self) -> None:
         assert "limit of the session" in decode_failure(b"", complete=False).message
         assert decode_error(502, complete=False).message == (
-            "Bad Gateway (the body is larger than max_body_bytes and was not read)"
+            "Bad Gateway (the body is larger than the limit of the session and was not read)"
         )
 
 
@@ -395,7 +395,7 @@ class TestErrors:
         error = decode_error(status, b"<html>moved", {"Location": "https://elsewhere/v1"})
         assert type(error) is APIStatusError
         assert "redirects to https://elsewhere/v1" in error.message
-        assert "set base_url" in error.message
+        assert "set the base URL" in error.message
         assert decode_error(304).message == "Not Modified"
 
     @pytest.mark.parametrize(
