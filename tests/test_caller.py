@@ -117,7 +117,7 @@ class TestOptions:
 
 
 class TestKeyFunction:
-    async def test_it_is_called_for_each_attempt(self, server: Emulator, create) -> None:
+    async def test_a_key_function_is_called_for_each_attempt(self, server: Emulator, create) -> None:
         keys = iter(["first-key", "second-key"])
 
         async def provide() -> str:
@@ -142,7 +142,7 @@ class TestKeyFunction:
         assert server.received == []
         assert KEY not in str(caught.value)
 
-    async def test_its_exception_reaches_the_caller_without_a_retry(self, server: Emulator) -> None:
+    async def test_an_exception_of_a_key_function_is_raised_without_a_retry(self, server: Emulator) -> None:
         def broken() -> str:
             raise TimeoutError("the vault is asleep")
 

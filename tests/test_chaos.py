@@ -131,7 +131,7 @@ class TestOneFault:
         self, server: Emulator, name: str
     ) -> None:
         fault, kind = FAULTS[name], EXPECTED[name]
-        timeout = 0.15 if kind is APITimeoutError else 10.0
+        timeout = 0.4 if kind is APITimeoutError else 10.0
         first, second, third = server.add(), server.add(), server.add()
 
         async def once() -> Response | OpenAICancelError:
@@ -162,18 +162,17 @@ class TestOneFault:
 
     @pytest.mark.parametrize("ends", ["close", "reset", "stall"])
     async def test_stop_succeeds_after_an_answer_that_ends_at_any_byte(self, server: Emulator, ends) -> None:
-        faults = [NetFault(sends=replaced_by(SHORT_ANSWER), cut=place, ends=ends) for place in range(len(SHORT_ANSWER))]
-        names = [server.add() for _ in faults]
         limit = asyncio.Semaphore(16)  # so that only the fault takes time
 
-        async def stop(name: str) -> Outcome:
-            async with limit:
+        async def stop(name: str, place: int) -> Outcome:
+            fault = NetFault(sends=replaced_by(SHORT_ANSWER), cut=place, ends=ends)
+            async with limit, through(server, fault, timeout=0.5 if ends == "stall" else 10) as session:
                 return await session.stop(name, deadline=20)
 
-        async with through(server, *faults, timeout=0.5 if ends == "stall" else 10) as session:
-            outcomes = await asyncio.gather(*map(stop, names))
+        names = [server.add() for _ in SHORT_ANSWER]
+        outcomes = await asyncio.gather(*(stop(name, place) for place, name in enumerate(names)))
         assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
-        assert sum(outcome.attempts for outcome in outcomes) >= len(names) + len(faults)
+        assert min(outcome.attempts for outcome in outcomes) >= 2
         assert {server.responses[name].status(time.time()) for name in names} == {"cancelled"}
 
     async def test_a_slow_answer_within_the_time_out_is_read(self, server: Emulator) -> None:

@@ -108,8 +108,8 @@ class TestRequest:
             WIRE.request("POST", response_id, "/cancel")
 
     def test_an_object_with_an_id_is_accepted(self) -> None:
-        for thing in (SimpleNamespace(id="resp_1"), Response(id="resp_1")):
-            assert WIRE.request("GET", thing).url == "https://host/v1/responses/resp_1"
+        for created in (SimpleNamespace(id="resp_1"), Response(id="resp_1")):
+            assert WIRE.request("GET", created).url == "https://host/v1/responses/resp_1"
 
     def test_headers_of_a_call_take_precedence_in_any_case(self) -> None:
         own = {"User-Agent": "mine", "AUTHORIZATION": "Basic x", "X-A": "1"}
