@@ -166,7 +166,7 @@ class TestOneFault:
 
         async def stop(name: str, place: int) -> Outcome:
             fault = NetFault(sends=replaced_by(SHORT_ANSWER), cut=place, ends=ends)
-            async with limit, through(server, fault, timeout=0.5 if ends == "stall" else 10) as session:
+            async with limit, through(server, fault, timeout=1.0 if ends == "stall" else 10) as session:
                 return await session.stop(name, deadline=20)
 
         names = [server.add() for _ in SHORT_ANSWER]
@@ -193,7 +193,7 @@ class TestOneFault:
 
 async def test_stop_ends_at_its_deadline_if_every_exchange_has_the_same_fault(server: Emulator) -> None:
     """Its verdict is then `unknown`, with an error of this package."""
-    limit = asyncio.Semaphore(24)
+    limit = asyncio.Semaphore(12)
     wrong: dict[str, object] = {}
 
     async def stop(name: str, kind: object) -> None:
@@ -209,7 +209,7 @@ async def test_stop_ends_at_its_deadline_if_every_exchange_has_the_same_fault(se
         good = outcome.verdict is Verdict.UNKNOWN and isinstance(outcome.error, OpenAICancelError)
         if (kind is Response) != outcome.stopped and kind is not PARSER_DEPENDENT:
             wrong[name] = outcome
-        elif not (outcome.stopped or good) or took > deadline + 1:
+        elif not (outcome.stopped or good) or took > deadline + 3:
             wrong[name] = outcome, took
 
     await asyncio.gather(*[stop(name, kind) for name, kind in EXPECTED.items()])

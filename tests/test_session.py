@@ -191,6 +191,15 @@ class TestLedger:
             await ledger.track("resp_1", session=session, ttl=60)
             assert [entry.response_id async for entry in ledger.entries()] == ["resp_1"]
 
+    async def test_a_guard_records_its_response_in_the_ledger(self, server: Emulator, tmp_path: Path) -> None:
+        async with (
+            Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+            AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger, account="batch") as session,
+            session.guard("resp_1"),
+        ):
+            [entry] = [entry async for entry in ledger.entries()]
+        assert (entry.response_id, entry.account, entry.base_url) == ("resp_1", "batch", server.base_url)
+
     async def test_a_session_whose_ledger_cannot_be_opened_is_closed(self, server: Emulator, tmp_path: Path) -> None:
         ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
         await ledger.close()

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import aiohttp
 import openai
@@ -25,6 +26,7 @@ from openai_cancel import (
     Verdict,
 )
 from openai_cancel.emulator import Emulator
+from openai_cancel.ledger import Ledger
 
 
 @pytest.fixture
@@ -161,6 +163,27 @@ class TestOpeningAndClosing:
         monkeypatch.setenv("HTTPS_PROXY", "socks5://proxy")
         with pytest.raises(ConfigurationError, match="the proxy for https in the environment"):
             Session(api_key=KEY).open()
+
+
+class TestGuard:
+    def test_closing_the_session_inside_a_block_with_a_ledger_is_an_error_at_its_end(self, tmp_path: Path) -> None:
+        """The ledger could not be told that the response may run on."""
+        session = Session(api_key=KEY, ledger=Ledger(f"sqlite:///{tmp_path}/ledger.db")).open()
+        with pytest.raises(SessionStateError, match="The session is closed"), session.guard("resp_1"):
+            session.close()
+
+    def test_closing_the_session_inside_a_block_without_a_ledger_is_no_error(self) -> None:
+        session = Session(api_key=KEY).open()
+        with session.guard("resp_1"):
+            session.close()
+
+    def test_an_error_of_a_block_notes_that_the_closed_session_could_stop_nothing(self) -> None:
+        session = Session(api_key=KEY).open()
+        with pytest.raises(ZeroDivisionError) as caught, session.guard("resp_1"):
+            session.close()
+            raise ZeroDivisionError
+        [note] = caught.value.__notes__
+        assert note.startswith("openai-cancel: <Guard resp_1> could stop nothing: The session is closed")
 
 
 class TestForgettingToClose:

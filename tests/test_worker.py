@@ -212,6 +212,23 @@ class TestRun:
             with pytest.raises(SessionStateError, match="The interpreter is shutting down"):
                 session.cancel("resp_x")
 
+    def test_a_call_is_refused_if_a_signal_handler_closes_the_session_just_before(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        session = AsyncSession(api_key=KEY)
+        loop_thread = LoopThread(session)
+        loop_thread.start()
+        process_id = os.getpid()
+
+        def close_first() -> int:
+            monkeypatch.undo()
+            loop_thread.close()
+            return process_id
+
+        monkeypatch.setattr(os, "getpid", close_first)  # the call asks for it after it has seen an open session
+        with pytest.raises(SessionStateError, match="The session is closed: create another one"):
+            loop_thread.run(session.cancel, "resp_x")
+
     async def test_an_interruption_before_a_call_was_submitted_sends_nothing(self, server: Emulator) -> None:
         def work() -> None:
             session = AsyncSession(api_key=KEY, base_url=server.base_url)
