@@ -358,7 +358,8 @@ class TestTLS:
         ):
             proxy.faults.append(FAULTS[name])
             outcome = await session.stop(identifier := server.add())
-            assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2)
+            # The look after the lost answer finds the response cancelled only if the server got the request.
+            assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2 if FAULTS[name].forwards else 3)
             assert server.responses[identifier].status(time.time()) == "cancelled"
 
     @pytest.mark.parametrize(

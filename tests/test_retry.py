@@ -14,6 +14,7 @@ from openai_cancel.errors import (
     OpenAICancelError,
     RateLimitError,
     ResponseDecodeError,
+    UnsupportedError,
 )
 from openai_cancel.retry import INITIAL_DELAY, MAX_DELAY, MAX_RETRY_AFTER, RetryPolicy, is_transient, poll_delay
 
@@ -47,6 +48,8 @@ def permanent_error() -> APIConnectionError:
         (status_error(ConflictError, 409), False),
         (status_error(ConflictError, 409, should_retry=True), True),
         (status_error(number=500, should_retry=False), False),
+        (status_error(UnsupportedError, 405), False),
+        (status_error(UnsupportedError, 501), False),
         (status_error(APIStatusError, 302), False),
         (status_error(APIStatusError, 400), False),
         (ResponseDecodeError("no JSON", status=200, headers={}, body=b"", request_id=None), False),

@@ -170,6 +170,19 @@ class TestRefusedArguments:
         with pytest.raises(ConfigurationError, match="on_abandon must be 'stop' or 'leave', not 'pause'"):
             await session.wait("x", on_abandon="pause")
 
+    @pytest.mark.parametrize("max_retries", [-1, 1.5])
+    async def test_a_number_of_retries_that_cannot_work_is_refused_by_every_call(
+        self, session: QuickSession, server: Emulator, max_retries: object
+    ) -> None:
+        with pytest.raises(ConfigurationError, match="max_retries must be a whole number"):
+            session.guard("resp_1", max_retries=max_retries)
+        with pytest.raises(ConfigurationError, match="max_retries must be a whole number"):
+            session.stop_many(["resp_1"], max_retries=max_retries)
+        for call in (session.cancel, session.retrieve, session.stop, session.wait):
+            with pytest.raises(ConfigurationError, match="max_retries must be a whole number"):
+                await call("resp_1", max_retries=max_retries)
+        assert server.received == []
+
     @pytest.mark.parametrize("ids", ["resp_1", b"resp_1", 5, None])
     def test_stop_many_takes_an_iterable_of_ids_and_not_one_id(self, ids: object) -> None:
         with pytest.raises(ConfigurationError, match="stop_many takes an iterable of ids, such as a list, not"):

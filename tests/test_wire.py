@@ -25,6 +25,7 @@ from openai_cancel.errors import (
     RateLimitError,
     ResponseDecodeError,
     UnprocessableEntityError,
+    UnsupportedError,
 )
 from openai_cancel.models import Response
 from openai_cancel.settings import Settings
@@ -264,6 +265,8 @@ class TestErrors:
             (429, RateLimitError),
             (500, InternalServerError),
             (503, InternalServerError),
+            (405, UnsupportedError),
+            (501, UnsupportedError),
             (599, InternalServerError),
             (402, APIStatusError),
             (418, APIStatusError),
@@ -273,6 +276,11 @@ class TestErrors:
         error = decode_error(status, {"error": {"message": "No."}})
         assert type(error) is kind
         assert error.status == status
+
+    @pytest.mark.parametrize(("method", "hint"), [("POST", "cannot cancel"), ("GET", "cannot retrieve")])
+    def test_the_hint_of_an_unsupported_call_names_the_call(self, method: str, hint: str) -> None:
+        error = decode_error(501, request=WIRE.request(method, "resp_1"))
+        assert str(error) == f"501: Not Implemented. This server {hint} responses."
 
     @pytest.mark.parametrize(
         ("body", "message", "code", "type_", "param"),
