@@ -1,6 +1,6 @@
-"""What goes wrong between a client and a server, as data, and a proxy that makes it happen: bare sockets, no library.
+"""Network faults as data, and a proxy that causes them on bare sockets.
 
-The proxy knows as much of HTTP as the emulator speaks: requests without a body, answers with a length.
+The proxy understands only as much HTTP as the emulator uses: requests without a body, and answers with a length.
 """
 
 import asyncio
@@ -19,23 +19,25 @@ from urllib.parse import urlsplit
 import attrs
 
 Sends: TypeAlias = Callable[[bytes, bytes], Iterable[bytes]]
+"""A function from the headers and the body of the server's answer to the pieces that are sent instead."""
 
 
 @attrs.frozen(kw_only=True)
 class NetFault:
-    """One thing that goes wrong with one exchange.
+    """A fault in one exchange.
 
     Attributes:
-        reads: whether the request is read at all.
-        acts: whether the server gets it.
-        sends: makes what the client gets of the head and the body of the server's answer; None: just these.
-        cut: where that ends, as in a slice; None: with its last byte.
-        pause: seconds before each byte; 0: all of it at once.
-        ends: whether the connection is kept afterwards, closed, reset, or held until the client leaves.
+        reads: whether the proxy reads the request at all.
+        forwards: whether the proxy forwards the request to the server.
+        sends: changes the answer; None to send it unchanged.
+        cut: the number of bytes that are sent, or with a minus sign the number that are left out; None for all.
+        pause: seconds before each byte; 0 to send everything at once.
+        ends: what happens to the connection afterwards: it is kept for the next request, closed, reset, or left silent
+            until the client closes it.
     """
 
     reads: bool = True
-    acts: bool = True
+    forwards: bool = True
     sends: Sends | None = None
     cut: int | None = None
     pause: float = 0.0
@@ -43,17 +45,17 @@ class NetFault:
 
 
 class FaultProxy:
-    """A proxy on a port of this machine, in whose connections things go wrong.
+    """A proxy on a local port that causes faults.
 
     Args:
         server_url: the base URL of the server behind it.
-        choose: is asked before each exchange what goes wrong with it; by default, the first of `faults` does.
-        tls: what it shows to clients; None for plain HTTP.
+        choose: returns the fault of the next exchange; None to take the first one of `faults`.
+        tls: the certificate for clients; None for plain HTTP.
 
     Attributes:
-        base_url: what a client is given.
-        faults: what goes wrong next.
-        connections: how many there were.
+        base_url: the base URL for clients.
+        faults: the faults of the next exchanges.
+        connections: the number of connections so far.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class FaultProxy:
         self._listener.setblocking(False)
         port = self._listener.getsockname()[1]
         self.base_url = f"http{'s' if self._tls else ''}://127.0.0.1:{port}{self._server.path}"
-        # Not `asyncio.start_server`, which fails if it is closed while it accepts.
+        # `asyncio.start_server` fails if it is closed while it accepts a connection.
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
         return self
 
@@ -80,7 +82,7 @@ class FaultProxy:
     ) -> None:
         asyncio.get_running_loop().remove_reader(self._listener)
         self._listener.close()
-        await asyncio.sleep(0)  # each connection has a task, and that has begun now
+        await asyncio.sleep(0)  # so that the task of each new connection has started
         for task in self._open:
             task.cancel()
         await asyncio.gather(*self._open, return_exceptions=True)
@@ -100,7 +102,7 @@ class FaultProxy:
         loop = asyncio.get_running_loop()
         try:
             transport, _ = await loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls)
-        except OSError:  # no TLS comes about, as with a client that does not trust us
+        except OSError:  # the TLS handshake failed, for example because the client does not trust the certificate
             connection.close()
             return
         writer = asyncio.StreamWriter(transport, protocol, reader, loop)
@@ -110,7 +112,7 @@ class FaultProxy:
                 fault = self._choose() or NetFault()
                 request = await reader.readuntil(b"\r\n\r\n") if fault.reads else b""
                 answer = b"", b""
-                if fault.acts and fault.reads:
+                if fault.forwards and fault.reads:
                     server = server or await asyncio.open_connection(self._server.hostname, self._server.port)
                     answer = await _exchange(*server, request)
                 await _send(writer, fault, answer)
@@ -153,38 +155,38 @@ async def _send(writer: asyncio.StreamWriter, fault: NetFault, answer: tuple[byt
 
 
 def head(*lines: str) -> bytes:
-    """The head of an answer."""
+    """Return the status line and the headers of an answer."""
     return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 
-def framed(*lines: str, ok: str = "HTTP/1.1 200 OK", after: bytes = b"") -> Sends:
-    """The server's body under another head, in which `{length}` is the length of the body."""
-    return lambda _, body: [head(ok, *lines).replace(b"{length}", b"%d" % len(body)), body, after]
+def with_headers(*lines: str, status: str = "HTTP/1.1 200 OK", after: bytes = b"") -> Sends:
+    """Send the server's body with another status line and headers, in which `{length}` is the length of the body."""
+    return lambda _, body: [head(status, *lines).replace(b"{length}", b"%d" % len(body)), body, after]
 
 
-def chunked(form: bytes) -> Sends:
-    """The server's body in the form of chunks, in which `SIZE` and `BODY` stand for its own."""
+def in_chunks(form: bytes) -> Sends:
+    """Send the server's body in chunks. In the form, `SIZE` and `BODY` stand for its size and its bytes."""
     start = head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked")
     return lambda _, body: [start, form.replace(b"SIZE", b"%x" % len(body)).replace(b"BODY", body)]
 
 
-def before(*heads: bytes) -> Sends:
-    """Other heads before the server's answer."""
+def preceded_by(*heads: bytes) -> Sends:
+    """Send other status lines and headers before the server's answer."""
     return lambda start, body: [*heads, start, body]
 
 
-def instead(*pieces: bytes) -> Sends:
-    """Something else than the server's answer."""
+def replaced_by(*pieces: bytes) -> Sends:
+    """Send something else instead of the server's answer."""
     return lambda _, __: pieces
 
 
-def packed(encoding: str, *, times: int = 1, wbits: int = 31, cut: int | None = None) -> Sends:
-    """The server's body, compressed."""
+def compressed(encoding: str, *, times: int = 1, wbits: int = 31, cut: int | None = None) -> Sends:
+    """Send the server's body compressed."""
 
     def send(_: bytes, body: bytes) -> Iterable[bytes]:
         for _ in range(times):
-            squeeze = zlib.compressobj(wbits=wbits)
-            body = squeeze.compress(body) + squeeze.flush()
+            compressor = zlib.compressobj(wbits=wbits)
+            body = compressor.compress(body) + compressor.flush()
         body = body[:cut]
         return [head("HTTP/1.1 200 OK", f"Content-Encoding: {encoding}", f"Content-Length: {len(body)}"), body]
 
@@ -192,36 +194,36 @@ def packed(encoding: str, *, times: int = 1, wbits: int = 31, cut: int | None = 
 
 
 def bomb(encoding: str, wbits: int, blocks: int) -> Sends:
-    """A body that is a thousand times its size: so many blocks of a MiB."""
+    """Send a small body that decompresses to that many blocks of a MiB."""
 
     def send(_: bytes, __: bytes) -> Iterator[bytes]:
         yield head("HTTP/1.1 200 OK", f"Content-Encoding: {encoding}", "Connection: close")
-        squeeze = zlib.compressobj(wbits=wbits)
+        compressor = zlib.compressobj(wbits=wbits)
         zeros = bytes(2**20)
-        yield squeeze.compress(zeros) + squeeze.flush(zlib.Z_FULL_FLUSH)
-        block = squeeze.compress(zeros) + squeeze.flush(zlib.Z_FULL_FLUSH)  # which depends on nothing before it
-        yield from repeat(block * 250, blocks // 250)  # more than a read of the client takes
+        yield compressor.compress(zeros) + compressor.flush(zlib.Z_FULL_FLUSH)
+        block = compressor.compress(zeros) + compressor.flush(zlib.Z_FULL_FLUSH)  # independent of the blocks before it
+        yield from repeat(block * 250, blocks // 250)  # more than the client reads at once
 
     return send
 
 
 def endless(first: bytes, piece: bytes, times: int) -> Sends:
-    """The same again and again, and no end to it."""
+    """Send the same piece many times, and never the end of the answer."""
     return lambda _, __: chain([first], repeat(piece, times))
 
 
-OK = b"HTTP/1.1 200 OK\r\n"
+OK_LINE = b"HTTP/1.1 200 OK\r\n"
 CHUNKS = head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked")
-OTHER = b'{"id": "resp_of_somebody_else", "status": "completed"}'
-STRAY = head("HTTP/1.1 200 OK", f"Content-Length: {len(OTHER)}") + OTHER
+OTHER_BODY = b'{"id": "resp_of_another_client", "status": "completed"}'
+UNSOLICITED = head("HTTP/1.1 200 OK", f"Content-Length: {len(OTHER_BODY)}") + OTHER_BODY
 KIB = bytes(range(97, 113)) * 64
 
 FAULTS = {
     # The connection.
     "reset before the request is read": NetFault(reads=False, ends="reset"),
     "closed before the request is read": NetFault(reads=False, ends="close"),
-    "reset before the server acts": NetFault(acts=False, ends="reset"),
-    "closed before the server acts": NetFault(acts=False, ends="close"),
+    "reset before the server acts": NetFault(forwards=False, ends="reset"),
+    "closed before the server acts": NetFault(forwards=False, ends="close"),
     "reset after the server acted": NetFault(cut=0, ends="reset"),
     "closed after the server acted": NetFault(cut=0, ends="close"),
     "reset in the headers": NetFault(cut=40, ends="reset"),
@@ -230,121 +232,127 @@ FAULTS = {
     "closed in the body": NetFault(cut=-40, ends="close"),
     "closed after the body": NetFault(ends="close"),
     # Time.
-    "stalled before the server acts": NetFault(acts=False, ends="stall"),
+    "stalled before the server acts": NetFault(forwards=False, ends="stall"),
     "stalled after the server acted": NetFault(cut=0, ends="stall"),
     "stalled in the headers": NetFault(cut=40, ends="stall"),
     "stalled in the body": NetFault(cut=-1, ends="stall"),
-    "a byte from time to time": NetFault(pause=0.02),
+    "one byte every 20 ms": NetFault(pause=0.02),
     # Lengths.
-    "length too long, closed": NetFault(sends=framed("Content-Length: 9999"), ends="close"),
-    "length too long, kept": NetFault(sends=framed("Content-Length: 9999"), ends="stall"),
-    "length too short": NetFault(sends=framed("Content-Length: 30")),
-    "length zero": NetFault(sends=framed("Content-Length: 0")),
-    "length negative": NetFault(sends=framed("Content-Length: -1"), ends="close"),
-    "length no number": NetFault(sends=framed("Content-Length: many"), ends="close"),
-    "length of 5,000 digits": NetFault(sends=framed("Content-Length: " + "9" * 5000), ends="close"),
-    "length twice": NetFault(sends=framed("Content-Length: {length}", "Content-Length: {length}")),
-    "two lengths": NetFault(sends=framed("Content-Length: {length}", "Content-Length: 30"), ends="close"),
-    "no length, closed": NetFault(sends=framed(), ends="close"),
-    "no length, cut": NetFault(sends=framed(), cut=-40, ends="close"),
+    "length too long, connection closed": NetFault(sends=with_headers("Content-Length: 9999"), ends="close"),
+    "length too long, connection kept open": NetFault(sends=with_headers("Content-Length: 9999"), ends="stall"),
+    "length too short": NetFault(sends=with_headers("Content-Length: 30")),
+    "length zero": NetFault(sends=with_headers("Content-Length: 0")),
+    "length negative": NetFault(sends=with_headers("Content-Length: -1"), ends="close"),
+    "length not a number": NetFault(sends=with_headers("Content-Length: many"), ends="close"),
+    "length of 5,000 digits": NetFault(sends=with_headers("Content-Length: " + "9" * 5000), ends="close"),
+    "duplicate length": NetFault(sends=with_headers("Content-Length: {length}", "Content-Length: {length}")),
+    "two lengths": NetFault(sends=with_headers("Content-Length: {length}", "Content-Length: 30"), ends="close"),
+    "no length, connection closed": NetFault(sends=with_headers(), ends="close"),
+    "no length, truncated": NetFault(sends=with_headers(), cut=-40, ends="close"),
     # Chunks.
-    "chunks": NetFault(sends=chunked(b"SIZE\r\nBODY\r\n0\r\n\r\n")),
-    "chunks with extensions and a trailer": NetFault(sends=chunked(b"SIZE;a=b\r\nBODY\r\n0\r\nA: b\r\n\r\n")),
+    "chunks": NetFault(sends=in_chunks(b"SIZE\r\nBODY\r\n0\r\n\r\n")),
+    "chunks with extensions and a trailer": NetFault(sends=in_chunks(b"SIZE;a=b\r\nBODY\r\n0\r\nA: b\r\n\r\n")),
     "chunks and a length": NetFault(
         sends=lambda _, body: [
             head("HTTP/1.1 200 OK", "Transfer-Encoding: chunked", "Content-Length: 30"),
             b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
         ],
     ),
-    "chunk size no number": NetFault(sends=chunked(b"zz\r\nBODY\r\n0\r\n\r\n"), ends="close"),
-    "chunk size negative": NetFault(sends=chunked(b"-1\r\nBODY\r\n0\r\n\r\n"), ends="close"),
-    "chunk size too long": NetFault(sends=chunked(b"ffffffffffffffffff\r\nBODY"), ends="close"),
-    "chunk size missing": NetFault(sends=chunked(b"BODY\r\n0\r\n\r\n"), ends="close"),
-    "chunk longer than said": NetFault(sends=chunked(b"1e\r\nBODY\r\n0\r\n\r\n"), ends="close"),
-    "chunks without an end": NetFault(sends=chunked(b"SIZE\r\nBODY\r\n"), ends="close"),
-    "chunk cut": NetFault(sends=chunked(b"SIZE\r\nBODY"), cut=-40, ends="close"),
-    # What is no answer of HTTP/1.1.
-    "not HTTP": NetFault(sends=instead(b"220 smtp.example ESMTP\r\n\r\n"), ends="close"),
-    "no head": NetFault(sends=lambda _, body: [body], ends="close"),
-    "a TLS alert": NetFault(sends=instead(b"\x15\x03\x01\x00\x02\x02\x46"), ends="close"),
-    "HTTP/2": NetFault(sends=instead(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)), ends="close"),
-    "garbage": NetFault(sends=instead(bytes(range(256)) * 16), ends="close"),
-    "HTTP/1.0": NetFault(sends=framed(ok="HTTP/1.0 200 OK"), ends="close"),
-    "HTTP/9.9": NetFault(sends=framed(ok="HTTP/9.9 200 OK"), ends="close"),
-    "status of two digits": NetFault(sends=framed(ok="HTTP/1.1 20 OK"), ends="close"),
-    "no reason phrase": NetFault(sends=framed("Content-Length: {length}", ok="HTTP/1.1 200 ")),
+    "chunk size not a number": NetFault(sends=in_chunks(b"zz\r\nBODY\r\n0\r\n\r\n"), ends="close"),
+    "chunk size negative": NetFault(sends=in_chunks(b"-1\r\nBODY\r\n0\r\n\r\n"), ends="close"),
+    "chunk size too long": NetFault(sends=in_chunks(b"ffffffffffffffffff\r\nBODY"), ends="close"),
+    "chunk size missing": NetFault(sends=in_chunks(b"BODY\r\n0\r\n\r\n"), ends="close"),
+    "chunk longer than announced": NetFault(sends=in_chunks(b"1e\r\nBODY\r\n0\r\n\r\n"), ends="close"),
+    "chunks without the last one": NetFault(sends=in_chunks(b"SIZE\r\nBODY\r\n"), ends="close"),
+    "truncated chunk": NetFault(sends=in_chunks(b"SIZE\r\nBODY"), cut=-40, ends="close"),
+    # Answers that are not HTTP/1.1.
+    "not HTTP": NetFault(sends=replaced_by(b"220 smtp.example ESMTP\r\n\r\n"), ends="close"),
+    "body without headers": NetFault(sends=lambda _, body: [body], ends="close"),
+    "TLS alert": NetFault(sends=replaced_by(b"\x15\x03\x01\x00\x02\x02\x46"), ends="close"),
+    "HTTP/2 frames": NetFault(sends=replaced_by(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + bytes(18)), ends="close"),
+    "binary garbage": NetFault(sends=replaced_by(bytes(range(256)) * 16), ends="close"),
+    "HTTP/1.0": NetFault(sends=with_headers(status="HTTP/1.0 200 OK"), ends="close"),
+    "HTTP/9.9": NetFault(sends=with_headers(status="HTTP/9.9 200 OK"), ends="close"),
+    "status of two digits": NetFault(sends=with_headers(status="HTTP/1.1 20 OK"), ends="close"),
+    "no reason phrase": NetFault(sends=with_headers("Content-Length: {length}", status="HTTP/1.1 200 ")),
     "bare line feeds": NetFault(
         sends=lambda _, body: [b"HTTP/1.1 200 OK\nContent-Length: %d\n\n" % len(body), body], ends="close"
     ),
     # Headers.
-    "headers twice": NetFault(
-        sends=framed(
+    "duplicate headers": NetFault(
+        sends=with_headers(
             "Content-Length: {length}", "Content-Type: text/html", "Content-Type: application/json", "X-Request-Id: a",
             "X-Request-Id: b", "Date: yesterday", "Date: tomorrow",
         )
     ),
-    "a header without a colon": NetFault(sends=framed("Content-Length: {length}", "nonsense"), ends="close"),
-    "a header without a name": NetFault(sends=framed("Content-Length: {length}", ": nonsense"), ends="close"),
-    "a header with a NUL": NetFault(sends=framed("Content-Length: {length}", "A: b\0c"), ends="close"),
-    "a folded header": NetFault(sends=framed("Content-Length: {length}", "A: b", " c"), ends="close"),
-    "headers that are no text": NetFault(sends=framed("Content-Length: {length}", "A: \xff\xfe", "B: \x80")),
-    "a header of 100 MB": NetFault(sends=endless(OK + b"A: ", KIB, 100_000), ends="close"),
-    "100 MB of headers": NetFault(sends=endless(OK, b"A: " + KIB[:100] + b"\r\n", 1_000_000), ends="close"),
-    "a status line of 100 MB": NetFault(sends=endless(b"HTTP/1.1 200 ", KIB, 100_000), ends="close"),
-    "a trailer of 100 MB": NetFault(sends=endless(CHUNKS + b"0\r\nA: ", KIB, 100_000), ends="close"),
+    "header without a colon": NetFault(sends=with_headers("Content-Length: {length}", "nonsense"), ends="close"),
+    "header without a name": NetFault(sends=with_headers("Content-Length: {length}", ": nonsense"), ends="close"),
+    "header with a NUL": NetFault(sends=with_headers("Content-Length: {length}", "A: b\0c"), ends="close"),
+    "folded header": NetFault(sends=with_headers("Content-Length: {length}", "A: b", " c"), ends="close"),
+    "headers that are not text": NetFault(sends=with_headers("Content-Length: {length}", "A: \xff\xfe", "B: \x80")),
+    "header of 100 MB": NetFault(sends=endless(OK_LINE + b"A: ", KIB, 100_000), ends="close"),
+    "100 MB of headers": NetFault(sends=endless(OK_LINE, b"A: " + KIB[:100] + b"\r\n", 1_000_000), ends="close"),
+    "status line of 100 MB": NetFault(sends=endless(b"HTTP/1.1 200 ", KIB, 100_000), ends="close"),
+    "trailer of 100 MB": NetFault(sends=endless(CHUNKS + b"0\r\nA: ", KIB, 100_000), ends="close"),
     "100 MB of trailers": NetFault(
         sends=endless(CHUNKS + b"0\r\n", b"A: " + KIB[:100] + b"\r\n", 1_000_000), ends="close"
     ),
-    "a chunk extension of 100 MB": NetFault(sends=endless(CHUNKS + b"1;", KIB, 100_000), ends="close"),
+    "chunk extension of 100 MB": NetFault(sends=endless(CHUNKS + b"1;", KIB, 100_000), ends="close"),
     # Status.
-    "100 before it": NetFault(sends=before(head("HTTP/1.1 100 Continue"))),
-    "103 before it": NetFault(sends=before(head("HTTP/1.1 103 Early Hints", "Link: </a>"), head("HTTP/1.1 102 Hm"))),
-    "100 and no more": NetFault(sends=instead(head("HTTP/1.1 100 Continue")), ends="close"),
-    "100 for ever": NetFault(sends=endless(b"", head("HTTP/1.1 100 Continue"), 10**9), ends="close"),
-    "101": NetFault(
-        acts=False, sends=framed("Connection: upgrade", "Upgrade: h2c", ok="HTTP/1.1 101 Switching"), ends="close"
+    "100 before the answer": NetFault(sends=preceded_by(head("HTTP/1.1 100 Continue"))),
+    "103 before the answer": NetFault(
+        sends=preceded_by(head("HTTP/1.1 103 Early Hints", "Link: </a>"), head("HTTP/1.1 102 Processing"))
     ),
-    "204": NetFault(sends=instead(head("HTTP/1.1 204 No Content"))),
-    "204 with a body": NetFault(sends=framed("Content-Length: {length}", ok="HTTP/1.1 204 No Content")),
-    "205": NetFault(sends=instead(head("HTTP/1.1 205 Reset", "Content-Length: 0"))),
-    "206": NetFault(sends=framed("Content-Length: {length}", ok="HTTP/1.1 206 Partial Content")),
+    "100 without an answer": NetFault(sends=replaced_by(head("HTTP/1.1 100 Continue")), ends="close"),
+    "endless 100": NetFault(sends=endless(b"", head("HTTP/1.1 100 Continue"), 10**9), ends="close"),
+    "101": NetFault(
+        forwards=False,
+        sends=with_headers("Connection: upgrade", "Upgrade: h2c", status="HTTP/1.1 101 Switching"),
+        ends="close",
+    ),
+    "204": NetFault(sends=replaced_by(head("HTTP/1.1 204 No Content"))),
+    "204 with a body": NetFault(sends=with_headers("Content-Length: {length}", status="HTTP/1.1 204 No Content")),
+    "205": NetFault(sends=replaced_by(head("HTTP/1.1 205 Reset", "Content-Length: 0"))),
+    "206": NetFault(sends=with_headers("Content-Length: {length}", status="HTTP/1.1 206 Partial Content")),
     **{
         str(status): NetFault(
-            acts=False,
-            sends=instead(head(f"HTTP/1.1 {status} Go", "Location: /v1/ok", "Content-Length: 0")),
+            forwards=False,
+            sends=replaced_by(head(f"HTTP/1.1 {status} Go", "Location: /v1/ok", "Content-Length: 0")),
         )
         for status in (301, 303, 307)
     },
-    "304": NetFault(acts=False, sends=instead(head("HTTP/1.1 304 Not Modified"))),
-    "502": NetFault(acts=False, sends=instead(head("HTTP/1.1 502 Bad Gateway", "Content-Length: 0"))),
-    "504 after the server acted": NetFault(sends=instead(head("HTTP/1.1 504 Timeout", "Content-Length: 0"))),
+    "304": NetFault(forwards=False, sends=replaced_by(head("HTTP/1.1 304 Not Modified"))),
+    "502": NetFault(forwards=False, sends=replaced_by(head("HTTP/1.1 502 Bad Gateway", "Content-Length: 0"))),
+    "504 after the server acted": NetFault(sends=replaced_by(head("HTTP/1.1 504 Timeout", "Content-Length: 0"))),
     # Bodies.
-    "gzip": NetFault(sends=packed("gzip")),
-    "deflate": NetFault(sends=packed("deflate", wbits=15)),
-    "deflate without its header": NetFault(sends=packed("deflate", wbits=-15)),
-    "gzip in gzip": NetFault(sends=packed("gzip", times=2)),
-    "gzip in gzip, announced": NetFault(sends=packed("gzip, gzip", times=2)),
-    "gzip that is cut": NetFault(sends=packed("gzip", cut=-40)),
-    "gzip that is none": NetFault(sends=framed("Content-Encoding: gzip", "Content-Length: {length}")),
-    "gzip that is empty": NetFault(
-        sends=instead(head("HTTP/1.1 200 OK", "Content-Encoding: gzip", "Content-Length: 0"))
+    "gzip": NetFault(sends=compressed("gzip")),
+    "deflate": NetFault(sends=compressed("deflate", wbits=15)),
+    "raw deflate": NetFault(sends=compressed("deflate", wbits=-15)),
+    "gzip in gzip": NetFault(sends=compressed("gzip", times=2)),
+    "gzip in gzip, announced": NetFault(sends=compressed("gzip, gzip", times=2)),
+    "truncated gzip": NetFault(sends=compressed("gzip", cut=-40)),
+    "invalid gzip": NetFault(sends=with_headers("Content-Encoding: gzip", "Content-Length: {length}")),
+    "empty gzip": NetFault(
+        sends=replaced_by(head("HTTP/1.1 200 OK", "Content-Encoding: gzip", "Content-Length: 0"))
     ),
-    "deflate that is none": NetFault(sends=framed("Content-Encoding: deflate", "Content-Length: {length}")),
-    "an unknown encoding": NetFault(sends=framed("Content-Encoding: rot13", "Content-Length: {length}")),
-    "brotli that is none": NetFault(sends=framed("Content-Encoding: br", "Content-Length: {length}")),
-    "zstd that is none": NetFault(sends=framed("Content-Encoding: zstd", "Content-Length: {length}")),
-    "a gzip bomb": NetFault(sends=bomb("gzip", 31, 10_000), ends="close"),
-    "a deflate bomb": NetFault(sends=bomb("deflate", 15, 10_000), ends="close"),
-    "a wrong charset": NetFault(sends=framed("Content-Type: text/x; charset=utf-16", "Content-Length: {length}")),
-    "a charset that is none": NetFault(sends=framed("Content-Type: text/x; charset=\xff", "Content-Length: {length}")),
+    "invalid deflate": NetFault(sends=with_headers("Content-Encoding: deflate", "Content-Length: {length}")),
+    "unknown encoding": NetFault(sends=with_headers("Content-Encoding: rot13", "Content-Length: {length}")),
+    "invalid brotli": NetFault(sends=with_headers("Content-Encoding: br", "Content-Length: {length}")),
+    "invalid zstd": NetFault(sends=with_headers("Content-Encoding: zstd", "Content-Length: {length}")),
+    "gzip bomb": NetFault(sends=bomb("gzip", 31, 10_000), ends="close"),
+    "deflate bomb": NetFault(sends=bomb("deflate", 15, 10_000), ends="close"),
+    "wrong charset": NetFault(sends=with_headers("Content-Type: text/x; charset=utf-16", "Content-Length: {length}")),
+    "invalid charset": NetFault(sends=with_headers("Content-Type: text/x; charset=\xff", "Content-Length: {length}")),
     "UTF-16": NetFault(
         sends=lambda _, body: [head("HTTP/1.1 200 OK"), body.decode().encode("utf-16")], ends="close"
     ),
-    "Latin-1": NetFault(sends=instead(head("HTTP/1.1 200 OK", "Content-Length: 10"), b'{"id":"\xe9"}')),
-    "a page": NetFault(sends=instead(head("HTTP/1.1 200 OK", "Content-Length: 29"), b"<html>Log in, please.</html>\n")),
-    "a body without an end": NetFault(sends=endless(head("HTTP/1.1 200 OK"), KIB, 10**9), ends="close"),
-    # What comes after it.
-    "garbage after it": NetFault(sends=framed("Content-Length: {length}", after=b"\0garbage")),
-    "another answer after it": NetFault(sends=framed("Content-Length: {length}", after=STRAY)),
+    "Latin-1": NetFault(sends=replaced_by(head("HTTP/1.1 200 OK", "Content-Length: 10"), b'{"id":"\xe9"}')),
+    "HTML page": NetFault(
+        sends=replaced_by(head("HTTP/1.1 200 OK", "Content-Length: 29"), b"<html>Log in, please.</html>\n")
+    ),
+    "endless body": NetFault(sends=endless(head("HTTP/1.1 200 OK"), KIB, 10**9), ends="close"),
+    # Data after the answer.
+    "garbage after the answer": NetFault(sends=with_headers("Content-Length: {length}", after=b"\0garbage")),
+    "unsolicited answer after the answer": NetFault(sends=with_headers("Content-Length: {length}", after=UNSOLICITED)),
 }  # fmt: skip
-"""All that can go wrong between the two, by name. What goes wrong with TLS is not a matter of bytes."""
+"""All faults by name. Faults of TLS are made with certificates, in the tests."""

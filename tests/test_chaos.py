@@ -1,4 +1,4 @@
-"""A hostile network: whatever goes wrong, an answer or an error of ours comes in time, and nothing is left behind."""
+"""A hostile network: every fault ends in a response or an error of this package, in time, and leaks nothing."""
 
 import asyncio
 import gc
@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import trustme
 from conftest import KEY, HastyClock, hasty_session, until
-from faults import FAULTS, STRAY, FaultProxy, NetFault, head, instead
+from faults import FAULTS, UNSOLICITED, FaultProxy, NetFault, head, replaced_by
 
 from openai_cancel import (
     APIConnectionError,
@@ -33,61 +33,61 @@ from openai_cancel import (
 )
 from openai_cancel.emulator import DIALECTS, Emulator, Script
 
-SMALL = 2**20
-SHORT = head("HTTP/1.1 200 OK", "Content-Length: 36") + b'{"id":"resp_1","status":"cancelled"}'
+BODY_LIMIT = 2**20
+SHORT_ANSWER = head("HTTP/1.1 200 OK", "Content-Length: 36") + b'{"id":"resp_1","status":"cancelled"}'
 
-_TOLERANCE = Response | APIConnectionError
-"""Of what some parsers take and others do not."""
+PARSER_DEPENDENT = Response | APIConnectionError
+"""The result of answers that some versions of aiohttp's parser accept and others reject."""
 
 RESULTS: dict[type, str] = {
-    Response: """closed after the body | no length, closed | chunks | chunks with extensions and a trailer | HTTP/1.0
-        | no reason phrase | headers twice | headers that are no text | 100 before it | 103 before it | 206 | gzip
-        | deflate | deflate without its header | an unknown encoding | a wrong charset | a charset that is none | UTF-16
-        | another answer after it""",
+    Response: """closed after the body | no length, connection closed | chunks | chunks with extensions and a trailer
+        | HTTP/1.0 | no reason phrase | duplicate headers | headers that are not text | 100 before the answer
+        | 103 before the answer | 206 | gzip | deflate | raw deflate | unknown encoding | wrong charset
+        | invalid charset | UTF-16 | unsolicited answer after the answer""",
     APITimeoutError: """stalled before the server acts | stalled after the server acted | stalled in the headers
-        | stalled in the body | a byte from time to time | length too long, kept | a trailer of 100 MB
-        | a chunk extension of 100 MB | 100 for ever""",
-    ResponseDecodeError: """no length, cut | 204 | 205 | gzip in gzip | gzip in gzip, announced | gzip that is cut
-        | gzip that is empty | a gzip bomb | a deflate bomb | Latin-1 | a page | a body without an end""",
+        | stalled in the body | one byte every 20 ms | length too long, connection kept open | trailer of 100 MB
+        | chunk extension of 100 MB | endless 100""",
+    ResponseDecodeError: """no length, truncated | 204 | 205 | gzip in gzip | gzip in gzip, announced | truncated gzip
+        | empty gzip | gzip bomb | deflate bomb | Latin-1 | HTML page | endless body""",
     APIStatusError: "101 | 301 | 303 | 304 | 307",
     InternalServerError: "502 | 504 after the server acted",
-    _TOLERANCE: """length twice | bare line feeds | a header with a NUL | a folded header | zstd that is none
-        | brotli that is none | garbage after it""",
+    PARSER_DEPENDENT: """duplicate length | bare line feeds | header with a NUL | folded header | invalid zstd
+        | invalid brotli | garbage after the answer""",
 }
-"""What becomes of one attempt, where it is not an `APIConnectionError`."""
+"""The result of one attempt with each fault, where it is not an `APIConnectionError`."""
 
 EXPECTED = dict.fromkeys(FAULTS, APIConnectionError) | {
     name.strip(): kind for kind, names in RESULTS.items() for name in names.split("|")
 }
 
-LARGE = [name for name in FAULTS if "MB" in name or "bomb" in name or "end" in name or "for ever" in name]
+LARGE = [name for name in FAULTS if "MB" in name or "bomb" in name or "endless" in name]
 
 
-def files() -> int:
+def open_files() -> int:
+    """Return the number of open file descriptors of this process."""
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
-def memory(*, afresh: bool = False) -> float:
-    """The most that this process has used so far, or since it was last asked to begin afresh, in MB."""
-    if afresh:
+def peak_memory(*, reset: bool = False) -> float:
+    """Return the peak memory of this process in MB. With `reset`, begin to measure again."""
+    if reset:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 @pytest.fixture(autouse=True)
-async def nothing_is_left() -> AsyncIterator[None]:
-    """No task and no socket, once a test is over."""
-    tasks, opened = asyncio.all_tasks(), files()
+async def no_task_and_no_socket_is_left() -> AsyncIterator[None]:
+    tasks, opened = asyncio.all_tasks(), open_files()
     yield
     async with asyncio.timeout(10):
         await until(lambda: not [task for task in asyncio.all_tasks() - tasks if task is not asyncio.current_task()])
-        await until(lambda: files() <= opened)
+        await until(lambda: open_files() <= opened)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def nothing_is_unclosed() -> Iterator[None]:
-    """What nobody closed is a warning when it is collected, and so an error."""
+def nothing_was_left_unclosed() -> Iterator[None]:
+    """An object that was not closed issues a warning when it is collected, and warnings are errors."""
     yield
     gc.collect()
 
@@ -100,14 +100,14 @@ async def server() -> AsyncIterator[Emulator]:
 
 @asynccontextmanager
 async def through(server: Emulator, *faults: NetFault, **options) -> AsyncIterator[AsyncSession]:
-    """A session whose first exchanges go wrong."""
+    """Open a session whose first exchanges have these faults."""
     async with (
         FaultProxy(server.base_url) as proxy,
         AsyncSession(
             clock=HastyClock(),
             api_key=KEY,
             base_url=proxy.base_url,
-            **{"max_body_bytes": SMALL, "deadline": 20, **options},
+            **{"max_body_bytes": BODY_LIMIT, "deadline": 20, **options},
         ) as session,
     ):
         proxy.faults.extend(faults)
@@ -115,7 +115,7 @@ async def through(server: Emulator, *faults: NetFault, **options) -> AsyncIterat
 
 
 async def result(call) -> Response | OpenAICancelError:
-    """What a call gives, or raises, if that is one of ours."""
+    """Return the result of a call, or the error of this package that it raises."""
     try:
         return await call
     except OpenAICancelError as error:
@@ -123,15 +123,15 @@ async def result(call) -> Response | OpenAICancelError:
 
 
 class TestOneFault:
-    def test_each_has_an_expectation(self) -> None:
+    def test_every_fault_has_an_expected_result(self) -> None:
         assert EXPECTED.keys() == FAULTS.keys()
 
     @pytest.mark.parametrize("name", FAULTS)
-    async def test_there_is_an_answer_or_an_error_of_ours_and_the_verdict_is_right(
+    async def test_a_fault_has_its_expected_result_and_stop_succeeds_after_it(
         self, server: Emulator, name: str
     ) -> None:
         fault, kind = FAULTS[name], EXPECTED[name]
-        timeout = 0.15 if kind is APITimeoutError else 10.0
+        timeout = 0.4 if kind is APITimeoutError else 10.0
         first, second, third = server.add(), server.add(), server.add()
 
         async def once() -> Response | OpenAICancelError:
@@ -152,7 +152,7 @@ class TestOneFault:
         assert type(alone) is kind if isinstance(kind, type) else isinstance(alone, kind)
         assert alone.attempts == 1
         if isinstance(alone, ResponseDecodeError) or type(alone) is APIStatusError:
-            assert type(retried) is type(alone)  # it would be the same again
+            assert type(retried) is type(alone)  # final, so it is not retried
         else:
             assert isinstance(retried, Response)
             assert retried.status == "cancelled"
@@ -161,27 +161,26 @@ class TestOneFault:
         assert server.responses[third].status(time.time()) == "cancelled"
 
     @pytest.mark.parametrize("ends", ["close", "reset", "stall"])
-    async def test_at_each_byte_of_an_answer(self, server: Emulator, ends) -> None:
-        faults = [NetFault(sends=instead(SHORT), cut=place, ends=ends) for place in range(len(SHORT))]
-        names = [server.add() for _ in faults]
-        few = asyncio.Semaphore(16)  # so that only the fault takes time
+    async def test_stop_succeeds_after_an_answer_that_ends_at_any_byte(self, server: Emulator, ends) -> None:
+        limit = asyncio.Semaphore(16)  # so that only the fault takes time
 
-        async def stop(name: str) -> Outcome:
-            async with few:
+        async def stop(name: str, place: int) -> Outcome:
+            fault = NetFault(sends=replaced_by(SHORT_ANSWER), cut=place, ends=ends)
+            async with limit, through(server, fault, timeout=1.0 if ends == "stall" else 10) as session:
                 return await session.stop(name, deadline=20)
 
-        async with through(server, *faults, timeout=0.2 if ends == "stall" else 10) as session:
-            outcomes = await asyncio.gather(*map(stop, names))
+        names = [server.add() for _ in SHORT_ANSWER]
+        outcomes = await asyncio.gather(*(stop(name, place) for place, name in enumerate(names)))
         assert {outcome.verdict for outcome in outcomes} == {Verdict.CANCELLED}
-        assert sum(outcome.attempts for outcome in outcomes) >= len(names) + len(faults)
+        assert min(outcome.attempts for outcome in outcomes) >= 2
         assert {server.responses[name].status(time.time()) for name in names} == {"cancelled"}
 
-    async def test_a_drip_that_is_fast_enough(self, server: Emulator) -> None:
-        async with through(server, NetFault(sends=instead(SHORT), pause=0.001)) as session:
+    async def test_a_slow_answer_within_the_time_out_is_read(self, server: Emulator) -> None:
+        async with through(server, NetFault(sends=replaced_by(SHORT_ANSWER), pause=0.001)) as session:
             assert (await session.cancel(server.add())).attempts == 1
 
     @pytest.mark.parametrize("dialect", DIALECTS)
-    async def test_an_answer_that_is_lost_after_the_server_acted(self, dialect: str) -> None:
+    async def test_stop_succeeds_if_the_answer_is_lost_after_the_server_acted(self, dialect: str) -> None:
         lost = ["reset after the server acted", "closed in the headers", "closed in the body"]
         fast = Emulator(script=Script(runs_for=math.inf), dialect=dialect, clock=lambda: 100 * time.monotonic())
         async with fast as server, AsyncExitStack() as opened:
@@ -192,25 +191,25 @@ class TestOneFault:
             assert {work.status(100 * time.monotonic()) for work in server.responses.values()} == {"cancelled"}
 
 
-async def test_faults_that_do_not_end(server: Emulator) -> None:
-    """The deadline holds, the error is ours, and nothing is claimed that nobody said."""
-    some = asyncio.Semaphore(24)
+async def test_stop_ends_at_its_deadline_if_every_exchange_has_the_same_fault(server: Emulator) -> None:
+    """Its verdict is then `unknown`, with an error of this package."""
+    limit = asyncio.Semaphore(12)
     wrong: dict[str, object] = {}
 
     async def stop(name: str, kind: object) -> None:
         async with (
-            some,
+            limit,
             FaultProxy(server.base_url, choose=lambda: FAULTS[name]) as proxy,
-            hasty_session(api_key=KEY, base_url=proxy.base_url, max_body_bytes=SMALL) as session,
+            hasty_session(api_key=KEY, base_url=proxy.base_url, max_body_bytes=BODY_LIMIT) as session,
         ):
             deadline = 20 if kind is Response else 0.6
             began = time.monotonic()
             outcome = await session.stop(server.add(), deadline=deadline, timeout=0.2 if deadline < 1 else 10)
             took = time.monotonic() - began
         good = outcome.verdict is Verdict.UNKNOWN and isinstance(outcome.error, OpenAICancelError)
-        if (kind is Response) != outcome.stopped and kind is not _TOLERANCE:
+        if (kind is Response) != outcome.stopped and kind is not PARSER_DEPENDENT:
             wrong[name] = outcome
-        elif not (outcome.stopped or good) or took > deadline + 1:
+        elif not (outcome.stopped or good) or took > deadline + 3:
             wrong[name] = outcome, took
 
     await asyncio.gather(*[stop(name, kind) for name, kind in EXPECTED.items()])
@@ -220,40 +219,42 @@ async def test_faults_that_do_not_end(server: Emulator) -> None:
 class TestMemory:
     @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the process's memory from the kernel")
     @pytest.mark.parametrize("name", LARGE)
-    async def test_nothing_large_is_held(self, server: Emulator, name: str) -> None:
+    async def test_a_large_answer_is_not_kept_in_memory(self, server: Emulator, name: str) -> None:
         async with through(server, FAULTS[name], timeout=0.1, max_retries=0) as session:
-            before = memory(afresh=True)
+            before = peak_memory(reset=True)
             assert isinstance(await result(session.cancel("x")), OpenAICancelError)
-            assert memory() - before < 24
+            assert peak_memory() - before < 24
 
 
 class TestConnections:
-    async def test_nobody_listens_at_first(self, unused_tcp_port: int) -> None:
+    async def test_a_server_that_starts_to_listen_later_is_reached_by_a_retry(self, unused_tcp_port: int) -> None:
         relay: list[asyncio.Server] = []
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(SHORT)
+            writer.write(SHORT_ANSWER)
             writer.close()
 
-        class Waits(HastyClock):
+        class StartingClock(HastyClock):
             async def sleep(self, _: float) -> None:
                 relay.append(await asyncio.start_server(serve, "127.0.0.1", unused_tcp_port))
 
-        async with AsyncSession(api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}", clock=Waits()) as session:
+        async with AsyncSession(
+            api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}", clock=StartingClock()
+        ) as session:
             with pytest.raises(APIConnectionError, match="Connection refused"):
                 await session.cancel("x", max_retries=0)
             assert (await session.cancel("x")).attempts == 2
         relay[0].close()
 
-    async def test_a_kept_connection_is_closed_under_us(self, server: Emulator) -> None:
+    async def test_a_kept_connection_that_the_server_has_closed_is_replaced(self, server: Emulator) -> None:
         faults = [NetFault(), FAULTS["closed before the request is read"], NetFault(), FAULTS["closed after the body"]]
         async with through(server, *faults, NetFault(), FAULTS["reset before the request is read"]) as session:
             for _ in range(6):
                 assert (await session.cancel(server.add())).status == "cancelled"
 
-    @pytest.mark.parametrize("unasked", [STRAY, head("HTTP/1.1 408 Request Timeout", "Content-Length: 0"), b"\0"])
-    async def test_what_comes_unasked_is_not_taken_for_the_next_answer(self, unasked: bytes) -> None:
+    @pytest.mark.parametrize("data", [UNSOLICITED, head("HTTP/1.1 408 Request Timeout", "Content-Length: 0"), b"\0"])
+    async def test_unsolicited_data_is_not_read_as_the_next_answer(self, data: bytes) -> None:
         sent = asyncio.Event()
         connections = 0
 
@@ -261,10 +262,10 @@ class TestConnections:
             nonlocal connections
             connections += 1
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(SHORT)
+            writer.write(SHORT_ANSWER)
             if connections == 1:
                 await sent.wait()
-                writer.write(unasked)
+                writer.write(data)
             await reader.read()
             writer.close()
 
@@ -273,17 +274,18 @@ class TestConnections:
             clock=HastyClock(), api_key=KEY, base_url=f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
         ) as session:
             assert (await session.cancel("resp_1")).id == "resp_1"
+            # aiohttp has no public view of its idle connections, and the test must know when the data has arrived.
             [[(idle, _)]] = session.caller.transport.client.connector._conns.values()
             sent.set()
             await until(lambda: idle.should_close or not idle.is_connected())
-            assert (await session.cancel("resp_2")).id == "resp_1"  # as this server says of all
+            assert (await session.cancel("resp_2")).id == "resp_1"  # the only id that this server knows
         assert connections == 2
         listener.close()
 
-    async def test_many_at_once_through_every_fault(self, server: Emulator) -> None:
-        """They share a pool of connections, and disturb each other in nothing.
+    async def test_stop_many_stops_all_through_all_faults_at_once(self, server: Emulator) -> None:
+        """The requests share a pool of connections. Which request meets which fault is left to chance.
 
-        Which exchange meets which fault is left to chance; two refusals in a row would be an answer.
+        Time-outs and refusals are left out: two refusals in a row would be a verdict.
         """
         others = {APITimeoutError, APIStatusError}
         faults = [FAULTS[name] for name, kind in EXPECTED.items() if kind not in others and name not in LARGE]
@@ -295,18 +297,18 @@ class TestConnections:
 
 
 class TestTLS:
-    """What is wrong with a certificate is not tried again, and no request goes over such a connection."""
+    """An error of a certificate is final, and no request is sent over such a connection."""
 
     AUTHORITY = trustme.CA()
 
     @pytest.fixture
-    async def trusting(self) -> aiohttp.TCPConnector:
+    async def trusting_connector(self) -> aiohttp.TCPConnector:
         context = ssl.create_default_context()
         self.AUTHORITY.configure_trust(context)
         return aiohttp.TCPConnector(ssl=context)
 
     @staticmethod
-    def showing(certificate: trustme.LeafCert | trustme.CA) -> ssl.SSLContext:
+    def server_context(certificate: trustme.LeafCert | trustme.CA) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         if isinstance(certificate, trustme.CA):
             with certificate.cert_pem.tempfile() as cert, certificate.private_key_pem.tempfile() as key:
@@ -316,7 +318,7 @@ class TestTLS:
         return context
 
     @pytest.mark.parametrize(
-        ("certificate", "words"),
+        ("certificate", "message"),
         [
             (lambda authority: authority.issue_cert("another.example"), "IP address mismatch"),
             (
@@ -330,15 +332,15 @@ class TestTLS:
         ],
         ids=["wrong name", "expired", "self-signed", "unknown authority"],
     )
-    async def test_a_certificate_that_cannot_be_trusted(
-        self, server: Emulator, trusting: aiohttp.TCPConnector, certificate, words: str
+    async def test_a_bad_certificate_is_a_permanent_error(
+        self, server: Emulator, trusting_connector: aiohttp.TCPConnector, certificate, message: str
     ) -> None:
         async with (
-            FaultProxy(server.base_url, tls=self.showing(certificate(self.AUTHORITY))) as proxy,
-            aiohttp.ClientSession(connector=trusting) as client,
+            FaultProxy(server.base_url, tls=self.server_context(certificate(self.AUTHORITY))) as proxy,
+            aiohttp.ClientSession(connector=trusting_connector) as client,
             hasty_session(api_key=KEY, base_url=proxy.base_url, client_session=client) as session,
         ):
-            with pytest.raises(APIConnectionError, match=words) as caught:
+            with pytest.raises(APIConnectionError, match=message) as caught:
                 await session.cancel("x")
             assert (caught.value.permanent, caught.value.attempts) == (True, 1)
             outcome = await session.stop("x")
@@ -346,22 +348,27 @@ class TestTLS:
         assert server.received == []
 
     @pytest.mark.parametrize("name", ["closed in the body", "reset in the headers", "closed before the server acts"])
-    async def test_it_is_cut(self, server: Emulator, trusting: aiohttp.TCPConnector, name: str) -> None:
+    async def test_stop_succeeds_after_an_encrypted_connection_was_lost(
+        self, server: Emulator, trusting_connector: aiohttp.TCPConnector, name: str
+    ) -> None:
         async with (
-            FaultProxy(server.base_url, tls=self.showing(self.AUTHORITY.issue_cert("127.0.0.1"))) as proxy,
-            aiohttp.ClientSession(connector=trusting) as client,
+            FaultProxy(server.base_url, tls=self.server_context(self.AUTHORITY.issue_cert("127.0.0.1"))) as proxy,
+            aiohttp.ClientSession(connector=trusting_connector) as client,
             hasty_session(api_key=KEY, base_url=proxy.base_url, client_session=client) as session,
         ):
             proxy.faults.append(FAULTS[name])
             outcome = await session.stop(identifier := server.add())
-            assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2)
+            # The look after the lost answer finds the response cancelled only if the server got the request.
+            assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2 if FAULTS[name].forwards else 3)
             assert server.responses[identifier].status(time.time()) == "cancelled"
 
-    @pytest.mark.parametrize("said", [SHORT, b"\x15\x03\x01\x00\x02\x02\x28", b""], ids=["HTTP", "an alert", "nothing"])
-    async def test_there_is_none(self, said: bytes) -> None:
+    @pytest.mark.parametrize(
+        "answer", [SHORT_ANSWER, b"\x15\x03\x01\x00\x02\x02\x28", b""], ids=["HTTP", "TLS alert", "nothing"]
+    )
+    async def test_a_server_without_tls_is_a_transient_error(self, answer: bytes) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.read(1000)
-            writer.write(said)
+            writer.write(answer)
             writer.close()
 
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -374,7 +381,7 @@ class TestTLS:
             assert (caught.value.permanent, caught.value.attempts) == (False, 2)
         listener.close()
 
-    async def test_the_handshake_is_not_answered(self) -> None:
+    async def test_a_handshake_without_an_answer_is_a_time_out(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             url = f"https://127.0.0.1:{listener.getsockname()[1]}"
             async with AsyncSession(
@@ -385,8 +392,7 @@ class TestTLS:
                 assert caught.value.attempts == 2
 
 
-async def test_soak(python: str) -> None:
-    """The short form of the benchmark: no stop is lost or wrong, and nothing is warned of."""
+async def test_the_short_soak_loses_no_stop_and_issues_no_warning(python: str) -> None:
     soak = Path(__file__).parent / "benchmarks" / "soak.py"
     done = await asyncio.to_thread(
         subprocess.run, [python, soak, "2000"], capture_output=True, text=True, check=False, timeout=50

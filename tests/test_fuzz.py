@@ -1,4 +1,4 @@
-"""Whatever bytes come from a server, or stand in a file: nothing but our own exceptions."""
+"""Property tests: any bytes from a server or in a file lead to a result or to an exception of this package."""
 
 import asyncio
 import codecs
@@ -25,11 +25,11 @@ from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Wire, decode
 
 WIRE = Wire.from_settings(Settings.openai(api_key=KEY))
-ASKED = WIRE.request("POST", "resp_1", "/cancel")
+REQUEST = WIRE.request("POST", "resp_1", "/cancel")
 DOCUMENT = Work(request={"model": "any"}, script=Script(runs_for=0), started=0.0).document(1.0)
 
-many = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-few = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+many_examples = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+few_examples = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NUMBERS = ["", "-1", "0", "1e999", "nan", "9" * 400, "0x10", "٣", "1_0", " 7 "]
 HEADERS = [
@@ -57,7 +57,7 @@ documents = st.dictionaries(st.sampled_from(list(DOCUMENT)), anything, max_size=
 
 @st.composite
 def damaged(draw, bodies) -> bytes:
-    """A text as bytes, some of which are others, or are not there."""
+    """Draw a body, and replace or remove some of its bytes."""
     body = bytearray(draw(bodies))
     for _ in range(draw(st.integers(0, 3))):
         start = draw(st.integers(0, len(body)))
@@ -65,14 +65,19 @@ def damaged(draw, bodies) -> bytes:
     return bytes(body)
 
 
-as_json = (documents | errors).map(lambda document: json.dumps(document).encode())
-bodies = st.binary(max_size=200) | as_json | damaged(as_json) | as_json.map(lambda body: body.decode().encode("utf-16"))
+json_bodies = (documents | errors).map(lambda document: json.dumps(document).encode())
+bodies = (
+    st.binary(max_size=200)
+    | json_bodies
+    | damaged(json_bodies)
+    | json_bodies.map(lambda body: body.decode().encode("utf-16"))
+)
 values = st.sampled_from(VALUES) | st.text(max_size=20)
 statuses = st.integers(100, 599) | st.sampled_from([200, 0, 99, 600, 999, 10**6])
 
 
-def described(result: Response | OpenAICancelError) -> None:
-    """Look at all that there is to it."""
+def read_everything(result: Response | OpenAICancelError) -> None:
+    """Read everything that a result offers."""
     assert str(result)
     assert repr(result)
     if isinstance(result, Response):
@@ -87,16 +92,18 @@ def described(result: Response | OpenAICancelError) -> None:
 
 
 class TestAnswers:
-    @many
+    @many_examples
     @given(statuses, st.lists(st.tuples(st.sampled_from(HEADERS), values), max_size=6), bodies, st.booleans())
-    def test_decode(self, status: int, headers: list[tuple[str, str]], body: bytes, complete) -> None:
+    def test_any_answer_is_decoded_or_refused(
+        self, status: int, headers: list[tuple[str, str]], body: bytes, complete
+    ) -> None:
         try:
-            result = decode(Answer(status, CIMultiDict(headers), body, complete), ASKED)
+            result = decode(Answer(status, CIMultiDict(headers), body, complete), REQUEST)
         except OpenAICancelError as error:
             result = error
-        described(result)
+        read_everything(result)
 
-    @few
+    @few_examples
     @given(
         st.lists(
             damaged(
@@ -121,14 +128,14 @@ class TestAnswers:
             max_size=3,
         )
     )
-    def test_through_a_socket(self, server, answers: list[bytes]) -> None:
-        described(server(answers))
+    def test_any_bytes_on_a_socket_are_a_response_or_an_error(self, server, answers: list[bytes]) -> None:
+        read_everything(server(answers))
 
     @pytest.fixture(scope="class")
     @staticmethod
     def server() -> Iterator[object]:
-        """Calls a server that answers each connection with the given bytes, in as many pieces."""
-        with asyncio.Runner() as runner, listening(runner) as (url, pieces):
+        """A function that calls a server which answers with the given pieces of bytes, and returns the result."""
+        with asyncio.Runner() as runner, answering(runner) as (url, pieces):
 
             async def call() -> Response | OpenAICancelError:
                 async with AsyncSession(api_key=KEY, base_url=url, timeout=5, max_retries=0) as session:
@@ -137,21 +144,22 @@ class TestAnswers:
                     except OpenAICancelError as error:
                         return error
 
-            def answer(new: list[bytes]) -> Response | OpenAICancelError:
-                pieces[:] = new
+            def answer(new_pieces: list[bytes]) -> Response | OpenAICancelError:
+                pieces[:] = new_pieces
                 return runner.run(call())
 
             yield answer
 
 
 @contextmanager
-def listening(runner: asyncio.Runner) -> Iterator[tuple[str, list[bytes]]]:
+def answering(runner: asyncio.Runner) -> Iterator[tuple[str, list[bytes]]]:
+    """Run a server that sends the pieces in the list to each client. Yield its URL and the list."""
     pieces: list[bytes] = []
-    under_way: set[asyncio.Task] = set()
+    running: set[asyncio.Task] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
-        under_way.add(task)
+        running.add(task)
         try:
             await reader.readuntil(b"\r\n\r\n")
             for piece in pieces:
@@ -162,14 +170,14 @@ def listening(runner: asyncio.Runner) -> Iterator[tuple[str, list[bytes]]]:
             pass
         finally:
             writer.close()
-            under_way.discard(task)
+            running.discard(task)
 
     async def start() -> asyncio.Server:
         return await asyncio.start_server(serve, "127.0.0.1", 0)
 
     async def stop() -> None:
         listener.close()
-        await asyncio.gather(*under_way)
+        await asyncio.gather(*running)
         await asyncio.sleep(0)
 
     listener = runner.run(start())
@@ -191,10 +199,10 @@ contents = (
 )
 
 
-class TestFiles:
-    @many
+class TestFilesOfTheCommand:
+    @many_examples
     @given(lines)
-    def test_lines(self, texts: list[str]) -> None:
+    def test_any_lines_are_ids_or_problems_with_a_line_number(self, texts: list[str]) -> None:
         reader = IdReader()
         found = [item for text in texts for item in reader.read(text)]
         for item in [*found, *reader.end()]:
@@ -203,12 +211,12 @@ class TestFiles:
             if isinstance(item, str):
                 assert WIRE.request("GET", item).url.isascii()
 
-    def test_a_carriage_return_inside_the_first_line(self) -> None:
+    def test_a_carriage_return_inside_the_first_line_is_a_problem(self) -> None:
         assert isinstance(next(IdReader().read("resp_1\rresp_2")), BadLine)
 
-    @few
+    @few_examples
     @given(contents)
-    def test_files_of_ids(self, content: bytes) -> None:
+    def test_any_file_of_ids_yields_ids_that_can_be_sent_and_printable_complaints(self, content: bytes) -> None:
         complaints: list[str] = []
 
         async def read(path: str) -> list[str]:
@@ -225,7 +233,7 @@ class TestFiles:
             assert WIRE.request("GET", name).url.isascii()
         assert all(printable(complaint).isprintable() for complaint in complaints)
 
-    @few
+    @few_examples
     @given(
         damaged(
             st.lists(
@@ -235,7 +243,7 @@ class TestFiles:
             ).map(lambda parts: b"\n".join(json.dumps(part).encode() for part in parts))
         )
     )
-    def test_a_log_to_resume_from(self, content: bytes) -> None:
+    def test_any_log_to_resume_from_can_be_read(self, content: bytes) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "log"
             path.write_bytes(content)

@@ -1,4 +1,4 @@
-"""What users import, and the shape that the package keeps."""
+"""What users import, the options that they can pass on, and the direction of imports inside the package."""
 
 import importlib.metadata
 import inspect
@@ -8,16 +8,17 @@ import typing
 import pytest
 
 import openai_cancel
+from openai_cancel import AsyncSession, CallOptions, Options, RequestOptions, Session
 
 
-def test_all_is_what_can_be_imported() -> None:
+def test_all_lists_what_can_be_imported_in_order() -> None:
     assert openai_cancel.__all__ == sorted(openai_cancel.__all__)
     for name in openai_cancel.__all__:
         getattr(openai_cancel, name)
 
 
 def test_annotations_can_be_read_at_run_time() -> None:
-    for call in (openai_cancel.AsyncSession.cancel, openai_cancel.Session.retrieve):
+    for call in (AsyncSession.cancel, Session.retrieve):
         assert typing.get_type_hints(call)["return"] is openai_cancel.Response
         inspect.signature(call, eval_str=True)
 
@@ -26,7 +27,7 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert openai_cancel.__version__ == importlib.metadata.version("openai-cancel")
 
 
-def test_importing_it_imports_neither_the_command_nor_the_emulator(python: str) -> None:
+def test_importing_the_package_imports_neither_the_command_nor_the_emulator(python: str) -> None:
     script = """
 import sys, openai_cancel
 unwanted = {"cyclopts", "rich", "openai", "sqlalchemy", "openai_cancel.cli", "openai_cancel.emulator"}
@@ -35,10 +36,57 @@ assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
     subprocess.run([python, "-c", script], check=True)
 
 
-def test_imports_point_one_way(python: str, request: pytest.FixtureRequest) -> None:
-    """In a process of its own, for it switches all loggers off."""
+def test_imports_point_in_one_direction(python: str, request: pytest.FixtureRequest) -> None:
+    """In another process, because the linter turns all loggers off."""
     script = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
     done = subprocess.run(
         [python, "-c", script], cwd=request.config.rootpath, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+class TestTypedDictsOfOptions:
+    """Code that passes options on annotates its `**options` with these, so they must be the real keywords."""
+
+    @staticmethod
+    def keywords(function: typing.Callable[..., object]) -> dict[str, object]:
+        parameters = inspect.signature(function).parameters.values()
+        hints = typing.get_type_hints(function)
+        return {each.name: hints[each.name] for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+    @pytest.mark.parametrize("session", [AsyncSession, Session])
+    @pytest.mark.parametrize("call", ["cancel", "retrieve"])
+    def test_call_options_are_the_keywords_of_cancel_and_retrieve(self, session: type, call: str) -> None:
+        assert typing.get_type_hints(CallOptions) == self.keywords(getattr(session, call))
+
+    @pytest.mark.parametrize("session", [AsyncSession, Session])
+    @pytest.mark.parametrize(("call", "own"), [("guard", {"grace"}), ("wait", {"timeout", "on_abandon", "grace"})])
+    def test_request_options_are_the_keywords_of_guard_and_wait_except_their_own(
+        self, session: type, call: str, own: set[str]
+    ) -> None:
+        keywords = self.keywords(getattr(session, call))
+        assert typing.get_type_hints(RequestOptions) == {
+            name: kind for name, kind in keywords.items() if name not in own
+        }
+        assert own <= keywords.keys()
+
+    @pytest.mark.parametrize("session", [AsyncSession, Session])
+    @pytest.mark.parametrize(
+        ("constructor", "own"),
+        [
+            ("__init__", {"api_key", "base_url", "organization", "project"}),
+            ("azure", {"api_key", "token_provider", "api_version"}),
+            ("from_openai", set()),
+        ],
+    )
+    def test_options_are_the_keywords_of_every_constructor_except_its_own(
+        self, session: type, constructor: str, own: set[str]
+    ) -> None:
+        keywords = self.keywords(getattr(session, constructor))
+        own = own | {"clock"} | ({"client_session"} if session is AsyncSession else set())
+        assert typing.get_type_hints(Options) == {name: kind for name, kind in keywords.items() if name not in own}
+        assert own <= keywords.keys()
+
+    def test_no_key_is_required(self) -> None:
+        for options in (CallOptions, Options, RequestOptions):
+            assert not options.__required_keys__

@@ -1,4 +1,4 @@
-"""Arguments, then the environment; and what is refused before anything is sent."""
+"""`Settings`: arguments, then the environment; and what is refused before anything is sent."""
 
 import asyncio
 import math
@@ -16,14 +16,14 @@ from openai_cancel.settings import Settings
 
 
 class TestOpenAI:
-    def test_defaults(self) -> None:
+    def test_the_defaults_are_those_of_openai(self) -> None:
         settings = Settings.openai(api_key=KEY)
         assert settings.base_url == "https://api.openai.com/v1"
         assert (settings.timeout, settings.connect_timeout, settings.deadline) == (30.0, 5.0, 60.0)
         assert (settings.max_retries, settings.max_body_bytes) == (4, 64 * 1024 * 1024)
         assert (settings.headers, settings.query, settings.proxy) == ({}, (), None)
 
-    def test_the_environment_fills_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_environment_supplies_what_was_not_passed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {
             "OPENAI_API_KEY": KEY,
             "OPENAI_BASE_URL": "http://localhost:8000/v1/",
@@ -42,7 +42,7 @@ class TestOpenAI:
             "x-b": "two: parts",
         }
 
-    def test_arguments_win_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_arguments_take_precedence_over_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("API_KEY", "ORG_ID", "PROJECT_ID"):
             monkeypatch.setenv(f"OPENAI_{name}", "ambient")
         monkeypatch.setenv("OPENAI_BASE_URL", "ftp://ambient")
@@ -59,23 +59,25 @@ class TestOpenAI:
         assert Settings.openai(api_key=KEY).base_url == "https://api.openai.com/v1"
 
     @pytest.mark.parametrize("name", ["Authorization", "api-key"])
-    def test_credentials_in_headers_need_no_key(self, name: str) -> None:
+    def test_headers_with_credentials_make_a_key_unnecessary(self, name: str) -> None:
         assert Settings.openai(headers={name: "x"}).api_key is None
 
-    def test_a_missing_key_names_the_variable(self) -> None:
+    def test_the_error_about_a_missing_key_names_the_variable(self) -> None:
         with pytest.raises(
             ConfigurationError,
             match="No API key: set OPENAI_API_KEY or pass api_key=. If the server",
         ):
             Settings.openai()
 
-    def test_a_line_of_custom_headers_without_a_colon(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_line_of_custom_headers_without_a_colon_is_refused_by_number(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "A: 1\nsecret")
         with pytest.raises(ConfigurationError, match="OPENAI_CUSTOM_HEADERS: line 2 has no colon") as caught:
             Settings.openai(api_key=KEY)
         assert "secret" not in str(caught.value)
 
-    def test_no_secret_shows(self) -> None:
+    def test_the_repr_of_settings_contains_no_secret(self) -> None:
         settings = Settings.openai(
             api_key=KEY, headers={"X-Token": "hidden"}, query={"code": "hidden"}, proxy="http://u:hidden@proxy"
         )
@@ -86,7 +88,7 @@ class TestOpenAI:
 
 class TestKeys:
     @pytest.mark.parametrize(
-        ("key", "words"),
+        ("key", "message"),
         [
             ("", "api_key is empty"),
             (f"{KEY}\n", "such as the newline at the end of a file: remove it"),
@@ -98,29 +100,31 @@ class TestKeys:
             (KEY.encode(), "must be a string, not bytes"),
         ],
     )
-    def test_what_no_key_can_be_is_refused_unquoted(self, key: object, words: str) -> None:
-        with pytest.raises(ConfigurationError, match=words) as caught:
+    def test_a_key_that_cannot_be_sent_is_refused_without_quoting_it(self, key: object, message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message) as caught:
             Settings.openai(api_key=key)
         assert KEY not in str(caught.value)
 
-    def test_the_variable_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_error_about_a_bad_key_from_the_environment_names_the_variable(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
         with pytest.raises(ConfigurationError, match="^OPENAI_API_KEY begins or ends with white space"):
             Settings.openai()
 
-    async def test_a_function_is_asked_each_time(self) -> None:
+    async def test_a_key_function_is_called_each_time(self) -> None:
         keys = iter(["first", "second"])
         settings = Settings.openai(api_key=lambda: next(keys))
         assert [await settings.ask_for_key(), await settings.ask_for_key()] == ["first", "second"]
 
-    async def test_an_async_function_too(self) -> None:
+    async def test_an_async_key_function_is_awaited(self) -> None:
         async def provide() -> str:
             await asyncio.sleep(0)
             return KEY
 
         assert await Settings.openai(api_key=provide).ask_for_key() == KEY
 
-    async def test_what_a_function_gives_is_checked(self) -> None:
+    async def test_the_value_that_a_key_function_returns_is_checked(self) -> None:
         with pytest.raises(ConfigurationError, match="the api_key function returned must be a string, not None"):
             await Settings.openai(api_key=lambda: None).ask_for_key()
 
@@ -142,7 +146,7 @@ class TestURLs:
         assert (settings.base_url, settings.query) == (base_url, query)
 
     @pytest.mark.parametrize(
-        ("url", "words"),
+        ("url", "message"),
         [
             ("", "base_url must be an http:// or https:// URL"),
             ("api.openai.com/v1", "base_url must be an http:// or https:// URL"),
@@ -163,13 +167,15 @@ class TestURLs:
             ("http://host/v1#hunter2", "base_url must not contain a fragment"),
         ],
     )
-    def test_what_cannot_be_one_is_refused_unquoted(self, url: object, words: str) -> None:
-        with pytest.raises(ConfigurationError, match=words) as caught:
+    def test_a_base_url_that_cannot_be_used_is_refused_without_quoting_it(self, url: object, message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message) as caught:
             Settings.openai(api_key=KEY, base_url=url)
         assert "hunter2" not in str(caught.value)
         assert caught.value.__cause__ is None
 
-    def test_the_variable_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_error_about_a_bad_base_url_from_the_environment_names_the_variable(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("OPENAI_BASE_URL", "api.openai.com")
         with pytest.raises(ConfigurationError, match="^OPENAI_BASE_URL must be"):
             Settings.openai(api_key=KEY)
@@ -178,31 +184,40 @@ class TestURLs:
 class TestLimits:
     @pytest.mark.parametrize("name", ["timeout", "connect_timeout", "deadline"])
     @pytest.mark.parametrize("value", [0, -1, math.nan, -math.inf, 10**400, True, "5", None])
-    def test_seconds_that_cannot_be(self, name: str, value: object) -> None:
+    def test_a_duration_that_is_not_positive_or_no_number_is_refused(self, name: str, value: object) -> None:
         with pytest.raises(ConfigurationError, match=f"{name} must be a number of seconds greater than 0"):
             Settings.openai(api_key=KEY, **{name: value})
 
     @pytest.mark.parametrize("value", [0.001, 5, math.inf])
-    def test_seconds_that_can(self, value: float) -> None:
+    def test_a_positive_duration_is_accepted(self, value: float) -> None:
         assert Settings.openai(api_key=KEY, timeout=value).timeout == value
 
     @pytest.mark.parametrize("value", [-1, 1.5, True, "5", None])
-    def test_retries_that_cannot_be(self, value: object) -> None:
+    def test_a_number_of_retries_that_is_negative_or_no_integer_is_refused(self, value: object) -> None:
         with pytest.raises(ConfigurationError, match="max_retries must be a whole number of at least 0"):
             Settings.openai(api_key=KEY, max_retries=value)
 
-    def test_a_size_that_cannot_be(self) -> None:
+    def test_a_body_limit_of_zero_bytes_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="max_body_bytes must be a whole number of at least 1"):
             Settings.openai(api_key=KEY, max_body_bytes=0)
 
-    def test_an_unknown_option(self) -> None:
+    def test_what_is_no_ledger_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="ledger must be an openai_cancel.ledger.Ledger, not str"):
+            Settings.openai(api_key=KEY, ledger="sqlite:///x")
+
+    @pytest.mark.parametrize("account", ["", "a\nb", 5])
+    def test_an_account_that_is_empty_or_contains_control_characters_is_refused(self, account: object) -> None:
+        with pytest.raises(ConfigurationError, match="account must be a non-empty string without control characters"):
+            Settings.openai(api_key=KEY, account=account)
+
+    def test_an_unknown_option_is_a_type_error(self) -> None:
         with pytest.raises(TypeError, match="tiemout"):
             Settings.openai(api_key=KEY, tiemout=5)
 
 
 class TestHeaders:
     @pytest.mark.parametrize(
-        ("headers", "words"),
+        ("headers", "message"),
         [
             ({"X-A": "secret\r\nX-B: 1"}, "the value of 'X-A' must be a string without line breaks"),
             ({"X-A": "secret\x00"}, "without line breaks or control characters"),
@@ -216,13 +231,17 @@ class TestHeaders:
             ({"Transfer-Encoding": "chunked"}, "frames the request"),
         ],
     )
-    def test_what_cannot_be_sent_is_refused_unquoted(self, headers: dict, words: str) -> None:
-        with pytest.raises(ConfigurationError, match=words) as caught:
+    def test_a_header_that_cannot_be_sent_is_refused_without_quoting_its_value(
+        self, headers: dict, message: str
+    ) -> None:
+        with pytest.raises(ConfigurationError, match=message) as caught:
             Settings.openai(api_key=KEY, headers=headers)
         assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize("name", ["organization", "project"])
-    def test_nor_can_an_organization_or_a_project(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_organization_or_project_that_cannot_be_sent_is_refused_by_its_source(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(ConfigurationError, match=f"{name}: the value of 'openai-{name}' must be a string"):
             Settings.openai(api_key=KEY, **{name: "o\n"})
         with pytest.raises(ConfigurationError, match="must be a string"):
@@ -233,15 +252,15 @@ class TestHeaders:
             Settings.openai(api_key=KEY)
 
     @pytest.mark.parametrize("options", [{"headers": [("a", "b")]}, {"query": "a=b"}])
-    def test_what_is_no_mapping(self, options: dict) -> None:
+    def test_headers_and_query_must_be_mappings(self, options: dict) -> None:
         with pytest.raises(ConfigurationError, match="must be a mapping of names to values"):
             Settings.openai(api_key=KEY, **options)
 
-    def test_a_tab_and_unicode_can(self) -> None:
+    def test_a_header_value_may_contain_a_tab_and_unicode(self) -> None:
         assert Settings.openai(api_key=KEY, headers={"X-A": "a\tü"}).headers == {"x-a": "a\tü"}
 
     @pytest.mark.parametrize("query", [{"a": 1}, {1: "a"}, {"a": "\ud800"}])
-    def test_a_query_of_strings(self, query: dict) -> None:
+    def test_a_query_parameter_must_be_a_string_without_surrogates(self, query: dict) -> None:
         with pytest.raises(ConfigurationError, match="must be strings"):
             Settings.openai(api_key=KEY, query=query)
 
@@ -251,7 +270,7 @@ class TestAzure:
         "endpoint",
         ["https://n.openai.azure.com", "https://n.openai.azure.com/", "https://n.openai.azure.com/openai/v1/"],
     )
-    def test_the_v1_api(self, endpoint: str) -> None:
+    def test_an_endpoint_without_a_version_means_the_v1_api(self, endpoint: str) -> None:
         settings = Settings.azure(endpoint, api_key=KEY)
         assert settings.base_url == "https://n.openai.azure.com/openai/v1"
         assert (settings.key_header, settings.query) == ("api-key", ())
@@ -259,11 +278,11 @@ class TestAzure:
     @pytest.mark.parametrize(
         ("version", "path"), [("preview", "/openai/v1"), ("2025-04-01-preview", "/openai"), ("v1", "/openai/v1")]
     )
-    def test_versions(self, version: str, path: str) -> None:
+    def test_the_version_of_the_api_decides_the_path_and_is_sent(self, version: str, path: str) -> None:
         settings = Settings.azure("https://h", api_key=KEY, api_version=version)
         assert (settings.base_url, settings.query) == (f"https://h{path}", (("api-version", version),))
 
-    def test_the_environment_fills_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_environment_supplies_what_was_not_passed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", "https://h")
         monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_API_VERSION", "2025-03-01-preview")
@@ -271,17 +290,17 @@ class TestAzure:
         assert (settings.base_url, settings.api_key) == ("https://h/openai", KEY)
         assert settings.query == (("api-version", "2025-03-01-preview"),)
 
-    def test_a_token_provider_sends_a_bearer(self) -> None:
+    def test_a_token_provider_is_sent_as_a_bearer_token(self) -> None:
         settings = Settings.azure("https://h", token_provider=lambda: "token")
         assert settings.key_header == "authorization"
         assert callable(settings.api_key)
 
-    @pytest.mark.parametrize("how", [{"api_key": KEY}, {"token_provider": lambda: KEY}])
-    def test_an_argument_wins_over_credentials_in_the_environment(self, how: dict, monkeypatch) -> None:
+    @pytest.mark.parametrize("credentials", [{"api_key": KEY}, {"token_provider": lambda: KEY}])
+    def test_an_argument_replaces_credentials_among_the_custom_headers(self, credentials: dict, monkeypatch) -> None:
         monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer ambient\nAPI-Key: ambient\nX-A: kept")
-        assert Settings.azure("https://h", **how).headers == {"x-a": "kept"}
+        assert Settings.azure("https://h", **credentials).headers == {"x-a": "kept"}
 
-    def test_what_is_missing_or_too_much(self) -> None:
+    def test_a_missing_endpoint_a_missing_key_and_two_credentials_are_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="pass endpoint, or set AZURE_OPENAI_ENDPOINT"):
             Settings.azure(api_key=KEY)
         with pytest.raises(ConfigurationError, match="set AZURE_OPENAI_API_KEY"):
@@ -291,7 +310,7 @@ class TestAzure:
 
 
 class TestFromOpenAI:
-    def test_all_that_it_holds(self) -> None:
+    def test_everything_that_the_client_sends_is_copied(self) -> None:
         with openai.OpenAI(
             api_key=KEY,
             base_url="http://h/v1/?a=b",
@@ -305,21 +324,21 @@ class TestFromOpenAI:
         assert settings.headers == {"openai-organization": "o", "openai-project": "q", "x-a": "1", "x-b": "2"}
         assert settings.query == (("a", "b"), ("c", "d"), ("e", "5"), ("f", "g"))
 
-    async def test_a_key_function(self) -> None:
+    async def test_a_key_function_of_the_client_is_used(self) -> None:
         async def provide() -> str:
             return KEY
 
         async with openai.AsyncOpenAI(api_key=provide) as client:
             assert await Settings.from_openai(client).ask_for_key() == KEY
 
-    def test_the_environment_is_not_asked_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_environment_is_not_read_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
         with openai.OpenAI(api_key=KEY) as client:
             monkeypatch.setenv("OPENAI_BASE_URL", "http://elsewhere")
             monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "A: 1")
             settings = Settings.from_openai(client)
         assert (settings.base_url, settings.headers) == ("https://api.openai.com/v1", {})
 
-    def test_azure_with_a_key_and_a_deployment(self) -> None:
+    def test_an_azure_client_with_a_key_and_a_deployment_is_copied(self) -> None:
         with openai.AzureOpenAI(
             azure_endpoint="https://h/", azure_deployment="d", api_version="2025-03-01-preview", api_key=KEY
         ) as client:
@@ -327,35 +346,35 @@ class TestFromOpenAI:
         assert (settings.base_url, settings.query) == ("https://h/openai", (("api-version", "2025-03-01-preview"),))
         assert (settings.api_key, settings.key_header) == (KEY, "api-key")
 
-    @pytest.mark.parametrize("how", [{"azure_ad_token": KEY}, {"azure_ad_token_provider": lambda: KEY}])
-    async def test_azure_with_entra_id(self, how: dict) -> None:
-        with openai.AzureOpenAI(azure_endpoint="https://h", api_version="v", **how) as client:
+    @pytest.mark.parametrize("credentials", [{"azure_ad_token": KEY}, {"azure_ad_token_provider": lambda: KEY}])
+    async def test_an_azure_client_with_entra_id_sends_a_bearer_token(self, credentials: dict) -> None:
+        with openai.AzureOpenAI(azure_endpoint="https://h", api_version="v", **credentials) as client:
             settings = Settings.from_openai(client)
         assert settings.key_header == "authorization"
         assert (await settings.ask_for_key() if callable(settings.api_key) else settings.api_key) == KEY
 
-    def test_a_client_that_signs_in_its_headers(self) -> None:
+    def test_a_client_whose_headers_contain_the_credentials_needs_no_key(self) -> None:
         with openai.OpenAI(api_key="", admin_api_key="a", default_headers={"Authorization": "Basic x"}) as client:
             settings = Settings.from_openai(client)
         assert (settings.api_key, settings.headers["authorization"]) == (None, "Basic x")
 
-    def test_a_client_without_a_key_of_its_own(self) -> None:
+    def test_a_client_whose_credentials_cannot_be_copied_is_refused(self) -> None:
         with (
             openai.OpenAI(api_key="", admin_api_key="a") as client,
             pytest.raises(ConfigurationError, match="cannot be copied: create the session with api_key="),
         ):
             Settings.from_openai(client)
 
-    def test_headers_that_are_left_out(self) -> None:
+    def test_omitted_headers_are_not_copied(self) -> None:
         with openai.OpenAI(api_key=KEY, default_headers={"X-A": openai.Omit()}) as client:
             assert Settings.from_openai(client).headers == {}
 
     @pytest.mark.parametrize("thing", [None, "client", object()])
-    def test_what_is_no_client(self, thing: object) -> None:
+    def test_an_object_that_is_no_client_is_refused(self, thing: object) -> None:
         with pytest.raises(ConfigurationError, match="takes a client of the openai package"):
             Settings.from_openai(thing)
 
-    def test_its_base_url_may_be_an_object(self) -> None:
+    def test_the_base_url_of_the_client_may_be_an_object(self) -> None:
         with openai.OpenAI(api_key=KEY, base_url=httpx2.URL("http://h/v1")) as client:
             assert Settings.from_openai(client).base_url == "http://h/v1"
 
@@ -364,53 +383,55 @@ class TestEnvironmentProxy:
     def proxy(self, base_url: str = "http://host.example:8000/v1") -> str | None:
         return Settings.openai(api_key=KEY, base_url=base_url).environment_proxy()
 
-    def test_none(self) -> None:
+    def test_without_variables_there_is_no_proxy(self) -> None:
         assert self.proxy() is None
 
-    def test_without_a_scheme_as_curl_takes_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_proxy_without_a_scheme_is_an_http_proxy_as_in_curl(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTP_PROXY", "proxy:3128")
         assert self.proxy() == "http://proxy:3128"
 
     @pytest.mark.parametrize("name", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
-    def test_by_scheme_or_for_all(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    def test_the_variable_for_the_scheme_or_for_all_schemes_is_used(
+        self, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
         monkeypatch.delenv("REQUEST_METHOD", raising=False)
         monkeypatch.setenv(name, "http://proxy:3128")
         assert self.proxy() == "http://proxy:3128"
 
-    def test_another_scheme(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_variable_for_another_scheme_is_ignored(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
         assert self.proxy() is None
         assert self.proxy("https://host.example/v1") == "http://proxy:3128"
 
     @pytest.mark.parametrize("exempt", ["host.example", ".example", "host.example:8000", "*"])
-    def test_no_proxy(self, monkeypatch: pytest.MonkeyPatch, exempt: str) -> None:
+    def test_no_proxy_exempts_a_host(self, monkeypatch: pytest.MonkeyPatch, exempt: str) -> None:
         monkeypatch.setenv("HTTP_PROXY", "http://proxy:3128")
         monkeypatch.setenv("NO_PROXY", exempt)
         assert self.proxy() is None
 
-    def test_what_is_no_http_proxy(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_proxy_that_is_not_http_is_refused_without_quoting_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("ALL_PROXY", "socks5://u:hunter2@proxy:1080")
         with pytest.raises(ConfigurationError, match="the proxy for http in the environment must be an http") as caught:
             self.proxy()
         assert "hunter2" not in str(caught.value)
 
-    def test_an_explicit_one_is_checked(self) -> None:
+    def test_a_proxy_that_was_passed_in_is_checked_too(self) -> None:
         with pytest.raises(ConfigurationError, match="^proxy must be an http"):
             Settings.openai(api_key=KEY, proxy="socks5://proxy")
 
 
-class TestPlainText:
-    """A key that anybody on the way can read."""
+class TestInsecureTransportWarning:
+    """A warning if the key can be read on the network."""
 
     @pytest.mark.parametrize("kind", [AsyncSession, Session, type("Mine", (AsyncSession,), {})])
-    @pytest.mark.parametrize("way", ["constructor", "azure", "from_openai"])
-    def test_the_warning_points_to_the_line_that_creates_the_session(self, kind, way: str) -> None:
+    @pytest.mark.parametrize("constructor", ["init", "azure", "from_openai"])
+    def test_the_warning_points_to_the_line_that_creates_the_session(self, kind: type, constructor: str) -> None:
         client = openai.OpenAI(api_key=KEY, base_url="http://host.invalid/v1")
         make = {
-            "constructor": lambda: kind(api_key=KEY, base_url="http://host.invalid/v1"),
+            "init": lambda: kind(api_key=KEY, base_url="http://host.invalid/v1"),
             "azure": lambda: kind.azure("http://host.invalid", api_key=KEY),
             "from_openai": lambda: kind.from_openai(client),
-        }[way]
+        }[constructor]
         with pytest.warns(InsecureTransportWarning, match="The key goes to host.invalid in plain text") as caught:
             make()
         assert KEY not in str(caught[0].message)
@@ -427,7 +448,7 @@ class TestPlainText:
             ("http://host.invalid", "any"),
         ],
     )
-    def test_or_not(self, url: str, key: str) -> None:
+    def test_no_warning_for_https_for_this_machine_or_for_a_placeholder(self, url: str, key: str) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             AsyncSession(api_key=key, base_url=url)

@@ -1,7 +1,8 @@
-"""Ids become requests, answers become responses and errors: no I/O."""
+"""The wire format: ids become requests, and answers become responses or errors, without I/O."""
 
 import json
 import sys
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from openai_cancel import __version__
 from openai_cancel.errors import (
     APIStatusError,
     AuthenticationError,
@@ -23,49 +25,43 @@ from openai_cancel.errors import (
     RateLimitError,
     ResponseDecodeError,
     UnprocessableEntityError,
+    UnsupportedError,
 )
 from openai_cancel.models import Response
 from openai_cancel.settings import Settings
 from openai_cancel.wire import MESSAGE_LIMIT, Answer, Request, Wire, decode
 
 WIRE = Wire.from_settings(Settings.openai(api_key=KEY, base_url="https://host/v1/"))
+REQUEST = WIRE.request("GET", "resp_1")
 
 
-class HasId:
-    def __init__(self, id) -> None:  # noqa: A002
-        self.id = id
-
-
-ASKED = WIRE.request("GET", "resp_1")
-
-
-def received(
-    status: int, headers: dict[str, str], body: bytes, *, complete: bool = True, asked: Request = ASKED
+def decode_answer(
+    status: int, headers: dict[str, str], body: bytes, *, complete: bool = True, request: Request = REQUEST
 ) -> Response:
-    return decode(Answer(status, CIMultiDict(headers), body, complete), asked)
+    return decode(Answer(status, CIMultiDict(headers), body, complete), request)
 
 
-def refused(status: int, body: object = b"", headers: dict[str, str] | None = None, **more) -> APIStatusError:
+def decode_error(status: int, body: object = b"", headers: dict[str, str] | None = None, **more) -> APIStatusError:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(APIStatusError) as caught:
-        received(status, headers or {}, raw, **more)
+        decode_answer(status, headers or {}, raw, **more)
     return caught.value
 
 
-def undecodable(body: bytes, *, status: int = 200, complete: bool = True) -> ResponseDecodeError:
+def decode_failure(body: bytes, *, status: int = 200, complete: bool = True) -> ResponseDecodeError:
     with pytest.raises(ResponseDecodeError) as caught:
-        received(status, {"x-request-id": "req_1"}, body, complete=complete)
+        decode_answer(status, {"x-request-id": "req_1"}, body, complete=complete)
     return caught.value
 
 
 class TestRequest:
-    def test_a_cancel(self) -> None:
+    def test_a_cancel_is_a_post_with_accept_user_agent_and_the_key(self) -> None:
         request = WIRE.request("POST", "resp_123", "/cancel")
         assert request.method == "POST"
         assert request.url == "https://host/v1/responses/resp_123/cancel"
         assert dict(request.headers) == {
             "accept": "application/json",
-            "user-agent": "openai-cancel/1.0.0",
+            "user-agent": f"openai-cancel/{__version__}",
             "authorization": f"Bearer {KEY}",
         }
 
@@ -82,11 +78,11 @@ class TestRequest:
             ("x" * 465, "x" * 465),
         ],
     )
-    def test_an_id_is_one_segment_encoded_whole(self, given: str, sent: str) -> None:
+    def test_an_id_becomes_one_encoded_segment_of_the_path(self, given: str, sent: str) -> None:
         assert WIRE.request("GET", given).url == f"https://host/v1/responses/{sent}"
 
     @given(st.text(min_size=1))
-    def test_every_id_is_refused_or_comes_back_from_its_segment(self, response_id: str) -> None:
+    def test_every_id_is_refused_or_can_be_decoded_from_its_segment(self, response_id: str) -> None:
         try:
             url = WIRE.request("GET", response_id).url
         except InvalidResponseIdError:
@@ -100,22 +96,23 @@ class TestRequest:
     @pytest.mark.parametrize(
         "response_id", ["", " ", "\t\n", "\u3000", ".", "..", "resp_1\n", "resp\x00", "a\x7f", "a\x85b", "\ud800"]
     )
-    def test_what_cannot_be_a_segment_is_refused(self, response_id: str) -> None:
+    def test_an_id_that_cannot_be_a_segment_is_refused(self, response_id: str) -> None:
         with pytest.raises(InvalidResponseIdError, match="cannot be a response id: pass an id that the server"):
             WIRE.request("POST", response_id, "/cancel")
 
     @pytest.mark.parametrize(
-        ("response_id", "kind"), [(None, "NoneType"), (5, "int"), (b"resp_1", "bytes"), (HasId(None), "HasId")]
+        ("response_id", "kind"),
+        [(None, "NoneType"), (5, "int"), (b"resp_1", "bytes"), (SimpleNamespace(id=None), "SimpleNamespace")],
     )
-    def test_what_is_no_string_and_has_none_is_refused(self, response_id: object, kind: str) -> None:
+    def test_an_object_without_a_string_as_its_id_is_refused(self, response_id: object, kind: str) -> None:
         with pytest.raises(InvalidResponseIdError, match=f"an object with a string .id, not {kind}"):
             WIRE.request("POST", response_id, "/cancel")
 
-    def test_an_object_with_an_id_will_do(self) -> None:
-        for thing in (HasId("resp_1"), Response(id="resp_1")):
-            assert WIRE.request("GET", thing).url == "https://host/v1/responses/resp_1"
+    def test_an_object_with_an_id_is_accepted(self) -> None:
+        for created in (SimpleNamespace(id="resp_1"), Response(id="resp_1")):
+            assert WIRE.request("GET", created).url == "https://host/v1/responses/resp_1"
 
-    def test_headers_of_a_call_win_whatever_their_case(self) -> None:
+    def test_headers_of_a_call_take_precedence_in_any_case(self) -> None:
         own = {"User-Agent": "mine", "AUTHORIZATION": "Basic x", "X-A": "1"}
         headers = WIRE.with_options(headers=own, query=None).request("GET", "x").headers
         assert headers["user-agent"] == "mine"
@@ -123,7 +120,7 @@ class TestRequest:
         assert headers["x-a"] == "1"
         assert "x-a" not in WIRE.headers
 
-    def test_query_of_base_url_session_and_call_are_merged(self) -> None:
+    def test_the_queries_of_base_url_session_and_call_are_merged(self) -> None:
         wire = Wire.from_settings(
             Settings.openai(api_key=KEY, base_url="https://host/v1?api-version=1&a=b", query={"a": "c d"})
         )
@@ -137,18 +134,18 @@ class TestRequest:
         twice = Wire.from_settings(Settings.openai(api_key=KEY, base_url="https://host/v1?a=1&a=2"))
         assert twice.request("GET", "x").url.endswith("?a=1&a=2")
 
-    def test_bad_headers_and_query_of_a_call_are_refused(self) -> None:
+    def test_headers_and_query_of_a_call_that_cannot_be_sent_are_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="line breaks"):
             WIRE.with_options(headers={"a": "b\nc"}, query=None)
         with pytest.raises(ConfigurationError, match="must be strings"):
             WIRE.with_options(headers=None, query={"a": 1})
 
-    def test_organization_and_project(self) -> None:
+    def test_organization_and_project_are_headers(self) -> None:
         wire = Wire.from_settings(Settings.openai(api_key=KEY, organization="org_1", project="proj_1"))
         headers = wire.request("GET", "x").headers
         assert (headers["openai-organization"], headers["openai-project"]) == ("org_1", "proj_1")
 
-    def test_a_key_from_a_function_is_signed_in(self) -> None:
+    def test_sign_adds_the_key_of_a_function_unless_a_header_has_credentials(self) -> None:
         wire = Wire.from_settings(Settings.openai(api_key=lambda: KEY))
         request = wire.request("GET", "x")
         assert "authorization" not in request.headers
@@ -156,18 +153,18 @@ class TestRequest:
         own = wire.with_options(headers={"Authorization": "mine"}, query=None).request("GET", "x")
         assert wire.sign(own, KEY).headers["authorization"] == "mine"
 
-    def test_azure_sends_its_own_header(self) -> None:
+    def test_a_key_for_azure_is_sent_as_api_key(self) -> None:
         wire = Wire.from_settings(Settings.azure("https://host", api_key=KEY))
         assert wire.request("GET", "x").headers["api-key"] == KEY
 
-    def test_nothing_shows_the_key(self) -> None:
+    def test_no_repr_contains_the_key(self) -> None:
         assert KEY not in repr(WIRE)
         assert KEY not in repr(WIRE.request("GET", "x"))
 
 
 class TestSuccess:
-    def test_a_response(self) -> None:
-        response = received(200, {"X-Request-Id": "req_1"}, b'{"id": "resp_1", "status": "cancelled"}')
+    def test_the_document_and_the_request_id_become_a_response(self) -> None:
+        response = decode_answer(200, {"X-Request-Id": "req_1"}, b'{"id": "resp_1", "status": "cancelled"}')
         assert (response.id, response.status, response.request_id) == ("resp_1", "cancelled", "req_1")
         assert response.to_dict() == {"id": "resp_1", "status": "cancelled"}
 
@@ -176,14 +173,14 @@ class TestSuccess:
     )
     @pytest.mark.parametrize("status", [200, 201, 202])
     def test_an_id_or_a_status_is_enough(self, body: bytes, status: int) -> None:
-        assert received(status, {}, body).request_id is None
+        assert decode_answer(status, {}, body).request_id is None
 
-    def test_azures_request_id(self) -> None:
-        assert received(200, {"apim-request-id": "r"}, b'{"id": "x"}').request_id == "r"
+    def test_the_request_id_of_azure_is_found(self) -> None:
+        assert decode_answer(200, {"apim-request-id": "r"}, b'{"id": "x"}').request_id == "r"
 
-    def test_a_response_that_failed_is_a_response(self) -> None:
+    def test_a_response_with_an_error_inside_is_a_response(self) -> None:
         body = b'{"id": "resp_1", "status": "failed", "error": {"code": "server_error", "message": "No."}}'
-        assert received(200, {}, body).error.message == "No."
+        assert decode_answer(200, {}, body).error.message == "No."
 
     @pytest.mark.parametrize(
         ("body", "words"),
@@ -202,15 +199,15 @@ class TestSuccess:
             (b'{"id": 5, "status": null}', "The body has neither an id nor a status"),
         ],
     )
-    def test_a_success_that_is_no_response_keeps_its_body(self, body: bytes, words: str) -> None:
-        error = undecodable(body)
+    def test_a_success_that_is_no_response_is_an_error_with_its_body(self, body: bytes, words: str) -> None:
+        error = decode_failure(body)
         assert (error.message, error.status, error.body, error.request_id) == (words, 200, body, "req_1")
 
-    def test_what_orjson_refuses_and_others_write(self) -> None:
-        response = received(200, {}, b'{"id": "half \\ud83d a pair", "status": "cancelled", "top_p": NaN}')
+    def test_json_that_orjson_refuses_and_others_write_is_read(self) -> None:
+        response = decode_answer(200, {}, b'{"id": "half \\ud83d a pair", "status": "cancelled", "top_p": NaN}')
         assert response.id == "half \ud83d a pair"
         assert response.top_p != response.top_p
-        assert refused(400, b'{"error": {"message": "\\ud83d", "code": "c"}}').code == "c"
+        assert decode_error(400, b'{"error": {"message": "\\ud83d", "code": "c"}}').code == "c"
 
     @pytest.mark.parametrize(
         "body",
@@ -219,14 +216,14 @@ class TestSuccess:
             b'{"id": "x", "text": ' + b'{"a":' * 100_000,
         ],
     )
-    def test_nesting_without_end(self, body: bytes) -> None:
-        assert undecodable(body).body == body
+    def test_a_body_that_is_nested_too_deeply_is_an_error(self, body: bytes) -> None:
+        assert decode_failure(body).body == body
 
-    def test_nesting_that_a_parser_takes_and_nothing_else(self) -> None:
+    def test_a_body_that_can_be_parsed_but_is_nested_too_deeply_to_copy_is_an_error(self) -> None:
         limit = sys.getrecursionlimit()
         sys.setrecursionlimit(20_000)  # CPython 3.13 takes it as it is
         try:
-            undecodable(b'{"id": "x", "top_p": NaN, "deep": ' + b"[" * 3000 + b"]" * 3000 + b"}")
+            decode_failure(b'{"id": "x", "top_p": NaN, "deep": ' + b"[" * 3000 + b"]" * 3000 + b"}")
         finally:
             sys.setrecursionlimit(limit)
 
@@ -241,16 +238,16 @@ class TestSuccess:
         ],
         ids=["a long string", "many items", "a key twice", "a long number", "no numbers"],
     )
-    def test_bodies_at_the_edge(self, body: bytes, problems: int) -> None:
-        response = received(200, {}, body)
+    def test_a_body_with_extreme_values_is_a_response(self, body: bytes, problems: int) -> None:
+        response = decode_answer(200, {}, body)
         assert (response.id, len(response.problems)) == ("x", problems)
 
-    def test_nothing_to_read(self) -> None:
-        assert undecodable(b"", status=204).status == 204
+    def test_an_answer_without_a_body_is_an_error(self) -> None:
+        assert decode_failure(b"", status=204).status == 204
 
-    def test_a_body_that_is_too_large(self) -> None:
-        assert "limit of the session" in undecodable(b"", complete=False).message
-        assert refused(502, complete=False).message == (
+    def test_a_body_over_the_limit_is_named_in_the_error(self) -> None:
+        assert "limit of the session" in decode_failure(b"", complete=False).message
+        assert decode_error(502, complete=False).message == (
             "Bad Gateway (the body is larger than the limit of the session and was not read)"
         )
 
@@ -268,15 +265,22 @@ class TestErrors:
             (429, RateLimitError),
             (500, InternalServerError),
             (503, InternalServerError),
+            (405, UnsupportedError),
+            (501, UnsupportedError),
             (599, InternalServerError),
             (402, APIStatusError),
             (418, APIStatusError),
         ],
     )
-    def test_each_status_has_its_class(self, status: int, kind: type[APIStatusError]) -> None:
-        error = refused(status, {"error": {"message": "No."}})
+    def test_each_status_has_its_exception(self, status: int, kind: type[APIStatusError]) -> None:
+        error = decode_error(status, {"error": {"message": "No."}})
         assert type(error) is kind
         assert error.status == status
+
+    @pytest.mark.parametrize(("method", "hint"), [("POST", "cannot cancel"), ("GET", "cannot retrieve")])
+    def test_the_hint_of_an_unsupported_call_names_the_call(self, method: str, hint: str) -> None:
+        error = decode_error(501, request=WIRE.request(method, "resp_1"))
+        assert str(error) == f"501: Not Implemented. This server {hint} responses."
 
     @pytest.mark.parametrize(
         ("body", "message", "code", "type_", "param"),
@@ -294,7 +298,7 @@ class TestErrors:
             # vLLM: a number as code; a string as error
             ({"error": {"message": "No.", "type": "T", "param": None, "code": 400}}, "No.", 400, "T", None),
             ({"error": "Unauthorized"}, "Unauthorized", None, None, None),
-            # SGLang of old
+            # old versions of SGLang
             (
                 {"object": "error", "message": "No.", "type": "T", "param": None, "code": 400},
                 "No.",
@@ -332,7 +336,7 @@ class TestErrors:
             ({"type": "about:blank", "title": "Not found", "status": 404}, "Not found", None, "about:blank", None),
             # NestJS, and others
             ({"statusCode": 400, "message": ["a", "b"], "error": "Bad Request"}, "a; b", 400, None, None),
-            # without words: the body itself
+            # no message, so the body itself is used
             ({"error": {"code": True, "type": 5}}, '{"error": {"code": true, "type": 5}}', None, None, None),
             ({"error": {}}, '{"error": {}}', None, None, None),
             ({"error": None, "message": "No."}, "No.", None, None, None),
@@ -342,8 +346,8 @@ class TestErrors:
             (None, "null", None, None, None),
         ],
     )
-    def test_bodies_of_every_kind(self, body, message, code, type_, param) -> None:
-        error = refused(400, body)
+    def test_the_details_of_an_error_are_found_in_every_known_form(self, body, message, code, type_, param) -> None:
+        error = decode_error(400, body)
         assert (error.message, error.code, error.type, error.param) == (message, code, type_, param)
         assert error.body == json.dumps(body).encode()
 
@@ -359,21 +363,21 @@ class TestErrors:
             (b"x" * 100_000, "x" * MESSAGE_LIMIT),
         ],
     )
-    def test_bodies_that_are_not_json(self, body: bytes, message: str) -> None:
-        error = refused(502, body)
+    def test_the_message_of_a_body_that_is_not_json_is_its_text(self, body: bytes, message: str) -> None:
+        error = decode_error(502, body)
         assert error.message == message
         assert error.body == body
 
-    def test_a_status_without_a_name(self) -> None:
-        assert refused(799).message == "The server gave no reason"
+    def test_an_unknown_status_without_a_body_has_a_message(self) -> None:
+        assert decode_error(799).message == "The server gave no reason"
 
-    def test_a_hostile_nesting(self) -> None:
+    def test_a_deeply_nested_error_is_shown_as_its_text(self) -> None:
         body = b'{"message":' * 900 + b"1" + b"}" * 900
-        assert refused(400, body).message.startswith('{"message":')
+        assert decode_error(400, body).message.startswith('{"message":')
 
-    def test_a_proxys_wrapping_of_an_error_is_kept(self) -> None:
+    def test_an_error_that_a_proxy_has_wrapped_is_kept_as_it_is(self) -> None:
         message = 'litellm.BadRequestError: OpenAIException - {"error": {"message": "No."}}'
-        error = refused(400, {"error": {"message": message, "type": None, "param": None, "code": "400"}})
+        error = decode_error(400, {"error": {"message": message, "type": None, "param": None, "code": "400"}})
         assert (error.message, error.code) == (message, "400")
 
     @pytest.mark.parametrize(
@@ -389,18 +393,18 @@ class TestErrors:
             ({"id": "e1", "object": "error", "message": "No.", "code": 404}, NotFoundError),
         ],
     )
-    def test_an_error_inside_a_success(self, body: object, kind: type[APIStatusError]) -> None:
-        error = refused(200, body)
+    def test_an_error_inside_a_success_is_raised_by_its_code(self, body: object, kind: type[APIStatusError]) -> None:
+        error = decode_error(200, body)
         assert type(error) is kind
         assert (error.message, error.status) == ("No.", 200)
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    def test_redirects_are_errors_that_name_the_place(self, status: int) -> None:
-        error = refused(status, b"<html>moved", {"Location": "https://elsewhere/v1"})
+    def test_a_redirect_is_an_error_that_names_its_target(self, status: int) -> None:
+        error = decode_error(status, b"<html>moved", {"Location": "https://elsewhere/v1"})
         assert type(error) is APIStatusError
         assert "redirects to https://elsewhere/v1" in error.message
         assert "set the base URL" in error.message
-        assert refused(304).message == "Not Modified"
+        assert decode_error(304).message == "Not Modified"
 
     @pytest.mark.parametrize(
         ("headers", "body", "expected"),
@@ -413,8 +417,8 @@ class TestErrors:
             ({}, {"error": {"additionalInfo": {"request_id": 5}}}, None),
         ],
     )
-    def test_the_request_id(self, headers, body, expected) -> None:
-        assert refused(400, body, headers).request_id == expected
+    def test_the_request_id_is_found_in_headers_and_body(self, headers, body, expected) -> None:
+        assert decode_error(400, body, headers).request_id == expected
 
     @pytest.mark.parametrize(
         ("headers", "seconds"),
@@ -436,21 +440,22 @@ class TestErrors:
             ({"Retry-After": "Sun, 22 Nov 2026 12:00:30 -0000", "Date": "Sun, 22 Nov 2026 12:00:00 GMT"}, None),
         ],
     )
-    def test_how_long_the_server_asks_to_wait(self, headers: dict[str, str], seconds: float | None) -> None:
-        assert refused(429, headers=headers).retry_after == seconds
+    def test_retry_after_is_read_as_seconds(self, headers: dict[str, str], seconds: float | None) -> None:
+        assert decode_error(429, headers=headers).retry_after == seconds
 
     @pytest.mark.parametrize(("value", "expected"), [("true", True), ("False", False), ("maybe", None), (None, None)])
-    def test_whether_the_server_says_to_retry(self, value: str | None, expected: bool | None) -> None:  # noqa: FBT001
-        assert refused(409, headers={"x-should-retry": value} if value else {}).should_retry is expected
+    def test_x_should_retry_is_read_as_a_flag(self, value: str | None, *, expected: bool | None) -> None:
+        assert decode_error(409, headers={"x-should-retry": value} if value else {}).should_retry is expected
 
-    def test_headers_are_found_in_any_case(self) -> None:
+    def test_the_headers_of_an_error_can_be_read_in_any_case(self) -> None:
         assert (
-            refused(400, headers={"X-RateLimit-Reset-Requests": "12ms"}).headers["x-ratelimit-reset-requests"] == "12ms"
+            decode_error(400, headers={"X-RateLimit-Reset-Requests": "12ms"}).headers["x-ratelimit-reset-requests"]
+            == "12ms"
         )
 
     @pytest.mark.parametrize("body", [{"error": {"message": f"Bad key {KEY}."}}, f"Bad key {KEY}.".encode()])
-    def test_a_server_that_repeats_the_key_does_not_leak_it(self, body: object) -> None:
-        error = refused(401, body, {"x-debug": f"Bearer {KEY}"})
+    def test_the_key_is_removed_from_an_error_that_repeats_it(self, body: object) -> None:
+        error = decode_error(401, body, {"x-debug": f"Bearer {KEY}"})
         assert error.message == "Bad key ***."
         assert KEY not in f"{error!s} {error!r} {vars(error)}"
 
@@ -465,31 +470,31 @@ class TestErrors:
         ],
     )
     @pytest.mark.parametrize(
-        "how", [{"api_key": "abcd/efg+hij=="}, {"headers": {"Authorization": "Basic abcd/efg+hij=="}}]
+        "credentials", [{"api_key": "abcd/efg+hij=="}, {"headers": {"Authorization": "Basic abcd/efg+hij=="}}]
     )
-    def test_nor_one_that_writes_it_in_another_way(self, how: dict, shown: bytes) -> None:
-        asked = Wire.from_settings(Settings.openai(**how)).request("GET", "x")
+    def test_the_key_is_removed_in_every_escaped_form(self, credentials: dict, shown: bytes) -> None:
+        request = Wire.from_settings(Settings.openai(**credentials)).request("GET", "x")
         for body in (b'{"error": {"message": "Bad key ' + shown + b'."}}', b"Bad key " + shown + b"."):
-            error = refused(401, body, {"x-debug": shown.decode()}, asked=asked)
+            error = decode_error(401, body, {"x-debug": shown.decode()}, request=request)
             assert error.message == "Bad key ***."
             assert error.headers["x-debug"] == "***"
             assert shown not in error.body
 
-    def test_nor_one_that_answers_with_success(self) -> None:
-        assert KEY.encode() not in undecodable(f'{{"key": "{KEY}"}}'.encode()).body
+    def test_the_key_is_removed_from_a_success_that_repeats_it(self) -> None:
+        assert KEY.encode() not in decode_failure(f'{{"key": "{KEY}"}}'.encode()).body
 
-    def test_a_key_of_digits_in_a_number(self) -> None:
-        asked = Wire.from_settings(Settings.openai(api_key="12345678")).request("GET", "x")
-        assert refused(400, b'{"error": {"message": "no", "code": 12345678}}', asked=asked).message.endswith(
+    def test_a_key_of_digits_is_removed_from_a_number(self) -> None:
+        request = Wire.from_settings(Settings.openai(api_key="12345678")).request("GET", "x")
+        assert decode_error(400, b'{"error": {"message": "no", "code": 12345678}}', request=request).message.endswith(
             '"code": ***}}'
         )
 
-    def test_a_placeholder_for_a_key_is_left_in_words(self) -> None:
-        asked = Wire.from_settings(Settings.openai(api_key="none")).request("GET", "x")
-        assert refused(400, {"error": {"message": "none found"}}, asked=asked).message == "none found"
+    def test_a_short_placeholder_for_a_key_is_not_removed_from_messages(self) -> None:
+        request = Wire.from_settings(Settings.openai(api_key="none")).request("GET", "x")
+        assert decode_error(400, {"error": {"message": "none found"}}, request=request).message == "none found"
 
-    def test_headers_that_are_not_utf_8(self) -> None:
-        error = refused(404, headers={"x-request-id": b"req-\xff".decode(errors="surrogateescape")})
+    def test_headers_that_are_not_utf_8_are_replaced(self) -> None:
+        error = decode_error(404, headers={"x-request-id": b"req-\xff".decode(errors="surrogateescape")})
         assert error.request_id == "req-?"
         str(error).encode()
 
@@ -514,21 +519,23 @@ class TestErrors:
         ),
     ).map(lambda document: json.dumps(document).encode()),
 )
-def test_every_answer_is_a_response_or_one_of_our_errors(status: int, headers: dict[str, str], body: bytes) -> None:
-    outcome: Response | APIStatusError | ResponseDecodeError
+def test_every_answer_is_a_response_or_an_error_of_this_package(
+    status: int, headers: dict[str, str], body: bytes
+) -> None:
+    result: Response | APIStatusError | ResponseDecodeError
     try:
-        outcome = received(status, headers, body)
+        result = decode_answer(status, headers, body)
     except (APIStatusError, ResponseDecodeError) as error:
-        outcome = error
-    assert str(outcome)
+        result = error
+    assert str(result)
 
 
 @needs_shared
 @pytest.mark.parametrize("path", sorted(SHARED.glob("corpus/errors/*.json")), ids=lambda path: path.stem)
-def test_recorded_errors_give_their_message(path) -> None:
+def test_the_message_and_code_of_a_recorded_error_are_found(path) -> None:
     recorded = json.loads(path.read_bytes())
     body = recorded["body"]
-    error = refused(recorded["http_status"] or 400, body)
+    error = decode_error(recorded["http_status"] or 400, body)
     inner = body.get("error", body) if isinstance(body, dict) else body
     assert error.message == (inner["message"] if isinstance(inner, dict) else inner)
     assert error.code == (inner.get("code") if isinstance(inner, dict) else None)

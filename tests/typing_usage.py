@@ -1,4 +1,9 @@
-"""What type checkers tell users. Nothing here runs: `mypy --strict` and pyright read it."""
+"""The types that users see. Nothing here runs: `mypy --strict` and pyright check it.
+
+Each `type: ignore` is a test: both report one on a line without an error.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from typing import Literal, assert_type
 
@@ -21,13 +26,13 @@ from openai_cancel.ledger import Entry, Ledger
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
-async def calls(session: AsyncSession, theirs: TheirResponse) -> None:
+async def calls_of_the_api(session: AsyncSession, theirs: TheirResponse) -> None:
     response = await session.cancel("resp_123", timeout=5, max_retries=0, headers={"a": "b"})
     assert_type(response, Response)
     assert_type(await session.retrieve(response), Response)
     assert_type(await session.cancel(theirs), Response)
-    await session.cancel("x", tiemout=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - a typo is seen
-    await session.cancel(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - so is a wrong type
+    await session.cancel("x", tiemout=5)  # type: ignore[call-arg]  # a misspelt option
+    await session.cancel(5)  # type: ignore[arg-type]  # a wrong type
 
 
 async def stopping(session: AsyncSession) -> None:
@@ -36,8 +41,8 @@ async def stopping(session: AsyncSession) -> None:
     assert_type(outcome.verdict, Verdict)
     assert_type(outcome.response, Response | None)
     assert_type(outcome.stopped, bool)
-    await session.stop("x", deadline=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - it has one
-    outcome.verdict = Verdict.UNKNOWN  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue] - it is frozen
+    await session.stop("x", deadline=None)  # type: ignore[arg-type]  # a deadline is needed
+    outcome.verdict = Verdict.UNKNOWN  # type: ignore[misc]  # it is read-only
 
 
 async def guarding(session: AsyncSession, blocking: Session) -> None:
@@ -50,12 +55,12 @@ async def guarding(session: AsyncSession, blocking: Session) -> None:
         assert_type(other, Guard)
     assert_type(await session.wait("x", timeout=5, on_abandon="leave"), Response)
     assert_type(blocking.wait("x", grace=1), Response)
-    blocking.wait("x", on_abandon="pause")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - one of two
+    blocking.wait("x", on_abandon="pause")  # type: ignore[arg-type]  # an unknown word
     try:
         await session.wait("x")
     except WaitTimeoutError as error:
         assert_type(error.outcome, Outcome | None)
-    session.guard("x", deadline=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - it is called grace
+    session.guard("x", deadline=5)  # type: ignore[call-arg]  # the name is grace
 
 
 async def many(session: AsyncSession, blocking: Session, theirs: list[TheirResponse]) -> None:
@@ -63,7 +68,7 @@ async def many(session: AsyncSession, blocking: Session, theirs: list[TheirRespo
         assert_type(outcome, Outcome)
     for other in blocking.stop_many({"resp_123": 1}):
         assert_type(other, Outcome)
-    session.stop_many(["x"], concurency=8)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - a typo is seen
+    session.stop_many(["x"], concurency=8)  # type: ignore[call-arg]  # a misspelt option
 
 
 async def ledgers(theirs: TheirResponse) -> None:
@@ -76,9 +81,9 @@ async def ledgers(theirs: TheirResponse) -> None:
         async for entry in ledger.entries(include_ended=True):
             assert_type(entry, Entry)
             assert_type(entry.lease_left, float | None)
-        await ledger.track("x", session=session)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - for how long?
+        await ledger.track("x", session=session)  # type: ignore[call-arg]  # ttl is needed
     Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a")
-    Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType] - a ledger, not its URL
+    Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # an object is needed
 
 
 def blocking(theirs: openai.OpenAI) -> None:
@@ -88,7 +93,7 @@ def blocking(theirs: openai.OpenAI) -> None:
         assert_type(session.stop("resp_123"), Outcome)
     assert_type(Session.azure("https://h", token_provider=lambda: "t"), Session)
     assert_type(Session.from_openai(theirs), Session)
-    Session(client_session=aiohttp.ClientSession())  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue] - its loop is another
+    Session(client_session=aiohttp.ClientSession())  # type: ignore[call-arg]  # its event loop is another one
 
 
 async def provider() -> str:
@@ -118,7 +123,7 @@ def model(response: Response) -> None:
             case _:
                 pass
     assert_type(response.items(FunctionCall), list[FunctionCall])
-    response.status = "queued"  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue] - it is frozen
+    response.status = "queued"  # type: ignore[misc]  # it is read-only
 
 
 def errors(error: APIStatusError | ResponseDecodeError) -> None:

@@ -1,12 +1,12 @@
-"""What one call costs, beside the official client, bare aiohttp and a client that does next to nothing.
+"""Measure the cost of one call, beside the official client, bare aiohttp and a minimal client.
 
     python -m pip install --group benchmarks
     python tests/benchmarks/calls.py            # takes some minutes
-    python tests/benchmarks/calls.py growth     # a million calls: does memory grow?
+    python tests/benchmarks/calls.py growth     # a million calls, to see whether memory grows
 
-Everything is measured in one run, in turns, against a stub in a process and on a core of its own; medians,
-and ratios to this package. `cpu` is the processor's time of this process, which other load disturbs less than the
-clock's.
+All clients are measured in turns in one run, against a stub in another process on another core. The figures are
+medians, and ratios to this package. `cpu` is the processor time of this process, which other load disturbs less than
+real time.
 """
 
 import asyncio
@@ -37,12 +37,12 @@ Call = Callable[[], Any]
 
 KEY = "sk-benchmark"
 IDENTIFIERS = map("resp_67ccd2bed1ec8190b14f964abc0542670bb6a6b4{:010x}".format, itertools.count())
-"""A new one for each call, as in life: aiohttp remembers URLs."""
+"""A new id for each call, as in production, because aiohttp caches URLs."""
 
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 ROUNDS = 5
 SECONDS = 0.4
-"""That one client runs in one round."""
+"""The time of one client in one round."""
 
 
 @contextlib.asynccontextmanager
@@ -69,8 +69,8 @@ async def official(base_url: str, **options: Any) -> AsyncIterator[Call]:
 
 
 @contextlib.asynccontextmanager
-async def floor(base_url: str) -> AsyncIterator[Call]:
-    """Sends bytes that are always the same, and waits for as many as the last answer had."""
+async def minimal(base_url: str) -> AsyncIterator[Call]:
+    """Send the same bytes each time, and read an answer without parsing it."""
     host, port = base_url.split("/")[2].split(":")
     request = f"POST /v1/responses/{next(IDENTIFIERS)}/cancel HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -95,12 +95,12 @@ ASYNC = {
     "aiohttp + orjson": lambda url: bare_aiohttp(url, orjson.loads),
     "openai": official,
     "openai on aiohttp": lambda url: official(url, http_client=openai.DefaultAioHttpClient()),
-    "floor": floor,
+    "minimal": minimal,
 }
 
 
 async def drive(call: Callable[[], Awaitable[Any]], concurrency: int, seconds: float) -> int:
-    """Make calls for so many seconds; gives how many."""
+    """Make calls for that many seconds, and return their number."""
     end = time.perf_counter() + seconds
     done = 0
 
@@ -115,7 +115,7 @@ async def drive(call: Callable[[], Awaitable[Any]], concurrency: int, seconds: f
 
 
 Figures = dict[str, tuple[float, float]]
-"""Milliseconds of the clock and of the processor for one call, by client."""
+"""Milliseconds of real time and of processor time for one call, by client."""
 
 
 async def compare_async(base_url: str, concurrency: int) -> Figures:
@@ -193,7 +193,7 @@ asyncio.run(main())
 }
 IMPORT = {
     "openai_cancel": "from openai_cancel import AsyncSession",
-    "what it needs": "import aiohttp, attrs, cattrs.preconf.orjson",
+    "its dependencies": "import aiohttp, attrs, cattrs.preconf.orjson",
     "openai": "from openai import AsyncOpenAI",
 }
 PEAK = """
@@ -204,7 +204,7 @@ async def main():
         for _ in range(20):
             await asyncio.gather(*[client.{call}("resp_1") for _ in range(100)])
 asyncio.run(main())
-# Not by getrusage, which begins with what the process that started this one had.
+# The peak of getrusage would include the process that started this one.
 print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 PEAKS = {
@@ -217,8 +217,8 @@ PEAKS = {
 }
 
 
-def processes(scripts: dict[str, str], *arguments: str, rounds: int = 15) -> dict[str, tuple[float, str]]:
-    """The median of milliseconds that each script takes as a process of its own, and what it printed last."""
+def run_processes(scripts: dict[str, str], *arguments: str, rounds: int = 15) -> dict[str, tuple[float, str]]:
+    """Run each script as a process. Return the median of its milliseconds, and its last output."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     times: dict[str, list[float]] = defaultdict(list)
     printed: dict[str, str] = {}
@@ -228,7 +228,7 @@ def processes(scripts: dict[str, str], *arguments: str, rounds: int = 15) -> dic
             [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True, env=environment
         )
         printed[name] = done.stdout
-        if turn:  # the first one may have had to compile
+        if turn:  # the first run may compile
             times[name].append((time.perf_counter() - began) * 1e3)
     return {name: (statistics.median(each), printed[name]) for name, each in times.items()}
 
@@ -240,7 +240,7 @@ def show_processes(title: str, figures: dict[str, float], unit: str) -> None:
 
 
 async def grow(base_url: str, calls: int = 1_000_000) -> None:
-    """Does memory grow with the number of calls?"""
+    """Make many calls, and print the memory of this process as it goes."""
     async with ours(base_url) as call:
         done = 0
 
@@ -257,7 +257,7 @@ async def grow(base_url: str, calls: int = 1_000_000) -> None:
 
 
 def resident() -> float:
-    """MB of memory that this process holds now."""
+    """Return the memory of this process in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
@@ -273,9 +273,9 @@ def main() -> None:
                 show(f"{size:,} bytes, {concurrency} at once", figures)
             show(f"{size:,} bytes, blocking", compare_blocking(base_url))
     with stub.running(1_700) as base_url:
-        for title, scripts in (("a process that makes one cancel", FIRST_CANCEL), ("one that imports", IMPORT)):
-            show_processes(title, {name: t for name, (t, _) in processes(scripts, base_url).items()}, "ms")
-        peaks = {name: float(out) for name, (_, out) in processes(PEAKS, base_url, rounds=1).items()}
+        for title, scripts in (("a process that makes one cancel", FIRST_CANCEL), ("a process that imports", IMPORT)):
+            show_processes(title, {name: t for name, (t, _) in run_processes(scripts, base_url).items()}, "ms")
+        peaks = {name: float(out) for name, (_, out) in run_processes(PEAKS, base_url, rounds=1).items()}
         show_processes("peak memory after 2,000 calls, 100 at once", peaks, "MB")
 
 

@@ -22,7 +22,7 @@ FAILING = 0.05
 MAX_GROWTH = 8.0
 """MB by which the client's memory may grow after the first fifth of the stops."""
 
-SKIPPED = ("MB", "bomb", "end", "for ever", "time to time", "kept", "101", "30")
+SKIPPED = ("MB", "bomb", "endless", "20 ms", "kept open", "101", "30")
 """Words in the names of faults to skip: those that take long, and redirects, which are not transient."""
 
 KINDS = ("completed", "failed", "foreground", "unknown", *["running"] * 6)
