@@ -34,7 +34,7 @@ class Secret(str):
 
 
 class SecretMapping(dict[Any, Any]):
-    """A copy of a mapping whose strings do not show in a repr."""
+    """A copy of a mapping whose values do not show in a repr."""
 
     __slots__ = ()
 
@@ -42,15 +42,37 @@ class SecretMapping(dict[Any, Any]):
         super().__init__((name, hidden(value)) for name, value in values.items())
 
 
+class Withheld:
+    """The place of a value of a wrong type, which may contain a secret all the same.
+
+    Attributes:
+        kind: the name of its type.
+    """
+
+    def __init__(self, value: object) -> None:
+        self.kind: str = type(value).__name__
+
+    def __repr__(self) -> str:
+        """Return three asterisks."""
+        return "***"
+
+
 def hidden(value: _T) -> _T:
-    """Return a string, or a mapping of strings, that the locals of a traceback do not show; others as they are."""
-    if value is None:  # the common case, and quicker than a check for a Mapping
+    """Return a value that the locals of a traceback do not show: a string, a mapping, or `Withheld` for others.
+
+    None and functions stay as they are.
+    """
+    if value is None or callable(value):
         return value
     if isinstance(value, str):
         return cast("_T", Secret(value))
     if isinstance(value, Mapping):
         return cast("_T", SecretMapping(cast("Mapping[Any, Any]", value)))
-    return value
+    return cast("_T", value if isinstance(value, Withheld) else Withheld(value))
+
+
+def _kind(value: object) -> str:
+    return value.kind if isinstance(value, Withheld) else type(value).__name__
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -79,7 +101,7 @@ def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[s
     The error does not quote a value, which may be a secret.
     """
     if not isinstance(headers, Mapping):
-        raise ConfigurationError(f"{source} must be a mapping of names to values, not {type(headers).__name__}.")
+        raise ConfigurationError(f"{source} must be a mapping of names to values, not {_kind(headers)}.")
     checked: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
@@ -97,17 +119,18 @@ def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[s
 def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return query parameters in which those of `more` replace others of the same name."""
     if not isinstance(more, Mapping):
-        raise ConfigurationError(f"query must be a mapping of names to values, not {type(more).__name__}.")
+        raise ConfigurationError(f"query must be a mapping of names to values, not {_kind(more)}.")
     for name, value in more.items():
         if not isinstance(name, str) or not isinstance(value, str) or CONTROL.search(name + value):
             raise ConfigurationError(f"query: {name!r} and its value must be strings without control characters.")
-    return (*((name, value) for name, value in query if name not in more), *more.items())
+    kept = ((name, value) for name, value in query if name not in more)
+    return tuple((name, cast("str", Secret(value))) for name, value in (*kept, *more.items()))
 
 
 def check_key(key: object, source: str) -> Secret:
     """Refuse a string that cannot be a key. The error does not quote it."""
     if not isinstance(key, str):
-        raise ConfigurationError(f"{source} must be a string, not {type(key).__name__}.")
+        raise ConfigurationError(f"{source} must be a string, not {_kind(key)}.")
     key = Secret(key)
     if not key:
         raise ConfigurationError(f"{source} is empty.")

@@ -28,6 +28,7 @@ from openai_cancel.checks import (
     merge_query,
     warn_caller,
 )
+from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
 from openai_cancel.tracking import SessionLedger
 
@@ -65,6 +66,7 @@ class Options(Limits, total=False):
 
     headers: Mapping[str, str] | None
     query: Mapping[str, str] | None
+    clock: Clock
 
 
 _LIKE_PROXY = "http://proxy.example:3128 (for a SOCKS proxy, pass a client_session that supports it)"
@@ -233,9 +235,9 @@ class Settings:
 
         token = private("azure_ad_token_provider") or private("azure_ad_token")
         key: Any = hidden(token or private("api_key_provider") or client.api_key)
-        theirs = {"openai-organization": client.organization, "openai-project": client.project}
-        theirs |= private("custom_headers") or {}
-        merged = check_headers(_texts(theirs), "the client's default_headers")
+        own = {"openai-organization": client.organization, "openai-project": client.project}
+        theirs = hidden(_texts({**own, **(private("custom_headers") or {})}))
+        merged = check_headers(theirs, "the client's default_headers")
         merged |= check_headers(headers or {})
         if isinstance(key, str) and key in _NO_KEYS:
             key = None
@@ -255,7 +257,7 @@ class Settings:
             api_key=None if key is None else _key(key, "", {}),
             key_header="api-key" if is_azure and not token else "authorization",
             headers=merged,
-            query=merge_query(merge_query(url_query, _texts(client.default_query)), query or {}),
+            query=merge_query(merge_query(url_query, hidden(_texts(client.default_query))), query or {}),
             **limits,
         )
 
@@ -347,7 +349,7 @@ def _split(base_url: str, source: str) -> tuple[str, tuple[tuple[str, str], ...]
     base_url = str(url.with_query(None)).rstrip("/")
     if base_url.endswith("/responses"):
         raise ConfigurationError(f"{source} must be the address of the API: remove /responses from its end.")
-    return base_url, tuple(parse_qsl(url.raw_query_string, keep_blank_values=True))
+    return base_url, merge_query(parse_qsl(url.raw_query_string, keep_blank_values=True), {})
 
 
 def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> Secret | Callable[[], Any] | None:

@@ -155,7 +155,8 @@ class Wire:
             raise InvalidResponseIdError(
                 f"{text[:80]!r} cannot be a response id: pass an id that the server returned, such as 'resp_123'."
             )
-        return Request(method, f"{self.prefix}{segment}{action}{self.suffix}", self.headers)
+        url = f"{self.prefix}{segment}{action}{self.suffix}"
+        return Request(method, Secret(url) if self.suffix else url, self.headers)
 
     def sign(self, request: Request, key: Secret) -> Request:
         """Return the request with the key in its header, unless the caller's headers already set it."""

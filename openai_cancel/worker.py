@@ -109,7 +109,10 @@ class LoopThread:
         with self._lock:  # so that no call reaches the loop after it was told to stop
             if self._closed:
                 raise SessionStateError("The session is closed: create another one.")
-            self.loop.result().call_soon_threadsafe(call.start)
+            try:
+                self.loop.result().call_soon_threadsafe(call.start)
+            except RuntimeError:  # a signal handler has closed the session in this thread, and the loop is closed
+                raise SessionStateError("The session was closed while the call was under way.") from None
 
     def check_running(self) -> None:
         """Make sure that a call can be made from this thread.

@@ -46,9 +46,15 @@ class TestHidden:
     def test_mappings_inside_a_mapping_are_hidden_too(self) -> None:
         assert repr(SecretMapping({"a": {"b": KEY}})) == "{'a': {'b': '***'}}"
 
-    @pytest.mark.parametrize("value", [None, 5, len, [("a", "b")]])
-    def test_other_values_are_returned_as_they_are(self, value: object) -> None:
+    @pytest.mark.parametrize("value", [None, len])
+    def test_none_and_functions_are_returned_as_they_are(self, value: object) -> None:
         assert hidden(value) is value
+
+    @pytest.mark.parametrize(("value", "kind"), [(5, "int"), (KEY.encode(), "bytes"), ([("a", KEY)], "list")])
+    def test_a_value_of_a_wrong_type_is_withheld_but_for_its_type(self, value: object, kind: str) -> None:
+        withheld = hidden(value)
+        assert (withheld.kind, repr(withheld)) == (kind, "***")
+        assert hidden(withheld) is withheld
 
 
 class TestSeconds:

@@ -83,7 +83,7 @@ class TestTypedDictsOfOptions:
         self, session: type, constructor: str, own: set[str]
     ) -> None:
         keywords = self.keywords(getattr(session, constructor))
-        own = own | {"clock"} | ({"client_session"} if session is AsyncSession else set())
+        own = own | ({"client_session"} if session is AsyncSession else set())
         assert typing.get_type_hints(Options) == {name: kind for name, kind in keywords.items() if name not in own}
         assert own <= keywords.keys()
 

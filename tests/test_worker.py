@@ -132,7 +132,6 @@ class TestClose:
     def test_a_signal_handler_can_close_a_session_while_its_thread_submits_a_call(self) -> None:
         self.close_while_a_call_is_submitted()
 
-    @pytest.mark.xfail(strict=True, reason="LoopThread.run raises asyncio's RuntimeError: Event loop is closed")
     def test_a_call_that_a_signal_handler_has_closed_raises_an_error_of_this_package(self) -> None:
         assert isinstance(self.close_while_a_call_is_submitted(), SessionStateError)
 
