@@ -58,7 +58,7 @@ def _report(guard: Guard, response_id: str, error: BaseException) -> None:
     if outcome is None:
         _log.warning("%s: the wait ended with %s, and the response was not stopped", response_id, kind)
     elif outcome.stopped:
-        error.add_note(f"openai-cancel: {response_id} was stopped ({outcome.verdict}) as the wait ended")
+        error.add_note(f"openai-cancel: {response_id} was stopped ({outcome.verdict}) when the wait ended")
         _log.warning("%s: the wait ended with %s; the response: %s", response_id, kind, outcome.verdict)
 
 

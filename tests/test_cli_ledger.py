@@ -62,8 +62,8 @@ class TestSweep:
         assert (await run("ledger", "sweep", "--once"))[:2] == (0, "")
         assert (await run("ledger", "sweep", "--account", "another", "--quiet")) == (0, "", "")
         assert await states(url) == {
-            running: "cancelled", "resp_none": "not_found", later: "tracked", other: "cancelled"
-        }  # fmt: skip
+            running: "cancelled", "resp_none": "tracked", later: "tracked", other: "cancelled"
+        }  # fmt: skip # a server may not know a young response yet, so it is tried again
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     async def test_a_repeated_sweep_survives_a_failing_database_and_ends_at_a_signal(

@@ -32,7 +32,7 @@ async def test_a_response_that_takes_too_long_is_stopped_unless_told_to_leave_it
     assert server.responses[running].cancelled
 
 
-async def test_ctrl_c_stops_the_responses_and_names_those_that_it_could_not_stop(server: Emulator, create) -> None:
+async def test_ctrl_c_stops_the_responses_and_says_which_were_stopped(server: Emulator, create) -> None:
     identifiers = [create(), create()]
     process = await asyncio.create_subprocess_exec(
         COMMAND, "wait", *identifiers, "--base-url", server.base_url,
@@ -44,7 +44,8 @@ async def test_ctrl_c_stops_the_responses_and_names_those_that_it_could_not_stop
     _, err = await process.communicate()
     assert process.returncode == 130
     assert [server.responses[name].cancelled for name in identifiers].count(None) == 1
-    assert re.match(rb"openai-cancel: resp_\w+ was not stopped \(unknown: 400", err), err
+    assert re.search(rb"openai-cancel: resp_\w+ was not stopped \(unknown: 400", err), err
+    assert re.search(rb"openai-cancel: resp_\w+ was stopped \(cancelled\) when the wait ended", err), err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -57,8 +58,29 @@ async def test_a_signal_stops_the_response(server: Emulator, create, number: int
     await until(lambda: server.received)
     process.send_signal(number)
     _, err = await process.communicate()
-    assert (process.returncode, err) == (128 + number, b"")
+    said = f"openai-cancel: {identifier} was stopped (cancelled) when the wait ended\n"
+    assert (process.returncode, err.decode()) == (128 + number, said)
     assert server.responses[identifier].cancelled
+
+
+async def test_a_time_out_says_of_each_response_whether_it_was_stopped(run, server: Emulator, create) -> None:
+    running = create()
+    status, out, err = await run("wait", running, "--timeout", "0.1")
+    assert (status, out) == (1, "")
+    assert "did not end within 0.1 s" in err
+    assert "It was stopped (cancelled)." in err
+    server.faults += [Fault(on="cancel", status=403)] * 9
+    _, _, err = await run("wait", create(), "--timeout", "0.1")
+    assert "It was not stopped (forbidden: 403" in err
+
+
+async def test_a_time_out_reports_the_stop_as_json(run, create) -> None:
+    _, out, _ = await run("wait", create(), "--timeout", "0.1", "--json")
+    document = json.loads(out)
+    assert document["error"]["type"] == "WaitTimeoutError"
+    assert document["outcome"] == {"verdict": "cancelled", "stopped": True}
+    _, out, _ = await run("wait", create(), "--timeout", "0.1", "--json", "--on-abandon", "leave")
+    assert "outcome" not in json.loads(out)
 
 
 async def test_without_ids_or_with_an_invalid_id_it_is_a_usage_error(run) -> None:

@@ -145,7 +145,7 @@ class TestRefusal:
         with pytest.raises(kind) as caught:
             await session.wait(identifier)
         assert caught.value.outcome.verdict is Verdict.CANCELLED
-        assert notes(caught.value) == [f"openai-cancel: {identifier} was stopped (cancelled) as the wait ended"]
+        assert notes(caught.value) == [f"openai-cancel: {identifier} was stopped (cancelled) when the wait ended"]
         assert f"{identifier}: the wait ended with {kind.__name__}; the response: cancelled" in caplog.text
         assert [request.method for request in server.received] == ["GET"] * 3 + ["POST"]
 
