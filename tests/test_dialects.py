@@ -82,6 +82,7 @@ CANCEL_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
         "cancelled": CANCELLED,
         "completed": (400, "Cannot cancel completed response."),
         "failed": (400, "Cannot cancel failed response."),
+        "incomplete": (400, "Cannot cancel completed response."),
         "synchronous": (400, "Cannot cancel completed response."),
         "unknown": (404, "Response with id 'resp_none' not found."),
     },
@@ -103,6 +104,7 @@ CANCEL_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
         "completed": (200, "already_completed"),
         "incomplete": (200, "already_completed"),
         "synchronous": (200, "already_completed"),
+        "cancelled": (200, "not_found"),
         "unknown": (200, "not_found"),
     },
     "portkey": {
@@ -121,7 +123,7 @@ CANCEL_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
     "no_cancel_route": dict.fromkeys(
         ["running", "completed", "cancelled", "synchronous", "unknown"], (404, "Not Found")
     ),
-    "open_responses_server": {"running": CANCELLED, "completed": (400, ""), "unknown": (404, "")},
+    "open_responses_server": {"running": CANCELLED},
 }
 RETRIEVE_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
     "smg": {"running": (200, "in_progress"), "synchronous": (200, "completed"), "cancelled": CANCELLED},
@@ -129,7 +131,11 @@ RETRIEVE_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
         ["running", "completed", "cancelled", "synchronous", "unknown"], (404, "Response with id '{id}' not found.")
     ),
     "smg_openai": {"running": (200, "in_progress"), "completed": (200, "completed")},
-    "databricks": {"running": (200, "in_progress"), "completed": (200, "completed")},
+    "databricks": {
+        "running": (200, "in_progress"),
+        "completed": (200, "completed"),
+        "unknown": (404, "Response not found"),
+    },
     "devui": dict.fromkeys(["running", "completed", "cancelled", "unknown"], (404, "Not Found")),
     "portkey": {"running": (200, "in_progress"), "cancelled": CANCELLED, "completed": (200, "completed")},
     "azure_restarted": dict.fromkeys(["running", "completed", "failed", "cancelled"], (200, "in_progress")),
@@ -139,7 +145,7 @@ RETRIEVE_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
         "completed": (200, "completed"),
         "unknown": (404, "Response with id 'resp_none' not found."),
     },
-    "open_responses_server": {"running": (200, "in_progress"), "unknown": (404, "")},
+    "open_responses_server": {"running": (200, "in_progress")},
 }
 
 
@@ -184,13 +190,11 @@ class TestBodies:
             assert await client.cancel(name) == (200, {"status": "cancelled", "response_id": name})
             assert await client.cancel("any id") == (200, {"status": "not_found", "response_id": "any id"})
 
-    async def test_databricks_reports_three_fields_until_the_response_has_ended(self) -> None:
+    @pytest.mark.parametrize(("state", "status"), [("running", "in_progress"), ("completed", "completed")])
+    async def test_databricks_reports_three_fields(self, state: str, status: str) -> None:
         async with playing("databricks") as client:
-            name = client.add("running")
-            short = await client.retrieve(name)
-            _, whole = await client.retrieve(client.add("completed"))
-        assert short == (200, {"id": name, "status": "in_progress", "attempt_number": 1})
-        assert whole["output"]
+            name = client.add(state)
+            assert await client.retrieve(name) == (200, {"id": name, "status": status, "attempt_number": 1})
 
     async def test_portkey_reports_a_failure_and_then_the_cancelled_response(self) -> None:
         async with playing("portkey") as client:
@@ -234,12 +238,16 @@ class TestBodies:
             assert gist(await client.cancel(name)) == CANCELLED
             assert gist(await client.retrieve(name)) == CANCELLED
 
-    async def test_open_responses_server_announces_gzip_and_sends_nothing(self) -> None:
+    @pytest.mark.parametrize(("state", "status"), [("completed", 400), ("unknown", 404)])
+    async def test_open_responses_server_announces_a_gzip_body_and_sends_none(self, state: str, status: int) -> None:
         async with playing("open_responses_server") as client:
-            url = f"{client.server.base_url}/responses/{client.add('completed')}/cancel"
+            url = f"{client.server.base_url}/responses/{client.add(state)}/cancel"
             async with client.http.post(url) as answer:
-                assert (answer.status, answer.headers["Content-Encoding"]) == (400, "gzip")
-                assert (answer.headers["Content-Length"], await answer.read()) == ("0", b"")
+                assert (answer.status, answer.headers["Content-Encoding"]) == (status, "gzip")
+                assert int(answer.headers["Content-Length"]) > 0
+                assert answer.headers["X-Request-Id"].startswith("req_")
+                with pytest.raises(aiohttp.ClientPayloadError):
+                    await answer.read()
 
     @pytest.mark.parametrize("path", ["a%2Fb", "a%2Fb/cancel"])
     async def test_open_responses_server_loses_an_id_with_a_slash(self, path: str) -> None:

@@ -179,6 +179,14 @@ def _running_or(reply: Reply) -> dict[str, Reply]:
     return {**_RUNNING, **dict.fromkeys((*_ENDED, "cancelled", "not_background"), reply)}
 
 
+def _devui_reply(status: str) -> Reply:
+    return Reply(body={"status": status, "response_id": "{id}"})
+
+
+def _smg_over(status: str) -> Reply:
+    return Reply(400, f"Cannot cancel {status} response.", code=f"response_already_{status}")
+
+
 def _always(reply: Reply) -> dict[str, Reply]:
     """Reply the same to everything, unknown ids included."""
     return dict.fromkeys((*_STATUSES, "not_background", "unknown"), reply)
@@ -215,7 +223,8 @@ class Dialect:
         cancelling_for: seconds for which a cancelled response reports `cancelling`.
         takes_body: whether a cancel may have a body.
         compresses: whether replies are compressed with gzip.
-        empties_errors: whether an error is announced as compressed with gzip, and has an empty body.
+        empties_errors: whether an error announces a body that is compressed with gzip, but has none: the connection is
+            closed after the headers.
         decodes_slashes: whether an encoded slash ends an id, so that no route matches.
 
     Raises:
@@ -233,7 +242,7 @@ class Dialect:
     show_id: Callable[[str], str] = str
     read_id: Callable[[str], str] = str
     create: Mapping[str, str] = attrs.field(factory=lambda: {"in_progress": "queued"})
-    retrieve: Mapping[str, Reply] = attrs.field(factory=dict[str, str | Reply], converter=_replies)
+    retrieve: Mapping[str, Reply] = attrs.field(factory=dict[str, Reply], converter=_replies)
     needs_query: Mapping[str, Reply] = attrs.field(factory=dict[str, Reply])
     lacks: frozenset[str] = frozenset()
     adds: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
@@ -268,11 +277,6 @@ AZURE = Dialect(
 DIALECTS: Mapping[str, Dialect] = {
     "openai": OPENAI,
     "azure": AZURE,
-    "azure_restarted": attrs.evolve(
-        AZURE,
-        cancel=_always(Reply(404, NOT_FOUND)),
-        retrieve=dict.fromkeys(_STATUSES, "in_progress"),
-    ),
     "vllm": Dialect(
         cancel=_running_or(Reply(400, SYNCHRONOUS)),
         error=_vllm_error,
@@ -345,7 +349,8 @@ DIALECTS: Mapping[str, Dialect] = {
         OPENAI,
         cancel={
             **_RUNNING,
-            **dict.fromkeys((*_ENDED, "not_background"), Reply(400, "Cannot cancel {status} response.")),
+            **dict.fromkeys(("completed", "incomplete", "not_background"), _smg_over("completed")),
+            "failed": _smg_over("failed"),
         },
         dates_cancelled=True,
     ),
@@ -358,18 +363,25 @@ DIALECTS: Mapping[str, Dialect] = {
     "databricks": attrs.evolve(
         OPENAI,
         cancel=_always(Reply(501, "Cancellation is not yet implemented.")),
-        retrieve=dict.fromkeys(_ACTIVE, Reply(body={"id": "{id}", "status": "{status}", "attempt_number": 1})),
+        unknown=Reply(404, "Response not found"),
+        no_key=None,
+        bad_key=None,
         error=_fastapi_error,
+        new_id=lambda: f"resp_{secrets.token_hex(12)}",
+        create={},
+        retrieve=dict.fromkeys(_STATUSES, Reply(body={"id": "{id}", "status": "{status}", "attempt_number": 1})),
+        decodes_slashes=True,
     ),
     "devui": attrs.evolve(
         OPENAI,
         cancel={
-            **_always(Reply(body={"status": "already_completed", "response_id": "{id}"})),
-            **dict.fromkeys(_ACTIVE, Reply(cancels=True, body={"status": "cancelled", "response_id": "{id}"})),
-            "unknown": Reply(body={"status": "not_found", "response_id": "{id}"}),
+            **dict.fromkeys(_ACTIVE, attrs.evolve(_devui_reply("cancelled"), cancels=True)),
+            **dict.fromkeys((*_ENDED, "not_background"), _devui_reply("already_completed")),
+            **dict.fromkeys(("cancelled", "unknown"), _devui_reply("not_found")),
         },
-        retrieve=_always(Reply(404, NO_ROUTE)),
         error=_fastapi_error,
+        retrieve=_always(Reply(404, NO_ROUTE)),
+        decodes_slashes=True,
     ),
     "portkey": attrs.evolve(
         OPENAI,
@@ -380,6 +392,11 @@ DIALECTS: Mapping[str, Dialect] = {
         },
     ),
     "open_responses_server": attrs.evolve(OPENAI, empties_errors=True, decodes_slashes=True),
+    "azure_restarted": attrs.evolve(
+        AZURE,
+        cancel=_always(Reply(404, NOT_FOUND)),
+        retrieve=dict.fromkeys(_STATUSES, "in_progress"),
+    ),
     "method_not_allowed": attrs.evolve(OPENAI, cancel=_always(Reply(405, "Method Not Allowed")), error=_fastapi_error),
     "no_cancel_route": attrs.evolve(OPENAI, cancel=_always(Reply(404, NO_ROUTE)), error=_fastapi_error),
 }

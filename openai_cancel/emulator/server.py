@@ -15,7 +15,7 @@ from aiohttp import hdrs, web
 
 from openai_cancel.emulator.checks import check_port, check_rate_limit, check_replicas, check_store_delay
 from openai_cancel.emulator.dialects import DIALECTS, NO_ROUTE, REPORTS, Dialect, Failure, Reply
-from openai_cancel.emulator.faults import Fault, Handler
+from openai_cancel.emulator.faults import Fault, Handler, cut_body
 from openai_cancel.emulator.rate_limit import PRECISION, TokenBucket
 from openai_cancel.emulator.work import Script, ScriptError, Work
 
@@ -129,7 +129,7 @@ class Emulator:
 
     async def __aenter__(self) -> Self:
         app = web.Application(
-            middlewares=[self._record, self._strike, self._authenticate, self._limit_rate, self._match],
+            middlewares=[self._record, self._strike, self._empty, self._authenticate, self._limit_rate, self._match],
             client_max_size=_MAX_BODY,
         )
         app.add_routes(
@@ -186,6 +186,14 @@ class Emulator:
         if not answer.prepared:
             answer.headers.setdefault("x-request-id", request[_REQUEST_ID])
         return answer
+
+    @web.middleware
+    async def _empty(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        if not self.dialect.empties_errors or answer.status < HTTPStatus.BAD_REQUEST:
+            return answer
+        answer.headers.update({hdrs.CONTENT_ENCODING: "gzip", "x-request-id": request[_REQUEST_ID]})
+        return await cut_body(request, answer, share=0.0)
 
     @web.middleware
     async def _strike(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -338,8 +346,6 @@ class Emulator:
         return self._json(self.dialect.error(failure), status=status)
 
     def _json(self, document: Any, *, status: int = 200) -> web.Response:
-        if self.dialect.empties_errors and status >= HTTPStatus.BAD_REQUEST:
-            return web.Response(status=status, headers={hdrs.CONTENT_ENCODING: "gzip"})
         answer = web.json_response(document, status=status)
         if self.dialect.compresses:
             answer.enable_compression(web.ContentCoding.gzip)
