@@ -137,7 +137,11 @@ RETRIEVE_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
         "unknown": (404, "Response not found"),
     },
     "devui": dict.fromkeys(["running", "completed", "cancelled", "unknown"], (404, "Not Found")),
-    "portkey": {"running": (200, "in_progress"), "cancelled": CANCELLED, "completed": (200, "completed")},
+    "portkey": {
+        "running": (200, "in_progress"),
+        "cancelled": CANCELLED,
+        "unknown": (404, "openai error: Response with id 'resp_none' not found."),
+    },
     "azure_restarted": dict.fromkeys(["running", "completed", "failed", "cancelled"], (200, "in_progress")),
     "method_not_allowed": {"running": (200, "in_progress"), "completed": (200, "completed")},
     "no_cancel_route": {

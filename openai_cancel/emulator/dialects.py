@@ -390,6 +390,7 @@ DIALECTS: Mapping[str, Dialect] = {
             **dict.fromkeys(_ACTIVE, attrs.evolve(_PORTKEY_FAILURE, cancels=True)),
             "cancelled": _PORTKEY_FAILURE,
         },
+        retrieve={"unknown": Reply(404, f"openai error: {NOT_FOUND}")},
     ),
     "open_responses_server": attrs.evolve(OPENAI, empties_errors=True, decodes_slashes=True),
     "azure_restarted": attrs.evolve(
