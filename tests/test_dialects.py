@@ -90,6 +90,7 @@ CANCEL_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
         "running": CANCELLED,
         "cancelled": CANCELLED,
         "completed": (400, "Cannot cancel a completed response."),
+        "synchronous": (400, "Cannot cancel a synchronous response."),
         "unknown": (404, "Response with id 'resp_none' not found."),
     },
     "smg_openai": dict.fromkeys(
@@ -126,11 +127,20 @@ CANCEL_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
     "open_responses_server": {"running": CANCELLED},
 }
 RETRIEVE_ANSWERS: dict[str, dict[str, tuple[int, str]]] = {
-    "smg": {"running": (200, "in_progress"), "synchronous": (200, "completed"), "cancelled": CANCELLED},
+    "smg": {
+        "running": (200, "in_progress"),
+        "synchronous": (200, "completed"),
+        "cancelled": CANCELLED,
+        "unknown": (404, "No response found with id 'resp_none'"),
+    },
     "smg_http": dict.fromkeys(
-        ["running", "completed", "cancelled", "synchronous", "unknown"], (404, "Response with id '{id}' not found.")
+        ["running", "completed", "cancelled", "synchronous", "unknown"], (404, "No response found with id '{id}'")
     ),
-    "smg_openai": {"running": (200, "in_progress"), "completed": (200, "completed")},
+    "smg_openai": {
+        "running": (200, "in_progress"),
+        "completed": (200, "completed"),
+        "unknown": (404, "No response found with id 'resp_none'"),
+    },
     "databricks": {
         "running": (200, "in_progress"),
         "completed": (200, "completed"),

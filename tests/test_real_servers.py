@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp import web
 from conftest import KEY
 
 from openai_cancel import AsyncSession, BadRequestError, InternalServerError, Verdict
@@ -33,6 +34,7 @@ INSTALLATIONS = {
     "devui": ("bin/python", PIP + "agent-framework-devui==1.0.0b261022"),
     "databricks": ("bin/python", PIP + "'databricks-ai-bridge[agent-server]==0.22.0'"),
     "open_responses_server": ("bin/python", PIP + "open-responses-server==0.4.1"),
+    "smg": ("bin/smg", PIP + "smg==1.13.0"),
     "portkey": (PORTKEY, "npm install --prefix {folder} @portkey-ai/gateway@1.15.2"),
 }
 """By dialect: a file that shows that the server is installed, and how to install it."""
@@ -123,6 +125,58 @@ async def databricks_url(tmp_path_factory: pytest.TempPathFactory, request) -> A
     script = str(SCRIPTS / "databricks_agent.py")
     options = {"DATABASE": database, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/traces.db"}
     async with running(folder, python, script, str(folder / "port"), **options) as url:
+        yield url
+
+
+@asynccontextmanager
+async def working(upstream: Emulator, http: aiohttp.ClientSession) -> AsyncIterator[str]:
+    """Run a worker for SMG: it describes itself and its model, and passes other requests on to the emulator."""
+    described = {"/v1/models": {"data": [{"id": "m", "object": "model"}]}, "/model_info": {"model_path": "m"}}
+
+    async def answer(request: web.Request) -> web.Response:
+        if "/responses" not in request.path:
+            return web.json_response(described.get(request.path, {}))
+        url = f"{upstream.base_url.removesuffix('/v1')}{request.path_qs}"
+        body = await request.read() or None
+        async with http.request(request.method, url, data=body) as passed:
+            return web.Response(status=passed.status, body=await passed.read(), content_type=passed.content_type)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def smg(folder: Path, worker: str, *options: str) -> AsyncIterator[str]:
+    """Run SMG, ready when it has accepted its worker; yield its address."""
+    command, port, metrics = installed("smg"), free_port(), free_port()
+    listen = ["--host", "127.0.0.1", "--port", str(port), "--prometheus-port", str(metrics)]
+    async with (
+        running(folder, command, "launch", "--worker-urls", worker, *listen, *options, port=port) as url,
+        aiohttp.ClientSession() as http,
+    ):
+        while True:
+            async with http.post(f"{url}/v1/responses", json={"model": "m", "input": "hi"}) as answer:
+                if answer.status in {200, 401}:
+                    break
+            await asyncio.sleep(0.1)
+        yield f"{url}/v1"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def smg_http_url(tmp_path_factory: pytest.TempPathFactory, upstream: Emulator, http) -> AsyncIterator[str]:
+    async with working(upstream, http) as worker, smg(tmp_path_factory.mktemp("smg"), worker) as url:
+        yield url
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def smg_openai_url(tmp_path_factory: pytest.TempPathFactory, upstream: Emulator) -> AsyncIterator[str]:
+    worker, folder = upstream.base_url.removesuffix("/v1"), tmp_path_factory.mktemp("smg")
+    async with smg(folder, worker, "--backend", "openai") as url:
         yield url
 
 
@@ -324,3 +378,59 @@ class TestDatabricks:
 
     async def test_stop_of_an_unknown_response(self, session: AsyncSession) -> None:
         assert (await session.stop("resp_none")).verdict is Verdict.NOT_FOUND
+
+
+class TestSMG:
+    """SMG with HTTP workers passes a cancel on and knows no id; with an OpenAI backend it has no cancel."""
+
+    @pytest.mark.parametrize("state", ["running", "completed", "failed", "unknown"])
+    async def test_the_dialect_answers_as_the_gateway(self, smg_http_url: str, upstream, http, state: str) -> None:
+        async with Emulator(dialect="smg_http") as dialect:
+            names = [
+                "resp_none" if state == "unknown" else server.add(scripted(state)) for server in (upstream, dialect)
+            ]
+            real = await ask(http, smg_http_url, names[0])
+            played = await ask(http, dialect.base_url, names[1])
+        assert gist(played) == gist(real)
+
+    @pytest.mark.parametrize(
+        ("state", "verdict"),
+        [
+            ("running", Verdict.CANCELLED),
+            ("completed", Verdict.ALREADY_FINISHED),
+            ("failed", Verdict.ALREADY_FINISHED),
+            ("unknown", Verdict.NOT_FOUND),
+        ],
+    )
+    async def test_stop_with_http_workers(self, smg_http_url: str, upstream: Emulator, state: str, verdict) -> None:
+        name = "resp_none" if state == "unknown" else upstream.add(scripted(state))
+        async with AsyncSession(api_key=KEY, base_url=smg_http_url) as session:
+            outcome = await session.stop(name)
+        assert outcome.verdict is verdict
+        assert outcome.attempts <= 3
+
+    async def create(self, http: aiohttp.ClientSession, url: str) -> str:
+        async with http.post(f"{url}/responses", json={"model": "m", "input": "hi"}) as answer:
+            assert answer.status == 200, await answer.text()
+            return (await answer.json())["id"]
+
+    async def test_the_dialect_answers_as_the_openai_backend(self, smg_openai_url: str, http) -> None:
+        async with Emulator(dialect="smg_openai") as dialect:
+            for method, real, played in [
+                ("POST", f"{await self.create(http, smg_openai_url)}/cancel", f"{dialect.add()}/cancel"),
+                ("POST", "resp_none/cancel", "resp_none/cancel"),
+                ("GET", "resp_none", "resp_none"),
+            ]:
+                texts = []
+                for url, path in [(smg_openai_url, real), (dialect.base_url, played)]:
+                    async with http.request(method, f"{url}/responses/{path}") as answer:
+                        body = await answer.text()
+                        text = json.loads(body)["error"]["message"] if body.startswith("{") else body
+                        texts.append((answer.status, answer.content_type, text))
+                assert texts[0] == texts[1]
+
+    async def test_stop_of_a_response_that_has_ended_with_an_openai_backend(self, smg_openai_url: str, http) -> None:
+        name = await self.create(http, smg_openai_url)
+        async with AsyncSession(api_key=KEY, base_url=smg_openai_url) as session:
+            outcome = await session.stop(name)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.ALREADY_FINISHED, 2)

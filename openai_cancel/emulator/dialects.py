@@ -168,6 +168,7 @@ _STATUSES = (*_ACTIVE, *_ENDED, "cancelled")
 _RUNNING: dict[str, Reply] = dict.fromkeys(_ACTIVE, CANCELS)
 _OVER = Reply(400, "Cannot cancel a {status} response.")
 _PORTKEY_FAILURE = Reply(500, body={"status": "failure", "message": "Something went wrong"})
+_SMG_UNKNOWN = Reply(404, "No response found with id '{id}'", code="not_found")
 _CONFLICT = {
     **dict.fromkeys(_ENDED, Reply(409, "Response '{id}' cannot be cancelled: its status is {status}.")),
     "not_background": Reply(409, "Response '{id}' cannot be cancelled: it does not run in the background."),
@@ -351,15 +352,21 @@ DIALECTS: Mapping[str, Dialect] = {
             **_RUNNING,
             **dict.fromkeys(("completed", "incomplete", "not_background"), _smg_over("completed")),
             "failed": _smg_over("failed"),
+            "unknown": Reply(404, NOT_FOUND, code="response_not_found"),
         },
+        unknown=_SMG_UNKNOWN,
+        no_key=None,
+        bad_key=None,
         dates_cancelled=True,
     ),
-    "smg_http": attrs.evolve(
+    "smg_http": attrs.evolve(OPENAI, retrieve=_always(_SMG_UNKNOWN)),
+    "smg_openai": attrs.evolve(
         OPENAI,
-        cancel={**_RUNNING, **dict.fromkeys((*_ENDED, "not_background"), _OVER)},
-        retrieve=_always(Reply(404, NOT_FOUND)),
+        cancel=_always(Reply(501, "Cancel response not implemented", plain=True)),
+        unknown=_SMG_UNKNOWN,
+        no_key=None,
+        bad_key=None,
     ),
-    "smg_openai": attrs.evolve(OPENAI, cancel=_always(Reply(501, "Cancel response not implemented", plain=True))),
     "databricks": attrs.evolve(
         OPENAI,
         cancel=_always(Reply(501, "Cancellation is not yet implemented.")),
