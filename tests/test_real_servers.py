@@ -85,6 +85,11 @@ async def upstream() -> AsyncIterator[Emulator]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def no_faults(upstream: Emulator) -> None:
+    upstream.faults.clear()
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def http() -> AsyncIterator[aiohttp.ClientSession]:
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as client:
@@ -279,13 +284,13 @@ class TestOpenResponsesServer:
                         await answer.read()
 
     async def test_a_refusal_without_its_body_keeps_its_status(self, session, upstream: Emulator) -> None:
-        upstream.faults = [self.REFUSAL]
+        upstream.faults = [self.REFUSAL] * 10
         with pytest.raises(BadRequestError) as caught:
             await session.cancel(upstream.add(scripted("completed")))
         assert caught.value.status == 400
 
     async def test_stop_of_a_response_that_has_ended(self, session, upstream: Emulator) -> None:
-        upstream.faults = [self.REFUSAL]
+        upstream.faults = [self.REFUSAL] * 10
         outcome = await session.stop(upstream.add(scripted("completed")))
         assert (outcome.verdict, outcome.response.status) == (Verdict.ALREADY_FINISHED, "completed")
 
