@@ -57,3 +57,23 @@ def check_rate_limit(rate: object) -> None:
             "rate_limit must be a number of requests per second above 0, such as 0.5 for one request every two "
             f"seconds, or None for no limit; got {rate!r}"
         )
+
+
+def check_store_delay(seconds: object) -> None:
+    """Check a number of seconds.
+
+    Raises:
+        ValueError: it is negative, NaN or not a number.
+    """
+    if not (is_number(seconds) and seconds >= 0):
+        raise ValueError(f"store_delay must be a number of seconds, 0 or more; got {seconds!r}")
+
+
+def check_replicas(replicas: object) -> None:
+    """Check a number of replicas.
+
+    Raises:
+        ValueError: it is not a whole number above 0.
+    """
+    if not (is_number(replicas) and isinstance(replicas, int) and replicas >= 1):
+        raise ValueError(f"replicas must be a whole number, 1 or more; got {replicas!r}")

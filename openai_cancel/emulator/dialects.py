@@ -16,6 +16,11 @@ from openai_cancel.emulator.checks import check_seconds
 
 SYNCHRONOUS = "Cannot cancel a synchronous response."
 NOT_FOUND = "Response with id '{id}' not found."
+NO_MODEL = (
+    "litellm.BadRequestError: You passed in model=None. There are no healthy deployments for this model. "
+    "Received Model Group=None"
+)
+NO_ROUTE = "Not Found"
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
     "(i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're accessing the "
@@ -38,6 +43,7 @@ class Reply:
         reports: a status to report in place of the response's own.
         code: the code of an error.
         plain: whether the words are sent as plain text.
+        body: a JSON object to answer with in place of the response; its strings may contain `{id}` and `{status}`.
     """
 
     status: int = 200
@@ -46,6 +52,7 @@ class Reply:
     reports: str | None = None
     code: str | None = None
     plain: bool = False
+    body: Mapping[str, Any] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -136,28 +143,32 @@ def _fastapi_error(failure: Failure) -> Any:
 
 def _litellm_error(failure: Failure) -> Any:
     upstream = json.dumps(_fastapi_error(failure))
-    message = f"litellm.BadRequestError: OpenAIException - {upstream}" if failure.code is None else failure.message
+    kind = "NotFoundError" if failure.status == HTTPStatus.NOT_FOUND else "BadRequestError"
+    message = f"litellm.{kind}: OpenAIException - {upstream}" if failure.code is None else failure.message
     return {"error": {"message": message, "type": failure.code, "param": None, "code": str(failure.status)}}
 
 
 def _litellm_id(response_id: str) -> str:
-    """Return a new id for the response, with the `+`, `/` and `=` of base64. LiteLLM does so in every reply."""
+    """Return a new id for the response, with `-`, `_` and `=` of URL-safe base64. LiteLLM does so in every reply."""
     inner = b"\xfb\xef\xff" + secrets.token_bytes(240) + f";response_id:{response_id}".encode()
-    return f"resp_{base64.b64encode(inner).decode()}"
+    return f"resp_{base64.urlsafe_b64encode(inner).decode()}"
 
 
 def _id_in_litellm_id(shown: str) -> str:
     """Return the id that `_litellm_id` was called with."""
     try:
-        return base64.b64decode(shown.removeprefix("resp_")).rpartition(b";response_id:")[2].decode()
+        return base64.urlsafe_b64decode(shown.removeprefix("resp_")).rpartition(b";response_id:")[2].decode()
     except ValueError:
         return shown
 
 
 _ACTIVE = ("queued", "in_progress")
 _ENDED = ("completed", "failed", "incomplete")
+_STATUSES = (*_ACTIVE, *_ENDED, "cancelled")
 _RUNNING: dict[str, Reply] = dict.fromkeys(_ACTIVE, CANCELS)
 _OVER = Reply(400, "Cannot cancel a {status} response.")
+_PORTKEY_FAILURE = Reply(500, body={"status": "failure", "message": "Something went wrong"})
+_SMG_UNKNOWN = Reply(404, "No response found with id '{id}'", code="not_found")
 _CONFLICT = {
     **dict.fromkeys(_ENDED, Reply(409, "Response '{id}' cannot be cancelled: its status is {status}.")),
     "not_background": Reply(409, "Response '{id}' cannot be cancelled: it does not run in the background."),
@@ -169,12 +180,30 @@ def _running_or(reply: Reply) -> dict[str, Reply]:
     return {**_RUNNING, **dict.fromkeys((*_ENDED, "cancelled", "not_background"), reply)}
 
 
+def _devui_reply(status: str) -> Reply:
+    return Reply(body={"status": status, "response_id": "{id}"})
+
+
+def _smg_over(status: str) -> Reply:
+    return Reply(400, f"Cannot cancel {status} response.", code=f"response_already_{status}")
+
+
+def _always(reply: Reply) -> dict[str, Reply]:
+    """Reply the same to everything, unknown ids included."""
+    return dict.fromkeys((*_STATUSES, "not_background", "unknown"), reply)
+
+
+def _replies(replies: Mapping[str, str | Reply]) -> dict[str, Reply]:
+    return {state: reply if isinstance(reply, Reply) else Reply(reports=reply) for state, reply in replies.items()}
+
+
 @attrs.frozen(kw_only=True)
 class Dialect:
     """How one server speaks the Responses API.
 
     Attributes:
-        cancel: the reply to a cancel, by the state of the response: its status, or `not_background`.
+        cancel: the reply to a cancel, by the state of the response: its status, `not_background`, or `unknown` for an
+            id that no response has. The default is to report the response, or `unknown`.
         unknown: the reply for an id that no response has.
         malformed: the reply for an id that does not match `id_form`. None to reply as for an unknown id.
         id_form: the form of the server's ids.
@@ -185,13 +214,19 @@ class Dialect:
         show_id: returns the id to put into a reply, which may differ each time.
         read_id: returns the id behind one that `show_id` returned.
         create: the status that a create reports, by the response's own.
-        retrieve: the status that a retrieve reports, by the response's own.
+        retrieve: the reply to a retrieve, by the response's own status, or `unknown` for an id that no response has.
+            A string is a status to report. The default is to report the response, or `unknown`.
+        needs_query: the reply to a request without a parameter of the query, by the name of the parameter.
         lacks: fields that the server leaves out of a response.
         adds: fields that the server adds to a response.
+        dates_cancelled: whether a cancelled response has a `completed_at`.
         cancel_takes: seconds that a cancel takes.
         cancelling_for: seconds for which a cancelled response reports `cancelling`.
         takes_body: whether a cancel may have a body.
         compresses: whether replies are compressed with gzip.
+        empties_errors: whether an error announces a body that is compressed with gzip, but has none: the connection is
+            closed after the headers.
+        decodes_slashes: whether an encoded slash ends an id, so that no route matches.
 
     Raises:
         ValueError: a time is negative or NaN.
@@ -208,35 +243,41 @@ class Dialect:
     show_id: Callable[[str], str] = str
     read_id: Callable[[str], str] = str
     create: Mapping[str, str] = attrs.field(factory=lambda: {"in_progress": "queued"})
-    retrieve: Mapping[str, str] = attrs.field(factory=dict[str, str])
+    retrieve: Mapping[str, Reply] = attrs.field(factory=dict[str, Reply], converter=_replies)
+    needs_query: Mapping[str, Reply] = attrs.field(factory=dict[str, Reply])
     lacks: frozenset[str] = frozenset()
     adds: Mapping[str, Any] = attrs.field(factory=dict[str, Any])
     cancel_takes: float = attrs.field(default=0.0, validator=check_seconds)
     cancelling_for: float = attrs.field(default=0.0, validator=check_seconds)
     takes_body: bool = True
     compresses: bool = False
+    dates_cancelled: bool = False
+    empties_errors: bool = False
+    decodes_slashes: bool = False
 
 
 OPENAI = Dialect(cancel={**_RUNNING, **dict.fromkeys(_ENDED, _OVER), "not_background": Reply(400, SYNCHRONOUS)})
 
+AZURE = Dialect(
+    cancel={
+        **_RUNNING,
+        **dict.fromkeys(_ENDED, _OVER),
+        "incomplete": Reply(400, "Cannot cancel a response in terminal state."),
+        "not_background": Reply(400, SYNCHRONOUS),
+    },
+    malformed=Reply(400, "Malformed identifier."),
+    id_form=re.compile(r"caresp_\w{32,}"),
+    no_key=None,
+    bad_key=None,
+    error=_azure_error,
+    new_id=lambda: f"caresp_{secrets.token_hex(25)}",
+    create={},
+    cancel_takes=0.5,
+)
+
 DIALECTS: Mapping[str, Dialect] = {
     "openai": OPENAI,
-    "azure": Dialect(
-        cancel={
-            **_RUNNING,
-            **dict.fromkeys(_ENDED, _OVER),
-            "incomplete": Reply(400, "Cannot cancel a response in terminal state."),
-            "not_background": Reply(400, SYNCHRONOUS),
-        },
-        malformed=Reply(400, "Malformed identifier."),
-        id_form=re.compile(r"caresp_\w{32,}"),
-        no_key=None,
-        bad_key=None,
-        error=_azure_error,
-        new_id=lambda: f"caresp_{secrets.token_hex(25)}",
-        create={},
-        cancel_takes=0.5,
-    ),
+    "azure": AZURE,
     "vllm": Dialect(
         cancel=_running_or(Reply(400, SYNCHRONOUS)),
         error=_vllm_error,
@@ -265,7 +306,9 @@ DIALECTS: Mapping[str, Dialect] = {
     ),
     "litellm": Dialect(
         cancel={**_RUNNING, **_CONFLICT},
-        unknown=Reply(400, NOT_FOUND),
+        malformed=Reply(400, NO_MODEL, code="invalid_request_error"),
+        id_form=re.compile(r"resp_[\w-]{320,}={0,2}$"),
+        retrieve={"incomplete": Reply(500, "litellm.APIError: APIError: OpenAIException", code="None")},
         no_key=Reply(500, "Internal Server Error", plain=True),
         bad_key=Reply(400, "No connected db.", code="no_db_connection"),
         error=_litellm_error,
@@ -278,9 +321,7 @@ DIALECTS: Mapping[str, Dialect] = {
         cancel={
             **_RUNNING,
             **_CONFLICT,
-            "completed": CANCELS,
-            "failed": CANCELS,
-            "incomplete": REPORTS,
+            **dict.fromkeys(_ENDED, CANCELS),
         },
         malformed=Reply(400, NOT_FOUND),
         id_form=re.compile("litellm_poll_"),
@@ -288,7 +329,6 @@ DIALECTS: Mapping[str, Dialect] = {
         bad_key=Reply(400, "No connected db.", code="no_db_connection"),
         error=_litellm_error,
         new_id=lambda: f"litellm_poll_{uuid.uuid4()}",
-        retrieve={"cancelled": "in_progress"},
         adds={"model": None},
         compresses=True,
     ),
@@ -306,5 +346,66 @@ DIALECTS: Mapping[str, Dialect] = {
         new_id=lambda: f"resp_{uuid.uuid4().hex}",
     ),
     "gomodel": attrs.evolve(OPENAI, takes_body=False),
+    "smg": attrs.evolve(
+        OPENAI,
+        cancel={
+            **_RUNNING,
+            **dict.fromkeys(("completed", "incomplete", "not_background"), _smg_over("completed")),
+            "failed": _smg_over("failed"),
+            "unknown": Reply(404, NOT_FOUND, code="response_not_found"),
+        },
+        unknown=_SMG_UNKNOWN,
+        no_key=None,
+        bad_key=None,
+        dates_cancelled=True,
+    ),
+    "smg_http": attrs.evolve(OPENAI, retrieve=_always(_SMG_UNKNOWN)),
+    "smg_openai": attrs.evolve(
+        OPENAI,
+        cancel=_always(Reply(501, "Cancel response not implemented", plain=True)),
+        unknown=_SMG_UNKNOWN,
+        no_key=None,
+        bad_key=None,
+    ),
+    "databricks": attrs.evolve(
+        OPENAI,
+        cancel=_always(Reply(501, "Cancellation is not yet implemented.")),
+        unknown=Reply(404, "Response not found"),
+        no_key=None,
+        bad_key=None,
+        error=_fastapi_error,
+        new_id=lambda: f"resp_{secrets.token_hex(12)}",
+        create={},
+        retrieve=dict.fromkeys(_STATUSES, Reply(body={"id": "{id}", "status": "{status}", "attempt_number": 1})),
+        decodes_slashes=True,
+    ),
+    "devui": attrs.evolve(
+        OPENAI,
+        cancel={
+            **dict.fromkeys(_ACTIVE, attrs.evolve(_devui_reply("cancelled"), cancels=True)),
+            **dict.fromkeys((*_ENDED, "not_background"), _devui_reply("already_completed")),
+            **dict.fromkeys(("cancelled", "unknown"), _devui_reply("not_found")),
+        },
+        error=_fastapi_error,
+        retrieve=_always(Reply(404, NO_ROUTE)),
+        decodes_slashes=True,
+    ),
+    "portkey": attrs.evolve(
+        OPENAI,
+        cancel={
+            **OPENAI.cancel,
+            **dict.fromkeys(_ACTIVE, attrs.evolve(_PORTKEY_FAILURE, cancels=True)),
+            "cancelled": _PORTKEY_FAILURE,
+        },
+        retrieve={"unknown": Reply(404, f"openai error: {NOT_FOUND}")},
+    ),
+    "open_responses_server": attrs.evolve(OPENAI, empties_errors=True, decodes_slashes=True),
+    "azure_restarted": attrs.evolve(
+        AZURE,
+        cancel=_always(Reply(404, NOT_FOUND)),
+        retrieve=dict.fromkeys(_STATUSES, "in_progress"),
+    ),
+    "method_not_allowed": attrs.evolve(OPENAI, cancel=_always(Reply(405, "Method Not Allowed")), error=_fastapi_error),
+    "no_cancel_route": attrs.evolve(OPENAI, cancel=_always(Reply(404, NO_ROUTE)), error=_fastapi_error),
 }
 """The dialects by name. Each follows the recorded answers of its server; where there are none, those of OpenAI."""

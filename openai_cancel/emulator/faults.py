@@ -63,7 +63,7 @@ class Fault:
         if self.status is not None or answer is None:
             answer = web.Response(status=self.status or 500, body=self._bytes(), headers=self.headers)
         if self.cut == "body":
-            return await _cut_short(request, answer)
+            return await cut_body(request, answer, share=0.5)
         return answer
 
     def _keeps_answer(self) -> bool:
@@ -75,12 +75,12 @@ class Fault:
         return self.body.encode() if isinstance(self.body, str) else json.dumps(self.body).encode()
 
 
-async def _cut_short(request: web.Request, answer: web.StreamResponse) -> web.StreamResponse:
-    """Send the first half of the body, then close the connection."""
+async def cut_body(request: web.Request, answer: web.StreamResponse, *, share: float) -> web.StreamResponse:
+    """Announce the whole body, send a share of it, and close the connection."""
     body = answer.body if isinstance(answer, web.Response) and isinstance(answer.body, bytes) else b""
-    half = web.StreamResponse(status=answer.status, headers=answer.headers)
-    half.content_length = len(body)
-    await half.prepare(request)
-    await half.write(body[: len(body) // 2])
+    part = web.StreamResponse(status=answer.status, headers=answer.headers)
+    part.content_length = len(body)
+    await part.prepare(request)
+    await part.write(body[: int(len(body) * share)])
     request.protocol.force_close()
-    return half
+    return part

@@ -1,23 +1,26 @@
 """The HTTP server of the emulator: OpenAI's routes and checks, with the answers of the dialect that it plays."""
 
 import asyncio
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
 
 import attrs
 from aiohttp import hdrs, web
 
-from openai_cancel.emulator.checks import check_port, check_rate_limit
-from openai_cancel.emulator.dialects import DIALECTS, Dialect, Failure, Reply
-from openai_cancel.emulator.faults import Fault, Handler
+from openai_cancel.emulator.checks import check_port, check_rate_limit, check_replicas, check_store_delay
+from openai_cancel.emulator.dialects import DIALECTS, NO_ROUTE, REPORTS, Dialect, Failure, Reply
+from openai_cancel.emulator.faults import Fault, Handler, cut_body
 from openai_cancel.emulator.rate_limit import PRECISION, TokenBucket
 from openai_cancel.emulator.work import Script, ScriptError, Work
 
 _REQUEST_ID = web.RequestKey("request_id", str)
+_REPLICA = web.RequestKey("replica", int)
 
 _API = "/{api:v1|openai/v1|openai}/responses"
 """The paths of OpenAI, of Azure's v1 API, and of Azure's dated API versions."""
@@ -64,6 +67,10 @@ class Emulator:
         rate_limit: requests per second, which may be less than 1. As many requests as are allowed in a second, and at
             least one, are accepted at once. Any above that get a 429, whose `retry-after` says how many seconds to
             wait. None or `math.inf` for no limit.
+        store_delay: seconds after its creation in which a response is unknown to every request, as in a store that is
+            eventually consistent.
+        replicas: the number of servers behind this address. They take turns, one request each, and share no store: a
+            response is known only to the one that created it. `add` takes a turn, too.
         clock: returns the time in seconds since the epoch. Pass one that a test controls to skip waiting.
 
     Attributes:
@@ -73,11 +80,12 @@ class Emulator:
         script: the course of background responses. Assign another one to use it for all responses created from then
             on; those that exist keep theirs.
         responses: the responses that exist, by id.
+        store_delay: the seconds that were passed. Assign another number at any time.
         faults: the faults to come. Each request takes the first one that matches it off the list.
         received: the requests received so far.
 
     Raises:
-        ValueError: the dialect, the port or the rate limit is not valid.
+        ValueError: the dialect, the port, the rate limit, the delay or the number of replicas is not valid.
         TypeError: the dialect, the script or the clock has the wrong type.
         OSError: the emulator cannot listen on this host and port. Raised on entering it.
 
@@ -93,9 +101,13 @@ class Emulator:
         script: Script | None = None,
         dialect: str | Dialect = "openai",
         rate_limit: float | None = None,
+        store_delay: float = 0.0,
+        replicas: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_port(port)
+        check_store_delay(store_delay)
+        check_replicas(replicas)
         if not callable(clock):
             raise TypeError(f"clock must be a function that returns seconds since the epoch; got {clock!r}")
         if not isinstance(script, Script | None):
@@ -105,17 +117,20 @@ class Emulator:
         self._api_key = api_key
         self._limit = _token_bucket(rate_limit, clock)
         self._runner: web.AppRunner | None = None
+        self._turns = itertools.cycle(range(replicas))
         self.base_url: str = ""
         self.clock: Callable[[], float] = clock
         self.dialect: Dialect = _find_dialect(dialect)
         self.script: Script = script or Script()
+        self.store_delay: float = store_delay
         self.responses: dict[str, Work] = {}
         self.faults: list[Fault] = []
         self.received: list[Received] = []
 
     async def __aenter__(self) -> Self:
         app = web.Application(
-            middlewares=[self._record, self._strike, self._authenticate, self._limit_rate], client_max_size=_MAX_BODY
+            middlewares=[self._record, self._strike, self._empty, self._authenticate, self._limit_rate, self._match],
+            client_max_size=_MAX_BODY,
         )
         app.add_routes(
             [
@@ -153,10 +168,11 @@ class Emulator:
         Returns:
             Its id, a key of `responses`.
         """
-        return self._add({"model": "emulated", "input": "", "background": background}, script or self.script).id
+        request = {"model": "emulated", "input": "", "background": background}
+        return self._add(request, script or self.script, next(self._turns)).id
 
-    def _add(self, request: Mapping[str, Any], script: Script) -> Work:
-        work = Work(request=request, script=script, started=self.clock(), id=self.dialect.new_id())
+    def _add(self, request: Mapping[str, Any], script: Script, replica: int) -> Work:
+        work = Work(request=request, script=script, started=self.clock(), id=self.dialect.new_id(), replica=replica)
         self.responses[work.id] = work
         return work
 
@@ -165,10 +181,19 @@ class Emulator:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append(Received(request.method, request.raw_path, headers, await request.read()))
         request[_REQUEST_ID] = f"req_{len(self.received):032x}"
+        request[_REPLICA] = next(self._turns)
         answer = await handler(request)
         if not answer.prepared:
             answer.headers.setdefault("x-request-id", request[_REQUEST_ID])
         return answer
+
+    @web.middleware
+    async def _empty(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        if not self.dialect.empties_errors or answer.status < HTTPStatus.BAD_REQUEST:
+            return answer
+        answer.headers.update({hdrs.CONTENT_ENCODING: "gzip", "x-request-id": request[_REQUEST_ID]})
+        return await cut_body(request, answer, share=0.0)
 
     @web.middleware
     async def _strike(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -187,6 +212,16 @@ class Emulator:
             return self._refuse(request, self.dialect.no_key)
         if key != (self._api_key or key) and self.dialect.bad_key:
             return self._refuse(request, self.dialect.bad_key, key=_masked(key))
+        return await handler(request)
+
+    @web.middleware
+    async def _match(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse a request that the dialect does not route."""
+        if self.dialect.decodes_slashes and "/" in request.match_info.get("id", ""):
+            return self._fail(request, 404, NO_ROUTE)
+        for name, reply in self.dialect.needs_query.items():
+            if name not in request.query:
+                return self._refuse(request, reply)
         return await handler(request)
 
     @web.middleware
@@ -216,11 +251,12 @@ class Emulator:
             script = self.script.amended(body.get("metadata") or {})
         except ScriptError as error:
             return self._fail(request, 400, f"Invalid 'metadata': {error}", param="metadata")
-        return self._show(self._add(body, script), self.dialect.create)
+        return self._show(self._add(body, script, request[_REPLICA]), self.dialect.create)
 
     async def _retrieve(self, request: web.Request) -> web.Response:
         work = self._find(request)
-        return self._show(work, self.dialect.retrieve) if work else self._refuse_id(request)
+        status = work.status(self.clock()) if work else "unknown"
+        return self._answer(request, work, self.dialect.retrieve.get(status), status)
 
     async def _cancel(self, request: web.Request) -> web.Response:
         dialect = self.dialect
@@ -228,16 +264,15 @@ class Emulator:
             return self._fail(request, 400, "A cancel takes no body.")
         work = self._find(request)
         if work is None:
-            return self._refuse_id(request)
+            return self._answer(request, None, dialect.cancel.get("unknown"), "unknown")
         status = work.status(self.clock())
-        reply = dialect.cancel.get(status if work.background else "not_background", Reply())
-        if reply.words is not None:
-            return self._refuse(request, reply, status=status)
+        reply = dialect.cancel.get(status if work.background else "not_background", REPORTS)
         if reply.cancels:
             await asyncio.sleep(dialect.cancel_takes)
             if work.status(self.clock()) == status:  # unless it ended meanwhile
                 work.cancel(self.clock())
-        return self._show(work, {"cancelled": reply.reports} if reply.reports else {})
+                status = "cancelled"
+        return self._answer(request, work, reply, status)
 
     async def _delete(self, request: web.Request) -> web.Response:
         work = self._find(request)
@@ -247,7 +282,33 @@ class Emulator:
         return self._json({"id": request.match_info["id"], "object": "response", "deleted": True})
 
     def _find(self, request: web.Request) -> Work | None:
-        return self.responses.get(self.dialect.read_id(request.match_info["id"]))
+        """Return the response that a request is about, unless the replica that it came to does not know it."""
+        work = self.responses.get(self.dialect.read_id(request.match_info["id"]))
+        if work is None or work.replica != request[_REPLICA]:
+            return None
+        return None if 0 <= self.clock() - work.started < self.store_delay else work
+
+    def _answer(self, request: web.Request, work: Work | None, reply: Reply | None, status: str) -> web.Response:
+        """Answer a retrieve or a cancel.
+
+        Args:
+            request: the request.
+            work: the response, or None if its id is unknown.
+            reply: the dialect's reply, or None for its usual one.
+            status: the status of the response.
+        """
+        if reply and reply.body is not None:
+            fields = {"id": request.match_info["id"], "status": status}
+            body = {
+                name: value.format_map(fields) if isinstance(value, str) else value
+                for name, value in reply.body.items()
+            }
+            return self._json(body, status=reply.status)
+        if reply and reply.words is not None:
+            return self._refuse(request, reply, status=status)
+        if work is None:
+            return self._refuse_id(request)
+        return self._show(work, {status: reply.reports} if reply and reply.reports else {})
 
     def _show(self, work: Work, reports: Mapping[str, str]) -> web.Response:
         """Answer with a response, as the dialect describes it.
@@ -260,6 +321,8 @@ class Emulator:
         document = {**work.document(now), **dialect.adds, "id": dialect.show_id(work.id)}
         if work.cancelled is not None and work.cancelled <= now < work.cancelled + dialect.cancelling_for:
             document["status"] = "cancelling"
+        if dialect.dates_cancelled and work.cancelled is not None and document["status"] == "cancelled":
+            document["completed_at"] = math.floor(work.cancelled)
         document["status"] = reports.get(document["status"], document["status"])
         return self._json({name: value for name, value in document.items() if name not in dialect.lacks})
 

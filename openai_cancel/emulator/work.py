@@ -70,6 +70,7 @@ class Work:
         cancelled: when it was last cancelled, or None.
         cancels: how many times it was cancelled.
         id: its id.
+        replica: the number of the emulator's replica that created it, from 0.
     """
 
     request: Mapping[str, Any]
@@ -78,6 +79,7 @@ class Work:
     cancelled: float | None = None
     cancels: int = 0
     id: str = attrs.field(factory=lambda: f"resp_{secrets.token_hex(25)}")
+    replica: int = 0
 
     @property
     def background(self) -> bool:
