@@ -12,6 +12,7 @@ from typing import TypeGuard
 import attrs
 
 from openai_cancel.errors import (
+    APIConnectionError,
     APIStatusError,
     AuthenticationError,
     BadRequestError,
@@ -130,6 +131,8 @@ def judge(
 def _judge_failures(response: Response | None, refusal: OpenAICancelError, error: OpenAICancelError) -> Verdict | None:
     if any(isinstance(failure, AuthenticationError | PermissionDeniedError) for failure in (refusal, error)):
         return Verdict.FORBIDDEN
+    if _refuses(refusal) and _IS_OVER.search(refusal.message):
+        return Verdict.ALREADY_FINISHED  # the look fails, or is answered from another store
     if isinstance(error, NotFoundError) or getattr(error, "status", None) == HTTPStatus.GONE:
         return _judge_unknown_id(response, refusal, error)
     if _refuses(refusal) and _refuses(error) and _NO_SUCH_ID.search(f"{refusal.message} {error.message}"):
@@ -143,10 +146,10 @@ def _judge_unknown_id(
     response: Response | None, refusal: OpenAICancelError, error: OpenAICancelError
 ) -> Verdict | None:
     """Return the verdict where the last look did not find the response. The refusal of the cancel may know more."""
-    if _refuses(refusal) and _IS_OVER.search(refusal.message):
-        return Verdict.ALREADY_FINISHED  # cancel and look are answered from different stores
-    if isinstance(refusal, InternalServerError):
-        return None  # no server has processed the cancel, so the store that answers the look proves nothing
+    if _refuses(refusal) and not isinstance(refusal, NotFoundError) and _NOT_BACKGROUND.search(refusal.message):
+        return Verdict.NOT_BACKGROUND
+    if isinstance(refusal, InternalServerError | APIConnectionError | ResponseDecodeError):
+        return None  # the cancel has no usable answer, and the look may be answered from another store
     if isinstance(refusal, UnsupportedError) and lacks_route(error):
         return Verdict.UNKNOWN if response is None else Verdict.STILL_RUNNING
     return Verdict.NOT_FOUND

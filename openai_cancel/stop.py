@@ -14,6 +14,7 @@ from openai_cancel.errors import (
     NotFoundError,
     OpenAICancelError,
     RateLimitError,
+    UnsupportedError,
     detached,
 )
 from openai_cancel.models import Response
@@ -183,9 +184,14 @@ class _Stop:
         return verdict, explain(verdict, None, error)
 
     async def _confirm(self, seconds: float) -> tuple[Verdict, OpenAICancelError | None]:
-        """Look again whether a cancelled response has stayed cancelled. If the look fails, the verdict stands."""
+        """Look again whether a cancelled response has stayed cancelled. If that cannot be seen, the verdict stands.
+
+        Some servers cannot be asked: then another cancel shows it.
+        """
         await self.caller.clock.sleep(min(seconds, self._left() / 2))
         error = await self._retrieve(max_retries=self._retries)
+        if isinstance(error, NotFoundError | UnsupportedError):
+            error = await self._cancel() and error
         if error is not None:
             return Verdict.CANCELLED, error
         return judge(self._response, refusal=None, error=None, reached=True) or Verdict.STILL_RUNNING, None

@@ -96,7 +96,14 @@ def test_the_reported_state_decides_the_verdict(status, background, refusal, rea
         (failure(PermissionDeniedError, 403), NO_CONNECTION, Verdict.FORBIDDEN, Verdict.FORBIDDEN),
         (REFUSED, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (REFUSED, failure(APIStatusError, 410), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
-        (NO_CONNECTION, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
+        (NO_CONNECTION, failure(NotFoundError, 404), None, None),
+        (UNREADABLE, failure(NotFoundError, 404), None, None),
+        (
+            failure(BadRequestError, 400, "Cannot cancel a synchronous response."),
+            failure(NotFoundError, 404),
+            Verdict.NOT_BACKGROUND,
+            Verdict.NOT_BACKGROUND,
+        ),
         (
             failure(BadRequestError, 400, "Cannot cancel a completed response."),
             failure(NotFoundError, 404),

@@ -118,13 +118,16 @@ class TestStoresThatDiffer:
         outcome = await session.stop(create())
         assert (outcome.verdict, outcome.stopped, outcome.error) == (Verdict.ALREADY_FINISHED, True, None)
 
-    async def test_words_that_some_servers_say_of_everything_prove_nothing(self, session, server, create) -> None:
+    async def test_words_that_some_servers_say_of_everything_do_not_prove_the_end(
+        self, session, server, create
+    ) -> None:
         words = {"error": {"message": "Cannot cancel a synchronous response."}}
         server.faults += [
             Fault(on="cancel", status=400, body=words),
             Fault(on="retrieve", status=404, body=UNKNOWN_ID),
         ]
-        assert (await session.stop(create())).verdict is Verdict.NOT_FOUND
+        outcome = await session.stop(create())
+        assert (outcome.verdict, outcome.stopped) == (Verdict.NOT_BACKGROUND, False)
 
     async def test_a_404_is_no_answer_while_every_cancel_fails_with_5xx(self, session, server, create) -> None:
         server.faults += [Fault(on="cancel", status=500), Fault(on="retrieve", status=404, body=UNKNOWN_ID)] * 50
