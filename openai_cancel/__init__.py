@@ -3,6 +3,7 @@
 from openai_cancel.caller import CallOptions, RequestOptions
 from openai_cancel.clock import Clock
 from openai_cancel.errors import (
+    AbandonedError,
     APIConnectionError,
     APIError,
     APIStatusError,
@@ -38,6 +39,7 @@ __all__ = [
     "APIError",
     "APIStatusError",
     "APITimeoutError",
+    "AbandonedError",
     "ApiKey",
     "AsyncSession",
     "AuthenticationError",

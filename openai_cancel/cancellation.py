@@ -125,10 +125,10 @@ async def _capture(awaitable: Awaitable[_T]) -> tuple[_T | None, BaseException |
         return None, error
 
 
-async def wait_through_cancellation(*tasks: "asyncio.Task[Any]") -> asyncio.CancelledError | None:
-    """Wait until all tasks are done, even if this task is cancelled, and return the last cancellation."""
+async def wait_through_cancellation(*futures: "asyncio.Future[Any]") -> asyncio.CancelledError | None:
+    """Wait until all futures are done, even if this task is cancelled, and return the last cancellation."""
     cancellation: asyncio.CancelledError | None = None
-    while pending := [task for task in tasks if not task.done()]:
+    while pending := [future for future in futures if not future.done()]:
         try:
             await asyncio.wait(pending)
         except asyncio.CancelledError as error:

@@ -19,6 +19,7 @@ OpenAICancelError
  │   │   └─ InternalServerError       other 5xx
  │   └─ ResponseDecodeError     the server reported success, but the body is not a response
  ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time; see `openai_cancel.wait`
+ ├─ AbandonedError              nobody waits for a block any more, for example because its client has disconnected
  └─ LedgerError                 the ledger's database failed or does not answer
 
 The names are those of the official SDK where it has one. The base class is not called `CancelError`, so that nothing
@@ -254,6 +255,18 @@ class ResponseDecodeError(_AnswerError):
     def __str__(self) -> str:
         """Return what is wrong with the body, and what to do next."""
         return f"{self.status}: {self.message}. Retrieve the response to see what became of it."
+
+
+class AbandonedError(OpenAICancelError):
+    """Nobody waits for a block any more, as the function `abandoned` of its guard reports. The responses were stopped.
+
+    A web framework that calls a handler for it logs no traceback.
+
+    Attributes:
+        outcome: the `Outcome` of stopping the response, or of the first one of several; None if none was guarded.
+    """
+
+    outcome: StopResult | None = None
 
 
 class LedgerError(OpenAICancelError):

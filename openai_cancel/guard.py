@@ -8,10 +8,11 @@ from typing import Any, Self, cast
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
-from openai_cancel.errors import OpenAICancelError, detached
+from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.outcome import Outcome
 from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
+from openai_cancel.watcher import Watcher
 from openai_cancel.wire import ResponseId
 
 YOUNG = 60.0
@@ -27,43 +28,57 @@ class Guard:
     cancellations of the task are held back; they take effect afterwards. A response that could not be stopped is
     mentioned in a note of the exception. A block that ends normally leaves the responses alone.
 
-    Guards are created by `AsyncSession.guard` and `Session.guard`.
+    If the session is closed while the block runs, the responses are stopped then, and the block goes on.
 
-    Attributes:
-        outcomes: the outcomes of the responses by id, once they were stopped.
+    Guards are created by `AsyncSession.guard` and `Session.guard`.
     """
 
     def __init__(
-        self, caller: Caller, *, grace: float, max_retries: int | None = None, tracker: Tracker | None = None
+        self,
+        caller: Caller,
+        *,
+        grace: float,
+        max_retries: int | None = None,
+        tracker: Tracker | None = None,
+        watcher: Watcher | None = None,
+        open_guards: "OpenGuards | None" = None,
     ) -> None:
         self._caller = caller
-        self._grace = grace
-        self._max_retries = max_retries
         self._tracker = tracker
+        self._watcher = watcher
+        self._stops = Stops(caller, grace=grace, max_retries=max_retries, tracker=tracker)
+        self._open_guards = OpenGuards() if open_guards is None else open_guards
         self._entered = False
-        self._ids: dict[str, float] = {}  # when each id was added, in the order in which they were added
-        self._failures: dict[str, BaseException] = {}
         self._cancelling = 0  # the number of cancellations of the task when the block began
-        self.outcomes: dict[str, Outcome] = {}
 
     def __repr__(self) -> str:
         """Return the guarded ids."""
-        return f"<{type(self).__name__} {', '.join(self._ids) or 'disarmed'}>"
+        return f"<{type(self).__name__} {', '.join(self._stops.ids) or 'disarmed'}>"
+
+    @property
+    def outcomes(self) -> dict[str, Outcome]:
+        """The outcomes of the responses by id, once they were stopped."""
+        return self._stops.outcomes
 
     @property
     def outcome(self) -> Outcome | None:
         """The outcome of the response, or of the first one of several; None if none was stopped."""
-        return next((self.outcomes[name] for name in self._ids if name in self.outcomes), None)
+        return next((self.outcomes[name] for name in self._stops.ids if name in self.outcomes), None)
 
     @property
     def armed(self) -> bool:
         """Whether any response is guarded."""
-        return bool(self._ids)
+        return bool(self._stops.ids)
 
     @property
     def tracked(self) -> bool:
         """Whether a ledger records the responses."""
         return self._tracker is not None
+
+    @property
+    def stops(self) -> "Stops":
+        """The stops of the responses, for `BlockingGuard`."""
+        return self._stops
 
     def add(self, response_id: ResponseId) -> None:
         """Guard another response, for example one that was just created.
@@ -72,75 +87,161 @@ class Guard:
             InvalidResponseIdError: the id cannot be sent.
         """
         name = self._caller.identify(response_id)
-        if self._tracker and self._entered and name not in self._ids:
+        if self._tracker and self._entered and name not in self._stops.ids:
             self._tracker.begin_soon(name)
-        self._ids[name] = self._caller.clock.monotonic()
+        self._stops.ids[name] = self._caller.clock.monotonic()
 
     def disarm(self) -> None:
         """Let all responses run on that are guarded so far."""
         if self._tracker and self._entered:
-            self._tracker.release_soon([*self._ids])
-        self._ids.clear()
+            self._tracker.release_soon(self._stops.unsettled())
+        self._stops.ids.clear()
+
+    def leave(self) -> None:
+        """End a block whose responses may run on and are in no ledger, from any thread, for `BlockingGuard`."""
+        self._entered = False
+        self._open_guards.discard(self._stops)
 
     async def __aenter__(self) -> Self:
         self._caller.transport.check_open()  # a guard that could stop nothing refuses its block
         self._entered = True
         self._cancelling = cast("asyncio.Task[Any]", asyncio.current_task()).cancelling()
-        if self._tracker and self._ids:
-            try:
-                await self._tracker.begin([*self._ids])
-            except BaseException as error:  # there will be no block that could be left
-                await self.__aexit__(type(error), error, error.__traceback__)
-                raise
+        self._stops.begin()
+        self._open_guards.add(self._stops)
+        try:
+            self._open_guards.check_open()
+            if self._tracker and self._stops.ids:
+                await self._tracker.begin([*self._stops.ids])
+        except BaseException as error:  # there will be no block that could be left
+            await self._leave(error)
+            raise
+        if self._watcher:
+            self._watcher.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._entered = False
-        if not self._ids:
+        if self._watcher is None or not _loop_is_running():
+            await self._leave(error)
             return
-        if error is None:
-            if self._tracker:
-                await self._tracker.release([*self._ids])
-            return
-        try:
-            task = cast("asyncio.Task[Any]", asyncio.current_task())
-        except RuntimeError:  # the event loop is closed, and the interpreter discards this coroutine
-            _log.warning("%r could stop nothing: its event loop is closed", self)
-            return
-        held_back = await self._stop_all()
-        self._report(error)
-        for failure in self._failures.values():
-            if not isinstance(failure, Exception | asyncio.CancelledError) and isinstance(error, Exception):
-                raise failure  # a KeyboardInterrupt or SystemExit takes precedence over an error of the block
-        if held_back is not None and not isinstance(error, asyncio.CancelledError):
-            asyncio.get_running_loop().call_soon(_cancel_again, task, self._cancelling, held_back)
+        abandonment, cancellation = await self._watcher.end(error)
+        await self._leave(abandonment or error, cancellation)
+        if abandonment is not None:
+            abandonment.outcome = self.outcome
+            raise abandonment from error
 
-    async def _stop_all(self) -> tuple[Any, ...] | None:
-        """Stop all responses, whatever cancels this task, and return the arguments of the last cancellation."""
+    async def _leave(self, error: BaseException | None, cancellation: asyncio.CancelledError | None = None) -> None:
+        """End the block.
+
+        Args:
+            error: the exception that ends it, or None.
+            cancellation: a cancellation of the task that has been held back.
+        """
+        self._entered = False
+        stops = self._stops
+        try:
+            if error is None and not stops.under_way:
+                self._open_guards.discard(stops)  # before any await: closing the session must not stop them
+                if self._tracker and (names := stops.unsettled()):
+                    await self._tracker.release(names)
+            elif stops.ids and _loop_is_running():
+                cancellation = await stops.run() or cancellation
+                stops.report(error)
+                stops.raise_exit(error)
+            elif stops.ids:
+                _log.warning("%r could stop nothing: its event loop is closed", self)
+        finally:
+            self._open_guards.discard(stops)
+        if cancellation is not None and not isinstance(error, asyncio.CancelledError):
+            task = cast("asyncio.Task[Any]", asyncio.current_task())
+            asyncio.get_running_loop().call_soon(_cancel_again, task, self._cancelling, cancellation.args)
+
+
+class Stops:
+    """Stops the responses of a guard, at the end of its block or when its session closes, whichever is first.
+
+    Attributes:
+        ids: the time at which each id was added, in the order in which they were added.
+        outcomes: the outcomes of the responses by id, once they were stopped.
+        closed: whether the session was closed while the block ran.
+    """
+
+    def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker | None) -> None:
+        self._caller = caller
+        self._grace = grace
+        self._max_retries = max_retries
+        self._tracker = tracker
+        self._run: asyncio.Future[None] | None = None  # done when the stops that are under way have ended
+        self._failures: dict[str, BaseException | None] = {}  # None if there was no answer within the grace
+        self._settled: set[str] = set()  # the ids whose outcome the ledger has
+        self._reported: set[str] = set()
+        self.ids: dict[str, float] = {}
+        self.outcomes: dict[str, Outcome] = {}
+        self.closed = False
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the responses are being stopped."""
+        return self._run is not None
+
+    def begin(self) -> None:
+        """Forget what an earlier block has left."""
+        self.closed = False
+        self._failures.clear()
+        self._settled.clear()
+        self._reported.clear()
+        self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
+
+    def unsettled(self) -> list[str]:
+        """Return the ids whose outcome the ledger does not have."""
+        return [name for name in [*self.ids] if name not in self._settled]
+
+    async def close(self) -> None:
+        """Stop all responses, because the session is about to close."""
+        try:
+            await self.run()
+        finally:
+            self.closed = True
+        self.report(None)
+
+    async def run(self) -> asyncio.CancelledError | None:
+        """Stop all responses, or wait for that if it is under way, and return the last cancellation of this task.
+
+        No cancellation ends it.
+        """
+        with shielded_from_anyio():
+            if self._run is not None:
+                return await wait_through_cancellation(self._run)
+            self._run = asyncio.get_running_loop().create_future()
+            try:
+                return await self._stop_all()
+            finally:
+                self._run.set_result(None)
+                self._run = None
+
+    async def _stop_all(self) -> asyncio.CancelledError | None:
         clock = self._caller.clock
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
-        self._failures.clear()
-        self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
-        with shielded_from_anyio():
-            # A loop that shuts down cancels all tasks, also these, which are then started again.
-            while (left := until - clock.monotonic()) > 0 and (names := self._open()):
-                stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
-                cancellation = await wait_through_cancellation(*stops) or cancellation
-            if self._tracker:
-                settling = asyncio.create_task(self._tracker.settle([*self._ids], self.outcomes))
-                cancellation = await wait_through_cancellation(settling) or cancellation
-        return None if cancellation is None else cancellation.args
+        # A loop that shuts down cancels all tasks, also these, which are then started again.
+        while (left := until - clock.monotonic()) > 0 and (names := self._open()):
+            stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
+            cancellation = await wait_through_cancellation(*stops) or cancellation
+        self._failures.update(dict.fromkeys(self._open()))
+        if self._tracker and (names := self.unsettled()):
+            self._settled.update(names)
+            settling = asyncio.create_task(self._tracker.settle(names, self.outcomes))
+            cancellation = await wait_through_cancellation(settling) or cancellation
+        return cancellation
 
     def _open(self) -> list[str]:
         """Return the ids that have neither an outcome nor a failure."""
-        return [name for name in self._ids if name not in self.outcomes and name not in self._failures]
+        return [name for name in [*self.ids] if name not in self.outcomes and name not in self._failures]
 
     async def _stop_one(self, name: str, left: float) -> None:
         try:
-            young = self._caller.clock.monotonic() - self._ids[name] < YOUNG
+            young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
             self.outcomes[name] = await stop(
                 self._caller, name, deadline=left, max_retries=self._max_retries, young=young
             )
@@ -150,13 +251,22 @@ class Guard:
                 raise
             self._failures[name] = detached(error)
 
-    def _report(self, error: BaseException) -> None:
-        """Name the responses that were not stopped, in notes of the exception and in the log."""
-        for name in self._ids:
+    def report(self, error: BaseException | None) -> None:
+        """Name the responses that were not stopped, in notes of an exception, and once in the log."""
+        for name in [*self.ids]:
             if note := self._note(name):
                 with suppress(Exception):  # some exceptions cannot take a note
-                    error.add_note(f"openai-cancel: {note}")
-                _log.warning("%s", self._log_line(name))
+                    if error is not None:
+                        error.add_note(f"openai-cancel: {note}")
+                if name not in self._reported:
+                    self._reported.add(name)
+                    _log.warning("%s", self._log_line(name))
+
+    def raise_exit(self, error: BaseException | None) -> None:
+        """Raise the KeyboardInterrupt or SystemExit of a stop, which takes precedence over an error of the block."""
+        for failure in self._failures.values():
+            if failure and not isinstance(failure, Exception | asyncio.CancelledError) and isinstance(error, Exception):
+                raise failure
 
     def _log_line(self, name: str) -> str:
         """Return a line for the log, which contains no text of a server."""
@@ -174,6 +284,54 @@ class Guard:
             return "" if outcome.stopped else f"{name} was not stopped ({outcome.verdict}{reason})"
         words = str(failure) if isinstance(failure, OpenAICancelError) else type(failure).__name__
         return f"{name} was not stopped ({words if failure else f'no answer within {self._grace:g} s'})"
+
+
+class OpenGuards:
+    """The guards of a session whose blocks run."""
+
+    def __init__(self) -> None:
+        self._stops: set[Stops] = set()
+        self._closing = False
+
+    def add(self, stops: Stops) -> None:
+        """Add a guard whose block begins."""
+        self._stops.add(stops)
+
+    def discard(self, stops: Stops) -> None:
+        """Remove a guard whose block has ended. Can be called from any thread."""
+        self._stops.discard(stops)
+
+    def check_open(self) -> None:
+        """Make sure that the session is not about to close.
+
+        Raises:
+            SessionStateError: it is.
+        """
+        if self._closing:
+            raise SessionStateError("The session is being closed: create another one.")
+
+    async def close(self) -> asyncio.CancelledError | None:
+        """Stop the responses of all guards, refuse new ones, and return the last cancellation of this task.
+
+        No cancellation ends it.
+        """
+        self._closing = True
+        cancellation: asyncio.CancelledError | None = None
+        with shielded_from_anyio():
+            # A loop that shuts down may cancel these tasks before they begin. New guards stop their responses, too.
+            while open_ones := [stops for stops in [*self._stops] if not stops.closed]:
+                tasks = [asyncio.create_task(stops.close()) for stops in open_ones]
+                cancellation = await wait_through_cancellation(*tasks) or cancellation
+        return cancellation
+
+
+def _loop_is_running() -> bool:
+    """Return whether a loop runs this coroutine. Otherwise the loop is closed, and the interpreter discards it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _cancel_again(task: "asyncio.Task[Any]", cancelling: int, arguments: tuple[Any, ...]) -> None:

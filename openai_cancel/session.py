@@ -14,7 +14,7 @@ from openai_cancel.caller import Caller
 from openai_cancel.checks import check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
-from openai_cancel.guard import Guard
+from openai_cancel.guard import Guard, OpenGuards
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
@@ -22,6 +22,7 @@ from openai_cancel.stop import stop
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.transport import Transport
 from openai_cancel.wait import wait
+from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
 
@@ -67,6 +68,7 @@ class AsyncSession:
     """
 
     _caller: Caller
+    _open_guards: OpenGuards
     _attached_ledger: SessionLedger | None = None
 
     def __init__(
@@ -234,6 +236,7 @@ class AsyncSession:
         wire = Wire.from_settings(settings)
         transport = Transport(settings, wire.headers, client_session)
         self._caller = Caller.from_settings(settings, transport, wire, clock)
+        self._open_guards = OpenGuards()
         return self
 
     def __repr__(self) -> str:
@@ -291,16 +294,32 @@ class AsyncSession:
     async def close(self) -> None:
         """Close the connections, and the ledger if the session has opened it. Closing twice does nothing.
 
-        Calls that are under way fail before their next attempt at the latest.
+        If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
+        and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
+        not stopped are logged as warnings. Meanwhile a cancellation of the task is held back.
+
+        Other calls that are under way fail before their next attempt at the latest.
+
+        In the child of a fork this leaves everything alone, since it belongs to the parent.
 
         Raises:
             SessionStateError: the session belongs to another event loop.
         """
+        transport = self._caller.transport
+        if transport.state == "open in another process":
+            await transport.close()
+            return
+        cancellation = None
+        if transport.state == "open":
+            transport.check_open()
+            cancellation = await self._open_guards.close()
         try:
-            await self._caller.transport.close()
+            await transport.close()
         finally:
             if self._attached_ledger is not None:
                 await self._attached_ledger.close()
+        if cancellation is not None:
+            raise cancellation
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -451,6 +470,7 @@ class AsyncSession:
         self,
         *response_ids: ResponseId,
         grace: float = 10.0,
+        abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -463,10 +483,16 @@ class AsyncSession:
         ```
 
         The responses are stopped first, then the exception is raised. A block that ends normally leaves them alone.
+        If the session is closed while the block runs, they are stopped then.
 
         Args:
             response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
             grace: seconds that stopping them may take.
+            abandoned: a function, sync or async, that returns whether nobody waits for the block any more, such as the
+                `request.is_disconnected` of FastAPI and Starlette. It is called about once a second. Once it returns
+                true, the block is cancelled, and raises an `AbandonedError` after its responses were stopped. FastAPI,
+                Starlette, Litestar and, by default, aiohttp.web do not cancel a handler whose client has disconnected.
+                Quart and the async views of Django do, and need no function. Sync views notice nothing.
             max_retries: as for `stop`.
             headers: as for `cancel`.
             query: as for `cancel`.
@@ -476,6 +502,7 @@ class AsyncSession:
             ConfigurationError: an option cannot work.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
+            AbandonedError: the block raises it if `abandoned` has returned true.
         """
         headers, query = hidden(headers), hidden(query)
         if max_retries is not None:
@@ -487,7 +514,14 @@ class AsyncSession:
             tracker = settings.ledger.tracker(
                 account=self.account, base_url=settings.base_url, required=settings.ledger_required
             )
-        guard = Guard(caller, grace=check_seconds("grace", grace), max_retries=max_retries, tracker=tracker)
+        guard = Guard(
+            caller,
+            grace=check_seconds("grace", grace),
+            max_retries=max_retries,
+            tracker=tracker,
+            watcher=None if abandoned is None else Watcher(abandoned),
+            open_guards=self._open_guards,
+        )
         for response_id in response_ids:
             guard.add(response_id)
         return guard
@@ -499,6 +533,7 @@ class AsyncSession:
         timeout: float | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -513,6 +548,7 @@ class AsyncSession:
             timeout: seconds to wait; None to wait as long as the response takes.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
+            abandoned: as for `guard`. It ends the wait.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
             query: as for `cancel`.
@@ -522,6 +558,7 @@ class AsyncSession:
 
         Raises:
             WaitTimeoutError: the response did not end in time. Its `outcome` says whether it was stopped.
+            AbandonedError: `abandoned` has returned true. Its `outcome` says whether the response was stopped.
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
             SessionStateError: the session is not open, or belongs to another event loop.
@@ -536,7 +573,9 @@ class AsyncSession:
         if on_abandon not in {"stop", "leave"}:
             raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
         seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
-        guard = self.guard(response_id, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self.guard(
+            response_id, grace=grace, abandoned=abandoned, max_retries=max_retries, headers=headers, query=query
+        )
         if on_abandon == "leave":
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)

@@ -205,7 +205,10 @@ class Session:
         return self
 
     def close(self) -> None:
-        """Cancel the calls that are under way, close the connections, and end the thread. Can be called twice."""
+        """Cancel the calls that are under way, close the connections, and end the thread. Can be called twice.
+
+        A guard whose block still runs has its responses stopped first, within its `grace`.
+        """
         self._loop_thread.close()
 
     def __enter__(self) -> Self:
@@ -310,7 +313,7 @@ class Session:
         """
         headers, query = hidden(headers), hidden(query)
         guard = self._session.guard(*response_ids, grace=grace, max_retries=max_retries, headers=headers, query=query)
-        return BlockingGuard(guard, self._loop_thread)
+        return BlockingGuard(guard, self._loop_thread, self)
 
     def wait(
         self,
@@ -387,9 +390,10 @@ class Session:
 class BlockingGuard:
     """The block of `Session.guard`. The responses are stopped in the session's thread."""
 
-    def __init__(self, guard: Guard, loop_thread: LoopThread) -> None:
+    def __init__(self, guard: Guard, loop_thread: LoopThread, session: Session) -> None:
         self._guard = guard
         self._loop_thread = loop_thread
+        self._session = session  # a session that is garbage-collected is closed, and stops the responses
 
     def __enter__(self) -> Guard:
         self._loop_thread.run(self._guard.__aenter__)
@@ -399,10 +403,15 @@ class BlockingGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._guard.armed or (error is None and not self._guard.tracked):
+            self._guard.leave()
             return
         try:
             self._loop_thread.run(self._guard.__aexit__, kind, error, traceback)
         except SessionStateError as failure:
+            self._loop_thread.join_closed()
+            if self._guard.stops.closed:
+                self._guard.stops.report(error)
+                return
             if error is None:
                 raise
             with suppress(Exception):  # some exceptions cannot take a note

@@ -17,6 +17,7 @@ from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.cancellation import TimeoutScheduler, contain
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
+from openai_cancel.process import HomeProcess
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Request
 
@@ -56,6 +57,7 @@ class Transport:
     scheduler: TimeoutScheduler
     client: aiohttp.ClientSession | None = None
     _closed = False
+    _home: HomeProcess
 
     def __init__(self, settings: Settings, headers: Mapping[str, str], client: aiohttp.ClientSession | None) -> None:
         self._settings = settings
@@ -75,8 +77,10 @@ class Transport:
 
     @property
     def state(self) -> str:
-        """`not open`, `open` or `closed`."""
-        return "closed" if self._closed else "not open" if self.client is None else "open"
+        """`not open`, `open`, `open in another process` or `closed`."""
+        if self._closed or self.client is None:
+            return "closed" if self._closed else "not open"
+        return "open" if self._home.is_current else "open in another process"
 
     @property
     def pool_is_closed(self) -> bool:
@@ -91,6 +95,8 @@ class Transport:
             ConfigurationError: the environment names a proxy that cannot be used.
         """
         if self._closed or self.client is not None:
+            if not self._closed:
+                self._home.check()
             raise SessionStateError("A session can be opened only once: create another one.")
         settings, client = self._settings, self._foreign_client
         self._proxy = settings.proxy
@@ -107,15 +113,18 @@ class Transport:
                 skip_auto_headers=_UNWANTED,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
+        self._home = HomeProcess(lacks="event loop")
         self.client = client
 
     async def close(self) -> None:
         """Close the pool, unless the client is the caller's. Closing twice does nothing.
 
+        In the child of a fork, its connections are left alone: they are those of the parent.
+
         Raises:
             SessionStateError: it was opened in another event loop.
         """
-        if self._closed or self.client is None:
+        if self._closed or self.client is None or not self._home.is_current:
             self._closed = True
             return
         if self.scheduler.loop is not asyncio.get_running_loop():
@@ -129,9 +138,12 @@ class Transport:
         """Make sure that a request can be sent from here.
 
         Raises:
-            SessionStateError: the pool is not open, or belongs to another event loop.
+            SessionStateError: the pool is not open, or belongs to another event loop or process.
         """
-        if self._closed or self.client is None or self.scheduler.loop is not asyncio.get_running_loop():
+        if self._closed or self.client is None:
+            raise self._state_error()
+        self._home.check()
+        if self.scheduler.loop is not asyncio.get_running_loop():
             raise self._state_error()
 
     def _state_error(self) -> SessionStateError:

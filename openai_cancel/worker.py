@@ -1,7 +1,6 @@
 """`LoopThread`: a thread with an event loop, in which a blocking `Session` runs its calls."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
@@ -11,6 +10,7 @@ from threading import RLock, Thread, current_thread
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from openai_cancel.errors import SessionStateError
+from openai_cancel.process import HomeProcess
 from openai_cancel.session import AsyncSession
 
 _P = ParamSpec("_P")
@@ -32,13 +32,13 @@ class LoopThread:
         self._stop: Future[None] = Future()
         self._calls: set[asyncio.Task[None]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
-        self._pid: int | None = None  # of the process in which the thread was started
+        self._home: HomeProcess | None = None  # the process in which the thread was started
         self._closed = False
 
     @property
     def is_running(self) -> bool:
         """Whether the thread was started in this process and not closed."""
-        return self._pid == os.getpid() and not self._closed
+        return self._home is not None and self._home.is_current and not self._closed
 
     def start(self) -> None:
         """Start the thread, and wait until the session is open.
@@ -47,9 +47,11 @@ class LoopThread:
             SessionStateError: the thread was started before, or was closed.
         """
         with self._lock:
-            if self._closed or self._pid is not None:
+            if self._home is not None and not self._closed:
+                self._home.check()
+            if self._closed or self._home is not None:
                 raise SessionStateError("A session can be opened only once: create another one.")
-            self._pid = os.getpid()
+            self._home = HomeProcess(lacks="thread")
         try:
             self.thread.start()
             self.loop.result()
@@ -59,12 +61,18 @@ class LoopThread:
 
     def close(self) -> None:
         """Cancel the calls that are under way, close the session, and end the thread."""
-        if self._pid != os.getpid():  # not started, or the child of a fork, which has no such thread
+        if self._home is None or not self._home.is_current:  # the child of a fork has no such thread
             self._closed = True
             return
         with self._lock:
             self._closed = True
             self.request_stop()
+        self.join_closed()
+
+    def join_closed(self) -> None:
+        """Wait until the thread of a closed session has ended, if it runs in this process."""
+        if not self._closed or self._home is None or not self._home.is_current:
+            return
         # At the end of the interpreter its other threads are frozen.
         if self.thread.ident is not None and self.thread is not current_thread() and not sys.is_finalizing():
             self.thread.join()
@@ -124,13 +132,9 @@ class LoopThread:
             raise SessionStateError("The interpreter is shutting down, and has ended the session's thread.")
         if self._closed:
             raise SessionStateError("The session is closed: create another one.")
-        if self._pid is None:
+        if self._home is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
-        if self._pid != os.getpid():
-            raise SessionStateError(
-                f"The session was opened in process {self._pid}, and a fork does not copy its thread: open a session "
-                "in this process."
-            )
+        self._home.check()
         if current_thread() is self.thread:
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."

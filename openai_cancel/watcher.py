@@ -1,0 +1,83 @@
+"""`Watcher`: end a block that nobody waits for any more, such as the handler of a client that has disconnected."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias, cast
+
+from openai_cancel.cancellation import contain, wait_through_cancellation
+from openai_cancel.errors import AbandonedError, ConfigurationError
+
+POLL_INTERVAL = 1.0
+"""Seconds between two questions."""
+
+Abandoned: TypeAlias = Callable[[], bool | Awaitable[bool]]
+"""A function, sync or async, that returns whether nobody waits for a block any more."""
+
+_log = logging.getLogger("openai_cancel")
+
+
+class Watcher:
+    """Cancels the task of a block once a function returns true, and tells this cancellation from others.
+
+    Args:
+        abandoned: the function. It is called about once a second. A sync one runs in the event loop.
+
+    Raises:
+        ConfigurationError: it is not a function.
+    """
+
+    def __init__(self, abandoned: Abandoned) -> None:
+        if not callable(abandoned):
+            if inspect.iscoroutine(abandoned):
+                abandoned.close()  # it will never be awaited
+            raise ConfigurationError(
+                f"abandoned must be a function, such as request.is_disconnected without (), not {abandoned!r}."
+            )
+        self._abandoned = abandoned
+        self._fired = False
+
+    def start(self) -> None:
+        """Begin to watch the block that the current task is about to run."""
+        self._fired = False
+        self._block = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancelling = self._block.cancelling()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def end(self, error: BaseException | None) -> tuple[AbandonedError | None, asyncio.CancelledError | None]:
+        """Stop watching a block that has ended.
+
+        Args:
+            error: the exception that the block has raised.
+
+        Returns:
+            The error that takes the place of that exception, if this watcher has caused it; and the last cancellation
+            of the task while this function waited.
+        """
+        abandonment: AbandonedError | None = None
+        # Another cancellation, before this one or beside it, takes precedence.
+        if self._fired and self._block.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
+            abandonment = AbandonedError(f"The block was cancelled, because {self._name} returned true.")
+        self._watching.cancel()
+        return abandonment, await wait_through_cancellation(self._watching)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self._abandoned, "__qualname__", type(self._abandoned).__qualname__)
+
+    async def _watch(self) -> None:
+        await asyncio.sleep(0)  # an eager task would begin inside of the block's task
+        failed = False
+        while True:
+            try:
+                answer = self._abandoned()
+                if await contain(answer) if inspect.isawaitable(answer) else answer:
+                    break
+            except Exception as error:  # noqa: BLE001 - a failed question says nothing about the client
+                if not failed:
+                    _log.warning("%s raised %s: the block runs on", self._name, type(error).__name__)
+                failed = True
+            await asyncio.sleep(POLL_INTERVAL)
+        self._fired = True
+        self._block.cancel(f"{self._name} returned true")

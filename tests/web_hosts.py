@@ -1,0 +1,113 @@
+"""Web services in processes of their own, whose handlers guard the responses of an emulator."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import aiohttp
+import attrs
+import pytest
+from conftest import KEY, until
+
+from openai_cancel.emulator import Emulator
+
+ROOT = Path(__file__).parents[1]
+
+HOSTS: dict[str, tuple[str, ...]] = {
+    "fastapi": ("uvicorn", "fastapi_app:app"),
+    "starlette": ("uvicorn", "starlette_app:app"),
+    "litestar": ("uvicorn", "litestar_app:app"),
+    "quart": ("uvicorn", "quart_app:app"),
+    "django": ("uvicorn", "guard_django:application"),
+    "aiohttp": ("aiohttp_app",),
+}
+"""The module to run for each framework, and its arguments."""
+
+
+def needs(framework: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(find_spec(framework) is None, reason=f"needs {framework}")
+
+
+@attrs.define
+class Host:
+    """A service that runs.
+
+    Attributes:
+        process: its process.
+        url: its address.
+        lines: the lines that it has printed.
+    """
+
+    process: Process
+    url: str = ""
+    lines: list[str] = attrs.Factory(list)
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    async def read(self) -> None:
+        async for line in self.process.stdout:
+            self.lines.append(line.decode())
+
+    async def terminated(self) -> int:
+        """Send SIGTERM, and return the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def host(server: Emulator, *command: str) -> AsyncIterator[Host]:
+    """Start a service that uses an emulator, and wait until it listens."""
+    paths = [str(ROOT), str(ROOT / "tests" / "hosts"), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "OPENAI_API_KEY": KEY,
+        "OPENAI_BASE_URL": server.base_url,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", *command, env=environment, stdout=PIPE, stderr=STDOUT
+    )
+    service = Host(process)
+    reading = asyncio.create_task(service.read())
+    try:
+        await until(lambda: reading.done() or re.search(r"unning on http|Listening at: http", service.output))
+        found = re.search(r"http://127\.0\.0\.1:\d+", service.output)
+        assert found, service.output
+        service.url = found[0]
+        yield service
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await reading
+        await process.wait()
+
+
+async def ask(service: Host, paths: list[str], server: Emulator, **options: object) -> "list[asyncio.Task[None]]":
+    """Send requests that are not answered while their responses run, and wait until each response is polled."""
+
+    async def get(path: str) -> None:
+        async with aiohttp.ClientSession() as client:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with client.request(options.get("method", "GET"), f"{service.url}{path}") as answer:
+                    await answer.read()
+
+    asking = [asyncio.create_task(get(path)) for path in paths]
+    names = {path.rpartition("/")[2] for path in paths}
+    await until(lambda: names <= {request.path.rpartition("/")[2] for request in server.received})
+    return asking
+
+
+def left(server: Emulator) -> list[str]:
+    """Return the responses that nobody has cancelled, as the emulator knows them."""
+    return [name for name, work in server.responses.items() if not work.cancelled]
