@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias, cast
 
 from openai_cancel.cancellation import contain, wait_through_cancellation
@@ -12,8 +12,8 @@ from openai_cancel.errors import AbandonedError, ConfigurationError
 POLL_INTERVAL = 1.0
 """Seconds between two questions."""
 
-Abandoned: TypeAlias = Callable[[], bool | Awaitable[bool]]
-"""A function, sync or async, that returns whether nobody waits for a block any more."""
+Abandoned: TypeAlias = Callable[[], object | Awaitable[object]]
+"""A function, sync or async, that returns whether nobody waits for a block any more, or a message of ASGI."""
 
 _log = logging.getLogger("openai_cancel")
 
@@ -22,7 +22,8 @@ class Watcher:
     """Cancels the task of a block once a function returns true, and tells this cancellation from others.
 
     Args:
-        abandoned: the function. It is called about once a second. A sync one runs in the event loop.
+        abandoned: the function. It is called about once a second. A sync one runs in the event loop. An async one may
+            take its time. Instead of a bool it may return a message of ASGI, such as `http.disconnect`.
 
     Raises:
         ConfigurationError: it is not a function.
@@ -35,7 +36,8 @@ class Watcher:
             raise ConfigurationError(
                 f"abandoned must be a function, such as request.is_disconnected without (), not {abandoned!r}."
             )
-        self._abandoned = abandoned
+        self._name: str = getattr(abandoned, "__qualname__", type(abandoned).__qualname__)
+        self._ask = _question(abandoned)
         self._fired = False
 
     def start(self) -> None:
@@ -62,17 +64,15 @@ class Watcher:
         self._watching.cancel()
         return abandonment, await wait_through_cancellation(self._watching)
 
-    @property
-    def _name(self) -> str:
-        return getattr(self._abandoned, "__qualname__", type(self._abandoned).__qualname__)
-
     async def _watch(self) -> None:
         await asyncio.sleep(0)  # an eager task would begin inside of the block's task
         failed = False
         while True:
             try:
-                answer = self._abandoned()
-                if await contain(answer) if inspect.isawaitable(answer) else answer:
+                answer = self._ask()
+                if inspect.isawaitable(answer):
+                    answer = await contain(answer)
+                if answer["type"] == "http.disconnect" if isinstance(answer, Mapping) else answer:
                     break
             except Exception as error:  # noqa: BLE001 - a failed question says nothing about the client
                 if not failed:
@@ -81,3 +81,14 @@ class Watcher:
             await asyncio.sleep(POLL_INTERVAL)
         self._fired = True
         self._block.cancel(f"{self._name} returned true")
+
+
+def _question(abandoned: Abandoned) -> Abandoned:
+    """Return the function to call for a function.
+
+    Starlette's `is_disconnected` never returns True below a `BaseHTTPMiddleware`, but its `receive` works there, see
+    https://github.com/encode/starlette/discussions/2094.
+    """
+    if getattr(abandoned, "__name__", "") == "is_disconnected":
+        return getattr(getattr(abandoned, "__self__", None), "receive", abandoned)
+    return abandoned

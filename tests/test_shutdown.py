@@ -1,35 +1,47 @@
-"""A session that closes while guards are open stops their responses first."""
+"""A deploy terminates a web service that has requests in flight, and leaves no response running."""
+
+import asyncio
 
 import pytest
-from conftest import until
-from web_hosts import HOSTS, ask, host, left, needs
+from web_hosts import ask, host, left, needs
 
-from openai_cancel.emulator import Emulator, Script
+from openai_cancel.emulator import Emulator
 
 IN_FLIGHT = 5
+UVICORN = ("-m", "uvicorn", "--port", "0", "--timeout-graceful-shutdown", "1")
+SERVICES = {
+    "fastapi": (*UVICORN, "fastapi_app:app"),
+    "starlette": (*UVICORN, "starlette_app:app"),
+    "litestar": (*UVICORN, "litestar_app:app"),
+    "quart": (*UVICORN, "quart_app:app"),
+    "hypercorn": ("-m", "hypercorn", "--bind", "127.0.0.1:0", "--graceful-timeout", "1", "starlette_app:app"),
+    "aiohttp": ("-m", "aiohttp_app", "1"),
+}
+RUN_AIOHTTP = "from guard_aiohttp import *; web.run_app(make_app(), host='127.0.0.1', port=0, shutdown_timeout=1)"
+EXAMPLES = {
+    "fastapi": (*UVICORN, "guard_fastapi:app"),
+    "django": (*UVICORN, "guard_django:application"),
+    "aiohttp": ("-c", RUN_AIOHTTP),
+}
+
+pytestmark = pytest.mark.timeout(120)
 
 
-@pytest.fixture
-def paths(server: Emulator, request: pytest.FixtureRequest) -> list[str]:
-    """The paths of requests for responses that run forever."""
-    folder = "answers" if request.node.callspec.params["framework"] == "django" else "plain"
-    return [f"/{folder}/{server.add()}" for _ in range(IN_FLIGHT)]
+async def terminate(server: Emulator, command: tuple[str, ...], folder: str) -> None:
+    """Terminate a service that has requests in flight, and look what is left."""
+    async with host(server, command) as service:
+        asking = await ask(service, server, *(f"/{folder}/{server.add()}" for _ in range(IN_FLIGHT)))
+        await service.terminated()
+        assert left(server) == []
+        assert "was not stopped" not in service.output
+        await asyncio.gather(*asking)
 
 
-class TestServersThatAreTerminated:
-    """The emulator has the truth: it holds the responses."""
+@pytest.mark.parametrize("framework", [pytest.param(name, marks=needs(name)) for name in SERVICES])
+async def test_a_guard_around_a_poll_loop_leaves_nothing_running_at_sigterm(server: Emulator, framework: str) -> None:
+    await terminate(server, SERVICES[framework], "plain")
 
-    @pytest.mark.timeout(120)
-    @pytest.mark.parametrize("framework", [pytest.param(name, marks=needs(name)) for name in HOSTS])
-    async def test_nothing_is_left_running_when_a_deploy_ends_the_requests_in_flight(
-        self, server: Emulator, framework: str, paths: list[str]
-    ) -> None:
-        module, *arguments = HOSTS[framework]
-        short = ["--port", "0", "--timeout-graceful-shutdown", "1"] if module == "uvicorn" else ["1"]
-        async with host(server, module, *arguments, *short) as service:
-            asking = await ask(service, paths, server)
-            await service.terminated()
-            assert left(server) == []
-            assert "was not stopped" not in service.output
-            for task in asking:
-                await task
+
+@pytest.mark.parametrize("framework", [pytest.param(name, marks=needs(name)) for name in EXAMPLES])
+async def test_an_example_leaves_nothing_running_at_sigterm(server: Emulator, framework: str) -> None:
+    await terminate(server, EXAMPLES[framework], "answers")

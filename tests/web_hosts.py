@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,16 +19,6 @@ from conftest import KEY, until
 from openai_cancel.emulator import Emulator
 
 ROOT = Path(__file__).parents[1]
-
-HOSTS: dict[str, tuple[str, ...]] = {
-    "fastapi": ("uvicorn", "fastapi_app:app"),
-    "starlette": ("uvicorn", "starlette_app:app"),
-    "litestar": ("uvicorn", "litestar_app:app"),
-    "quart": ("uvicorn", "quart_app:app"),
-    "django": ("uvicorn", "guard_django:application"),
-    "aiohttp": ("aiohttp_app",),
-}
-"""The module to run for each framework, and its arguments."""
 
 
 def needs(framework: str) -> pytest.MarkDecorator:
@@ -65,8 +55,13 @@ class Host:
 
 
 @contextlib.asynccontextmanager
-async def host(server: Emulator, *command: str) -> AsyncIterator[Host]:
-    """Start a service that uses an emulator, and wait until it listens."""
+async def host(server: Emulator, command: Iterable[str]) -> AsyncIterator[Host]:
+    """Start a service that uses an emulator, and wait until it listens.
+
+    Args:
+        server: the emulator.
+        command: the arguments for Python.
+    """
     paths = [str(ROOT), str(ROOT / "tests" / "hosts"), str(ROOT / "examples"), os.environ.get("PYTHONPATH", "")]
     environment = {
         **os.environ,
@@ -76,7 +71,7 @@ async def host(server: Emulator, *command: str) -> AsyncIterator[Host]:
         "PYTHONUNBUFFERED": "1",
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *command, env=environment, stdout=PIPE, stderr=STDOUT
+        sys.executable, *command, env=environment, stdout=PIPE, stderr=STDOUT
     )
     service = Host(process)
     reading = asyncio.create_task(service.read())
@@ -93,13 +88,13 @@ async def host(server: Emulator, *command: str) -> AsyncIterator[Host]:
         await process.wait()
 
 
-async def ask(service: Host, paths: list[str], server: Emulator, **options: object) -> "list[asyncio.Task[None]]":
+async def ask(service: Host, server: Emulator, *paths: str) -> "list[asyncio.Task[None]]":
     """Send requests that are not answered while their responses run, and wait until each response is polled."""
 
     async def get(path: str) -> None:
         async with aiohttp.ClientSession() as client:
             with contextlib.suppress(aiohttp.ClientError):
-                async with client.request(options.get("method", "GET"), f"{service.url}{path}") as answer:
+                async with client.get(f"{service.url}{path}") as answer:
                     await answer.read()
 
     asking = [asyncio.create_task(get(path)) for path in paths]

@@ -3,6 +3,7 @@
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import StreamingResponse
 from polling import poll
 
 from openai_cancel import AbandonedError, AsyncSession
@@ -36,3 +37,12 @@ async def plain(response_id: str, request: Request) -> dict[str, str | None]:
 @app.get("/watched/{response_id}")
 async def watched(response_id: str, request: Request) -> dict[str, str | None]:
     return await poll(request.app.state.session, response_id, abandoned=request.is_disconnected)
+
+
+@app.get("/streamed/{response_id}")
+async def streamed(response_id: str, request: Request) -> StreamingResponse:
+    async def lines():
+        yield "waiting\n"
+        yield str(await poll(request.app.state.session, response_id))
+
+    return StreamingResponse(lines())

@@ -21,10 +21,7 @@ async def plain(response_id: str, request: Request) -> dict[str, str | None]:
 
 @get("/watched/{response_id:str}")
 async def watched(response_id: str, request: Request) -> dict[str, str | None]:
-    async def is_disconnected() -> bool:
-        return (await request.receive())["type"] == "http.disconnect"
-
-    return await poll(request.app.state.session, response_id, abandoned=is_disconnected)
+    return await poll(request.app.state.session, response_id, abandoned=request.receive)
 
 
 def abandoned(_request: Request, _error: AbandonedError) -> Response[None]:
