@@ -127,8 +127,7 @@ class Transport:
         if self._closed or self.client is None or not self._home.is_current:
             self._closed = True
             return
-        if self.scheduler.loop is not asyncio.get_running_loop():
-            raise self._state_error()
+        self.check_open()
         self._closed = True
         self.scheduler.close()
         if self._foreign_client is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from conftest import KEY, until
+from conftest import KEY, cancels, notes, until
 from ledgers import states
 from web_hosts import left
 
@@ -22,14 +22,6 @@ from openai_cancel.ledger import Ledger
 REFUSED = [Fault(status=403, body="You may not.")] * 2
 
 Hold = Callable[..., "asyncio.Task[str]"]
-
-
-def cancels(server: Emulator) -> int:
-    return sum(request.path.endswith("/cancel") for request in server.received)
-
-
-def notes(error: BaseException) -> list[str]:
-    return getattr(error, "__notes__", [])
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

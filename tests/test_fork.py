@@ -4,13 +4,17 @@ import asyncio
 import os
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import aiohttp
 import pytest
 from conftest import KEY
+from ledgers import states
 from web_hosts import Host, host, needs
 
+from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator
+from openai_cancel.ledger import Ledger
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -171,6 +175,24 @@ asyncio.run(main())
         )
         assert (out, log) == (["in_progress"], [])
         assert [request.method for request in server.received] == ["GET", "GET"]
+
+    async def test_closing_it_there_also_leaves_a_ledger_alone(
+        self, server: Emulator, create: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process id is as good as a fork here, which would also copy this test."""
+        name, url = create(), f"sqlite:///{tmp_path}/ledger.db"
+        async with (
+            aiohttp.ClientSession() as client,
+            Ledger(url) as ledger,
+            AsyncSession(api_key=KEY, base_url=server.base_url, client_session=client, ledger=ledger) as session,
+            session.guard(name),
+        ):
+            with monkeypatch.context() as patched:
+                patched.setattr(os, "getpid", lambda: 1)
+                await session.close()
+            assert not client.closed
+            assert await states(ledger) == {name: "tracked"}
+        assert server.received == []
 
     async def test_multiprocessing_passes_the_error_on(self, run_script) -> None:
         out, log = await run_script(

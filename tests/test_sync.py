@@ -5,6 +5,7 @@ import copy
 import gc
 import inspect
 import pickle
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -166,24 +167,28 @@ class TestOpeningAndClosing:
 
 
 class TestGuard:
-    def test_closing_the_session_inside_a_block_with_a_ledger_is_an_error_at_its_end(self, tmp_path: Path) -> None:
+    """The end of the interpreter freezes the thread of a session."""
+
+    def test_the_end_of_a_block_with_a_ledger_is_an_error_at_the_end_of_the_interpreter(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """The ledger could not be told that the response may run on."""
-        session = Session(api_key=KEY, ledger=Ledger(f"sqlite:///{tmp_path}/ledger.db")).open()
-        with pytest.raises(SessionStateError, match="The session is closed"), session.guard("resp_1"):
-            session.close()
+        ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+        with Session(api_key=KEY, base_url="http://127.0.0.1:9", ledger=ledger) as session:
+            guard = session.guard("resp_1", grace=0.1)
+            with monkeypatch.context() as patched, pytest.raises(SessionStateError, match="shutting down"), guard:
+                patched.setattr(sys, "is_finalizing", lambda: True)
 
-    def test_closing_the_session_inside_a_block_without_a_ledger_is_no_error(self) -> None:
-        session = Session(api_key=KEY).open()
-        with session.guard("resp_1"):
-            session.close()
-
-    def test_an_error_of_a_block_notes_that_the_closed_session_could_stop_nothing(self) -> None:
-        session = Session(api_key=KEY).open()
-        with pytest.raises(ZeroDivisionError) as caught, session.guard("resp_1"):
-            session.close()
-            raise ZeroDivisionError
+    def test_an_error_of_a_block_notes_that_nothing_could_be_stopped_at_the_end_of_the_interpreter(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Session(api_key=KEY, base_url="http://127.0.0.1:9") as session:
+            guard = session.guard("resp_1", grace=0.1)
+            with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError) as caught, guard:
+                patched.setattr(sys, "is_finalizing", lambda: True)
+                raise ZeroDivisionError
         [note] = caught.value.__notes__
-        assert note.startswith("openai-cancel: <Guard resp_1> could stop nothing: The session is closed")
+        assert note.startswith("openai-cancel: <Guard resp_1> could stop nothing: The interpreter is shutting down")
 
 
 class TestForgettingToClose:
@@ -248,8 +253,9 @@ class TestTheObject:
     ],
 )
 def test_a_method_has_the_parameters_of_the_async_one(name: str) -> None:
-    """All but `client_session`, which belongs to another event loop."""
+    """All but `client_session`, which belongs to another event loop, and `abandoned`, as no thread can be cancelled."""
     blocking, asynchronous = (inspect.signature(getattr(cls, name)) for cls in (Session, AsyncSession))
-    expected = [parameter for key, parameter in asynchronous.parameters.items() if key != "client_session"]
+    missing = {"client_session", "abandoned"}
+    expected = [parameter for key, parameter in asynchronous.parameters.items() if key not in missing]
     assert list(blocking.parameters.values()) == expected
     assert name == "__init__" or inspect.getdoc(getattr(Session, name))

@@ -10,14 +10,12 @@ from typing import Any
 
 import anyio
 import pytest
-from conftest import QuickSession, until
+from conftest import QuickSession, notes, until
 
 from openai_cancel import AbandonedError, AsyncSession, ConfigurationError, Verdict
 from openai_cancel.emulator import Emulator, Fault
 
-
-def notes(error: BaseException) -> list[str]:
-    return getattr(error, "__notes__", [])
+pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
 
 class Client:
@@ -50,13 +48,6 @@ class Client:
 def client_and_question(request: pytest.FixtureRequest) -> tuple[Client, Callable[[], Any]]:
     client = Client()
     return client, getattr(client, request.param)
-
-
-@pytest.fixture(autouse=True)
-async def no_task_is_left():
-    before = asyncio.all_tasks()
-    yield
-    assert not [task for task in asyncio.all_tasks() - before if "watcher" in repr(task)]
 
 
 async def test_the_responses_are_stopped_and_the_block_raises_an_error(
