@@ -21,12 +21,14 @@ class LoopThread:
     """A thread with an event loop, in which a session is open.
 
     Attributes:
-        thread: the thread. It is a daemon, and does not refer to the `Session`: a forgotten one keeps no process alive.
+        thread: the thread, once it was started. It is a daemon, and does not refer to the `Session`: a forgotten one
+            keeps no process alive.
         loop: the event loop, once the session is open.
     """
 
+    thread: Thread
+
     def __init__(self, session: AsyncSession) -> None:
-        self.thread: Thread = Thread(target=self._serve, name="openai-cancel", daemon=True)
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self._session = session
         self._stop: Future[None] = Future()
@@ -51,6 +53,8 @@ class LoopThread:
                 self._home.check()
             if self._closed or self._home is not None:
                 raise SessionStateError("A session can be opened only once: create another one.")
+            # Not in the constructor: CPython 3.13 cannot start a thread that was created before a fork.
+            self.thread = Thread(target=self._serve, name="openai-cancel", daemon=True)
             self._home = HomeProcess(lacks="thread")
         try:
             self.thread.start()
