@@ -488,11 +488,12 @@ class AsyncSession:
         Args:
             response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
             grace: seconds that stopping them may take.
-            abandoned: a function, sync or async, that returns whether nobody waits for the block any more, such as the
-                `request.is_disconnected` of FastAPI and Starlette. It is called about once a second. Once it returns
-                true, the block is cancelled, and raises an `AbandonedError` after its responses were stopped. FastAPI,
-                Starlette, Litestar and, by default, aiohttp.web do not cancel a handler whose client has disconnected.
-                Quart and the async views of Django do, and need no function. Sync views notice nothing.
+            abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
+                about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
+                its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
+                `request.receive` of Litestar, or `lambda: request.transport is None` with aiohttp.web: they do not
+                cancel a handler whose client has disconnected. Read the body of the request before the block. Quart
+                and the async views of Django are cancelled, and need no function. Sync views notice nothing.
             max_retries: as for `stop`.
             headers: as for `cancel`.
             query: as for `cancel`.

@@ -72,7 +72,7 @@ class Watcher:
                 answer = self._ask()
                 if inspect.isawaitable(answer):
                     answer = await contain(answer)
-                if answer["type"] == "http.disconnect" if isinstance(answer, Mapping) else answer:
+                if _is_disconnect(answer) if isinstance(answer, Mapping) else answer:
                     break
             except Exception as error:  # noqa: BLE001 - a failed question says nothing about the client
                 if not failed:
@@ -81,6 +81,11 @@ class Watcher:
             await asyncio.sleep(POLL_INTERVAL)
         self._fired = True
         self._block.cancel(f"{self._name} returned true")
+
+
+def _is_disconnect(message: Mapping[Any, Any]) -> bool:
+    """Return whether a message of ASGI says that the client has disconnected."""
+    return message.get("type") in {"http.disconnect", "websocket.disconnect"}
 
 
 def _question(abandoned: Abandoned) -> Abandoned:

@@ -1,8 +1,10 @@
 """A deploy terminates a web service that has requests in flight, and leaves no response running."""
 
 import asyncio
+import signal
 
 import pytest
+from conftest import until
 from web_hosts import ask, host, left, needs
 
 from openai_cancel.emulator import Emulator
@@ -45,3 +47,17 @@ async def test_a_guard_around_a_poll_loop_leaves_nothing_running_at_sigterm(serv
 @pytest.mark.parametrize("framework", [pytest.param(name, marks=needs(name)) for name in EXAMPLES])
 async def test_an_example_leaves_nothing_running_at_sigterm(server: Emulator, framework: str) -> None:
     await terminate(server, EXAMPLES[framework], "answers")
+
+
+@needs("fastapi")
+async def test_a_second_ctrl_c_leaves_nothing_running(server: Emulator) -> None:
+    """The first one waits for the requests, and the second one does not."""
+    async with host(server, ("-m", "uvicorn", "--port", "0", "fastapi_app:app")) as service:
+        asking = await ask(service, server, f"/plain/{server.add()}")
+        service.process.send_signal(signal.SIGINT)
+        await until(lambda: "Waiting for connections to close" in service.output)
+        service.process.send_signal(signal.SIGINT)
+        async with asyncio.timeout(30):
+            await service.process.wait()
+        assert left(server) == []
+        await asyncio.gather(*asking)
