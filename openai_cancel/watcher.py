@@ -70,9 +70,7 @@ class Watcher:
         while True:
             try:
                 answer = self._ask()
-                if inspect.isawaitable(answer):
-                    answer = await contain(answer)
-                if _is_disconnect(answer) if isinstance(answer, Mapping) else answer:
+                if _means_yes(await contain(answer) if inspect.isawaitable(answer) else answer):
                     break
             except Exception as error:  # noqa: BLE001 - a failed question says nothing about the client
                 if not failed:
@@ -83,9 +81,11 @@ class Watcher:
         self._block.cancel(f"{self._name} returned true")
 
 
-def _is_disconnect(message: Mapping[Any, Any]) -> bool:
-    """Return whether a message of ASGI says that the client has disconnected."""
-    return message.get("type") in {"http.disconnect", "websocket.disconnect"}
+def _means_yes(answer: object) -> bool:
+    """Return whether an answer is true, or a message of ASGI that says that the client has disconnected."""
+    if isinstance(answer, Mapping):
+        return cast("Mapping[str, object]", answer).get("type") in {"http.disconnect", "websocket.disconnect"}
+    return bool(answer)
 
 
 def _question(abandoned: Abandoned) -> Abandoned:
