@@ -251,6 +251,10 @@ class Stops:
                 raise
             self._failures[name] = detached(error)
 
+    def give_up(self, failure: BaseException) -> None:
+        """Record why responses cannot be stopped that were added after the session was closed."""
+        self._failures.update(dict.fromkeys(self._open(), failure))
+
     def report(self, error: BaseException | None) -> None:
         """Name the responses that were not stopped, in notes of an exception, and once in the log."""
         for name in [*self.ids]:

@@ -11,7 +11,7 @@ import aiohttp
 
 from openai_cancel.checks import hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
-from openai_cancel.errors import SessionStateError
+from openai_cancel.errors import SessionStateError, detached
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
@@ -409,8 +409,10 @@ class BlockingGuard:
             self._loop_thread.run(self._guard.__aexit__, kind, error, traceback)
         except SessionStateError as failure:
             self._loop_thread.join_closed()
-            if self._guard.stops.closed:
+            if self._guard.stops.closed and error is not None:
+                self._guard.stops.give_up(detached(failure))
                 self._guard.stops.report(error)
+            if self._guard.stops.closed:
                 return
             if error is None:
                 raise

@@ -451,6 +451,24 @@ class TestBlockingSessions:
             await asyncio.to_thread(work)
         assert notes(caught.value)[0].startswith(f"openai-cancel: {name} was not stopped (forbidden: 403")
 
+    async def test_a_response_that_is_added_after_it_was_closed_is_reported_if_the_block_fails(
+        self, server: Emulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def work(*, fails: bool) -> None:
+            with Session(api_key=KEY, base_url=server.base_url) as session, session.guard(server.add()) as guard:
+                session.close()
+                guard.add("resp_late")
+                if fails:
+                    raise ValueError("mine")
+
+        await asyncio.to_thread(work, fails=False)
+        assert warnings(caplog) == []
+        with pytest.raises(ValueError, match="mine") as caught:
+            await asyncio.to_thread(work, fails=True)
+        assert notes(caught.value) == [
+            "openai-cancel: resp_late was not stopped (The session is closed: create another one.)"
+        ]
+
     async def test_blocks_that_have_ended_are_left_alone(self, blocking: Session, server: Emulator) -> None:
         def work() -> None:
             with blocking.guard(server.add()):

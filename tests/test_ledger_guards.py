@@ -5,13 +5,14 @@ import math
 import time
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 from conftest import KEY
 from ledger_database import commits, without_table
 from ledgers import beat, entries, open_session, states, sweep
 from manual_clock import ManualClock
 
-from openai_cancel import AsyncSession, Session, SessionStateError, Verdict
+from openai_cancel import AsyncSession, Session, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 
@@ -96,13 +97,16 @@ class TestResponsesThatAreNotStopped:
         server.faults.clear()
         assert await sweep(ledger, session) == {running: Verdict.CANCELLED}
 
-    async def test_a_closed_session_leaves_the_response_to_a_sweep(self, session, ledger: Ledger, create) -> None:
+    async def test_a_closed_client_leaves_the_response_to_a_sweep(
+        self, server: Emulator, ledger: Ledger, create
+    ) -> None:
         running = create()
-        with pytest.raises(ZeroDivisionError) as caught:
-            async with session.guard(running):
-                await session.close()
-                raise ZeroDivisionError
-        assert "The session is closed" in caught.value.__notes__[0]
+        async with aiohttp.ClientSession() as client, open_session(server, ledger, client_session=client) as session:
+            with pytest.raises(ZeroDivisionError) as caught:
+                async with session.guard(running):
+                    await client.close()
+                    raise ZeroDivisionError
+        assert "is closed" in caught.value.__notes__[0]
         entry = (await entries(ledger))[running]
         assert (entry.state, entry.attempts, entry.error) == ("tracked", 1, None)
         assert entry.lease_left <= 0
@@ -215,18 +219,17 @@ class TestBlockingSessions:
                 over: "released", running: "cancelled", added: "cancelled", left: "released"
             }  # fmt: skip
 
-    async def test_closing_a_blocking_session_in_the_block_leaves_the_response_tracked(
+    async def test_closing_a_blocking_session_in_the_block_stops_and_settles_the_response(
         self, url: str, server: Emulator, create
     ) -> None:
         running = create()
 
         def work() -> None:
-            with Session(api_key=KEY, base_url=server.base_url, ledger=Ledger(url)) as session:
-                guard = session.guard(running)
-                with pytest.raises(SessionStateError, match="closed"), guard as inside:
-                    session.close()
-                    inside.add("resp_2")  # the event loop is closed
+            session = Session(api_key=KEY, base_url=server.base_url, ledger=Ledger(url))
+            with session, session.guard(running) as guard:
+                session.close()
+                guard.add("resp_2")  # the event loop is closed
 
         await asyncio.to_thread(work)
         async with Ledger(url) as ledger:
-            assert await states(ledger) == {running: "tracked"}
+            assert await states(ledger) == {running: "cancelled"}
