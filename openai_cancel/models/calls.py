@@ -7,23 +7,26 @@ from __future__ import annotations  # evaluated when a class is first used, not 
 
 from typing import Any, Literal, TypeAlias
 
+from openai_cancel.models.agents import Agent, AgentMessage, Caller, MultiAgentCall, MultiAgentCallOutput
 from openai_cancel.models.content import InputContent
 from openai_cancel.models.mcp import McpApprovalRequest, McpApprovalResponse, McpCall, McpListTools
 from openai_cancel.models.shared import Model, Unknown
-from openai_cancel.models.tools import ContainerReference, LocalEnvironment, Tool
+from openai_cancel.models.shell import (
+    ApplyPatchCall,
+    ApplyPatchCallOutput,
+    LocalShellCall,
+    LocalShellCallOutput,
+    ShellCall,
+    ShellCallOutput,
+)
+from openai_cancel.models.tools import Tool
 
 __all__ = [
-    "ApplyPatchCall",
-    "ApplyPatchCallOutput",
-    "Caller",
     "CodeInterpreterCall",
     "CodeInterpreterImage",
     "CodeInterpreterLogs",
-    "CreateFile",
     "CustomToolCall",
     "CustomToolCallOutput",
-    "DeleteFile",
-    "DirectCaller",
     "FileSearchCall",
     "FileSearchResult",
     "FindInPageAction",
@@ -32,41 +35,14 @@ __all__ = [
     "ImageGenerationCall",
     "ImageGenerationError",
     "ImageModeration",
-    "LocalShellAction",
-    "LocalShellCall",
-    "LocalShellCallOutput",
     "OpenPageAction",
-    "ProgramCaller",
     "SearchAction",
     "SearchSource",
-    "ShellAction",
-    "ShellCall",
-    "ShellCallOutput",
-    "ShellExit",
-    "ShellOutput",
-    "ShellTimeout",
     "SvgUsage",
     "ToolSearchCall",
     "ToolSearchOutput",
-    "UpdateFile",
     "WebSearchCall",
 ]
-
-
-class DirectCaller(Model):
-    """The caller of a tool that the model called directly."""
-
-    type: Literal["direct"] = "direct"
-
-
-class ProgramCaller(Model):
-    """The caller of a tool that a program called; `caller_id` is the call ID of the program item."""
-
-    type: Literal["program"] = "program"
-    caller_id: str | None = None
-
-
-Caller: TypeAlias = DirectCaller | ProgramCaller | Unknown
 
 
 class FunctionCall(Model):
@@ -81,6 +57,7 @@ class FunctionCall(Model):
     async_: bool | None = None
     caller: Caller | None = None
     namespace: str | None = None
+    agent: Agent | None = None
 
 
 class FunctionCallOutput(Model):
@@ -95,6 +72,7 @@ class FunctionCallOutput(Model):
     caller: Caller | None = None
     created_by: str | None = None
     namespace: str | None = None
+    agent: Agent | None = None
 
 
 class CustomToolCall(Model):
@@ -108,6 +86,7 @@ class CustomToolCall(Model):
     async_: bool | None = None
     caller: Caller | None = None
     namespace: str | None = None
+    agent: Agent | None = None
 
 
 class CustomToolCallOutput(Model):
@@ -120,6 +99,7 @@ class CustomToolCallOutput(Model):
     output: str | list[InputContent] | None = None
     caller: Caller | None = None
     created_by: str | None = None
+    agent: Agent | None = None
 
 
 class FileSearchResult(Model):
@@ -140,6 +120,7 @@ class FileSearchCall(Model):
     status: Literal["in_progress", "searching", "completed", "incomplete", "failed"] | str | None = None
     queries: list[str] | None = None
     results: list[FileSearchResult | Unknown] | None = None
+    agent: Agent | None = None
 
 
 class SearchSource(Model):
@@ -180,6 +161,7 @@ class WebSearchCall(Model):
     id: str | None = None
     status: Literal["in_progress", "searching", "completed", "failed", "incomplete"] | str | None = None
     action: SearchAction | OpenPageAction | FindInPageAction | Unknown | None = None
+    agent: Agent | None = None
 
 
 class CodeInterpreterLogs(Model):
@@ -205,6 +187,7 @@ class CodeInterpreterCall(Model):
     code: str | None = None
     container_id: str | None = None
     outputs: list[CodeInterpreterLogs | CodeInterpreterImage | Unknown] | None = None
+    agent: Agent | None = None
 
 
 class ImageModeration(Model):
@@ -249,139 +232,7 @@ class ImageGenerationCall(Model):
     revised_prompt: str | None = None
     size: str | Literal["1024x1024", "1024x1536", "1536x1024"] | None = None
     svg_usage: SvgUsage | None = None
-
-
-class LocalShellAction(Model):
-    """A command for the local shell; `timeout_ms` is in milliseconds."""
-
-    type: Literal["exec"] = "exec"
-    command: list[str] | None = None
-    env: dict[str, str] | None = None
-    timeout_ms: int | None = None
-    user: str | None = None
-    working_directory: str | None = None
-
-
-class LocalShellCall(Model):
-    """A command for a shell on the client's machine."""
-
-    type: Literal["local_shell_call"] = "local_shell_call"
-    id: str | None = None
-    call_id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
-    action: LocalShellAction | Unknown | None = None
-
-
-class LocalShellCallOutput(Model):
-    """The output of a local shell call, as JSON text."""
-
-    type: Literal["local_shell_call_output"] = "local_shell_call_output"
-    id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
-    output: str | None = None
-
-
-class ShellAction(Model):
-    """Commands for a shell; `timeout_ms` is in milliseconds, `max_output_length` in characters."""
-
-    commands: list[str] | None = None
-    max_output_length: int | None = None
-    timeout_ms: int | None = None
-
-
-class ShellCall(Model):
-    """A call to the shell tool."""
-
-    type: Literal["shell_call"] = "shell_call"
-    id: str | None = None
-    call_id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
-    action: ShellAction | None = None
-    environment: LocalEnvironment | ContainerReference | Unknown | None = None
-    caller: Caller | None = None
-    created_by: str | None = None
-
-
-class ShellTimeout(Model):
-    """The outcome of a command that exceeded its time limit."""
-
-    type: Literal["timeout"] = "timeout"
-
-
-class ShellExit(Model):
-    """The outcome of a command that finished."""
-
-    type: Literal["exit"] = "exit"
-    exit_code: int | None = None
-
-
-class ShellOutput(Model):
-    """The output and the outcome of one command."""
-
-    outcome: ShellTimeout | ShellExit | Unknown | None = None
-    stderr: str | None = None
-    stdout: str | None = None
-    created_by: str | None = None
-
-
-class ShellCallOutput(Model):
-    """The output of a shell call."""
-
-    type: Literal["shell_call_output"] = "shell_call_output"
-    id: str | None = None
-    call_id: str | None = None
-    status: Literal["in_progress", "completed", "incomplete"] | str | None = None
-    max_output_length: int | None = None
-    output: list[ShellOutput | Unknown] | None = None
-    caller: Caller | None = None
-    created_by: str | None = None
-
-
-class CreateFile(Model):
-    """An instruction to create a file."""
-
-    type: Literal["create_file"] = "create_file"
-    diff: str | None = None
-    path: str | None = None
-
-
-class DeleteFile(Model):
-    """An instruction to delete a file."""
-
-    type: Literal["delete_file"] = "delete_file"
-    path: str | None = None
-
-
-class UpdateFile(Model):
-    """An instruction to update a file."""
-
-    type: Literal["update_file"] = "update_file"
-    diff: str | None = None
-    path: str | None = None
-
-
-class ApplyPatchCall(Model):
-    """A call to the apply-patch tool, which changes one file."""
-
-    type: Literal["apply_patch_call"] = "apply_patch_call"
-    id: str | None = None
-    call_id: str | None = None
-    status: Literal["in_progress", "completed"] | str | None = None
-    operation: CreateFile | DeleteFile | UpdateFile | Unknown | None = None
-    caller: Caller | None = None
-    created_by: str | None = None
-
-
-class ApplyPatchCallOutput(Model):
-    """The output of an apply-patch call."""
-
-    type: Literal["apply_patch_call_output"] = "apply_patch_call_output"
-    id: str | None = None
-    call_id: str | None = None
-    status: Literal["completed", "failed"] | str | None = None
-    caller: Caller | None = None
-    created_by: str | None = None
-    output: str | None = None
+    agent: Agent | None = None
 
 
 class ToolSearchCall(Model):
@@ -394,6 +245,7 @@ class ToolSearchCall(Model):
     arguments: Any = None
     execution: Literal["server", "client"] | str | None = None
     created_by: str | None = None
+    agent: Agent | None = None
 
 
 class ToolSearchOutput(Model):
@@ -406,6 +258,7 @@ class ToolSearchOutput(Model):
     execution: Literal["server", "client"] | str | None = None
     tools: list[Tool] | None = None
     created_by: str | None = None
+    agent: Agent | None = None
 
 
 ToolItem: TypeAlias = (
@@ -429,4 +282,7 @@ ToolItem: TypeAlias = (
     | McpCall
     | ToolSearchCall
     | ToolSearchOutput
+    | AgentMessage
+    | MultiAgentCall
+    | MultiAgentCallOutput
 )

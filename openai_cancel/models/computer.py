@@ -7,6 +7,7 @@ from __future__ import annotations  # evaluated when a class is first used, not 
 
 from typing import Literal, TypeAlias
 
+from openai_cancel.models.agents import Agent
 from openai_cancel.models.content import ComputerScreenshot
 from openai_cancel.models.shared import Model, Unknown
 
@@ -140,6 +141,7 @@ class ComputerCall(Model):
     pending_safety_checks: list[SafetyCheck | Unknown] | None = None
     action: ComputerAction | None = None
     actions: list[ComputerAction] | None = None
+    agent: Agent | None = None
 
 
 class ComputerCallOutput(Model):
@@ -152,3 +154,4 @@ class ComputerCallOutput(Model):
     output: ComputerScreenshot | Unknown | None = None
     acknowledged_safety_checks: list[SafetyCheck | Unknown] | None = None
     created_by: str | None = None
+    agent: Agent | None = None

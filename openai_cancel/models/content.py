@@ -166,5 +166,7 @@ class ComputerScreenshot(Model):
     """A screenshot, by its URL or its file ID."""
 
     type: Literal["computer_screenshot"] = "computer_screenshot"
+    detail: Literal["low", "high", "auto", "original"] | str | None = None
     file_id: str | None = None
     image_url: str | None = None
+    prompt_cache_breakpoint: PromptCacheBreakpoint | None = None

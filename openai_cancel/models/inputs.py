@@ -7,6 +7,7 @@ from __future__ import annotations  # evaluated when a class is first used, not 
 
 from typing import ClassVar, Literal, TypeAlias
 
+from openai_cancel.models.agents import Agent
 from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import MessageContent
 from openai_cancel.models.items import Item
@@ -32,6 +33,7 @@ class InputMessage(Model):
     role: Literal["user", "assistant", "system", "developer"] | str | None = None
     content: str | list[MessageContent] | None = None
     phase: Literal["commentary", "final_answer"] | str | None = None
+    agent: Agent | None = None
 
 
 class ConfigurationUpdate(Model):
@@ -41,6 +43,7 @@ class ConfigurationUpdate(Model):
     id: str | None = None
     reasoning: ReasoningConfig | None = None
     text: TextConfig | None = None
+    agent: Agent | None = None
 
 
 class CompactionTrigger(Model):
@@ -48,6 +51,7 @@ class CompactionTrigger(Model):
 
     type: Literal["compaction_trigger"] = "compaction_trigger"
     id: str | None = None
+    agent: Agent | None = None
 
 
 class ItemReference(Model):
@@ -57,6 +61,7 @@ class ItemReference(Model):
 
     type: Literal["item_reference"] = "item_reference"
     id: str | None = None
+    agent: Agent | None = None
 
 
 InputItem: TypeAlias = InputMessage | Item | CompactionTrigger | ConfigurationUpdate | ItemReference | Unknown

@@ -7,6 +7,7 @@ from __future__ import annotations  # evaluated when a class is first used, not 
 
 from typing import Literal, TypeAlias
 
+from openai_cancel.models.agents import Agent
 from openai_cancel.models.calls import ToolItem
 from openai_cancel.models.computer import ComputerCall, ComputerCallOutput
 from openai_cancel.models.content import MessageContent, ReasoningText, SummaryText
@@ -33,6 +34,7 @@ class Message(Model):
     role: Literal["assistant"] | str | None = None
     content: list[MessageContent] | None = None
     phase: Literal["commentary", "final_answer"] | str | None = None
+    agent: Agent | None = None
 
 
 class Reasoning(Model):
@@ -44,6 +46,7 @@ class Reasoning(Model):
     summary: list[SummaryText | Unknown] | None = None
     content: list[ReasoningText | Unknown] | None = None
     encrypted_content: str | None = None
+    agent: Agent | None = None
 
 
 class Compaction(Model):
@@ -53,6 +56,7 @@ class Compaction(Model):
     id: str | None = None
     encrypted_content: str | None = None
     created_by: str | None = None
+    agent: Agent | None = None
 
 
 class AdditionalTools(Model):
@@ -64,6 +68,7 @@ class AdditionalTools(Model):
         Literal["unknown", "user", "assistant", "system", "critic", "discriminator", "developer", "tool"] | str | None
     ) = None
     tools: list[Tool] | None = None
+    agent: Agent | None = None
 
 
 class Program(Model):
@@ -74,6 +79,7 @@ class Program(Model):
     call_id: str | None = None
     code: str | None = None
     fingerprint: str | None = None
+    agent: Agent | None = None
 
 
 class ProgramOutput(Model):
@@ -84,6 +90,7 @@ class ProgramOutput(Model):
     call_id: str | None = None
     status: Literal["completed", "incomplete"] | str | None = None
     result: str | None = None
+    agent: Agent | None = None
 
 
 Item: TypeAlias = (

@@ -7,6 +7,7 @@ from __future__ import annotations  # evaluated when a class is first used, not 
 
 from typing import Any, Literal
 
+from openai_cancel.models.agents import Agent
 from openai_cancel.models.shared import Model, Unknown
 
 __all__ = [
@@ -38,6 +39,7 @@ class McpListTools(Model):
     server_label: str | None = None
     tools: list[McpListedTool | Unknown] | None = None
     error: str | None = None
+    agent: Agent | None = None
 
 
 class McpApprovalRequest(Model):
@@ -48,6 +50,7 @@ class McpApprovalRequest(Model):
     name: str | None = None
     arguments: str | None = None
     server_label: str | None = None
+    agent: Agent | None = None
 
 
 class McpApprovalResponse(Model):
@@ -58,6 +61,7 @@ class McpApprovalResponse(Model):
     approval_request_id: str | None = None
     approve: bool | None = None
     reason: str | None = None
+    agent: Agent | None = None
 
 
 class McpProtocolError(Model):
@@ -95,3 +99,4 @@ class McpCall(Model):
     approval_request_id: str | None = None
     error: McpProtocolError | McpToolExecutionError | McpHTTPError | Unknown | None = None
     output: str | None = None
+    agent: Agent | None = None
