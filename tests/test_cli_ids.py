@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_cancel.cli import ids
-from openai_cancel.cli.ids import BadLine, IdReader, Source
+from openai_cancel.cli.ids import LINE_LIMIT, BadLine, IdReader, Source
 
 
 def read(text: str) -> list[str | BadLine]:
@@ -53,7 +53,7 @@ class TestPlain:
             ("," * 200_000, "looks like a table"),
             ("{", "is not JSON"),
             ("[" * 100_000, "is not JSON"),
-            ('["resp_1"]', "is a list; write one object or one id per line"),
+            ('[["resp_1"]]', "is a list inside a list; write one object or one id per line"),
             ('{"name": "resp_1"}', "has no field id or response_id"),
             ('{"id": 17}', "17 cannot be a response id"),
             ('{"id": null, "name": 1}', "None cannot be a response id"),
@@ -122,7 +122,7 @@ class TestTable:
         assert [item if isinstance(item, str) else item.number for item in found] == [2, "b", "c", "d"]
 
     def test_a_field_that_is_too_long_is_a_bad_line(self) -> None:
-        assert numbers(f"id,x\nresp_1,{'x' * csv.field_size_limit()}x\nresp_2,2\n") == [2, "resp_2"]
+        assert numbers(f"id,x\nresp_1,{'x' * LINE_LIMIT}x\nresp_2,2\n") == [2, "resp_2"]
 
     @given(
         st.lists(st.tuples(st.text("abc/=+_", min_size=1), st.text('a,;"\n\r\t #', max_size=8))),

@@ -14,10 +14,11 @@ from contextlib import ExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeAlias
+from typing import Any, BinaryIO, Self
 
 import attrs
 
+from openai_cancel.cli.json_values import JsonValues, Line, NotJsonError
 from openai_cancel.wire import SEGMENT
 
 ID_FIELDS = ("response_id", "id")
@@ -41,7 +42,9 @@ ID_LIMIT = 4096
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text
 
-_Line: TypeAlias = tuple[int, str]
+_SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line of a table that Excel reads
+
+csv.field_size_limit(LINE_LIMIT)  # the default is 131,072 characters, and a field may hold a whole document
 
 
 @attrs.frozen
@@ -58,7 +61,9 @@ class BadLine:
 
 
 class IdReader:
-    """A reader of the ids in one file: one id per line, JSON lines, or a table (CSV) with a header. It does no I/O.
+    """A reader of the ids in one file: one id per line, JSON, or a table (CSV) with a header. It does no I/O.
+
+    JSON may be one value per line, an array, or indented.
 
     Blank lines and lines that begin with `#` are skipped. A bad line does not affect other lines.
     """
@@ -66,9 +71,11 @@ class IdReader:
     def __init__(self) -> None:
         self._number = 0
         self._any = False  # whether a line with content was read
+        self._delimiters = DELIMITERS
+        self._values = JsonValues()
         self._delimiter = ""
         self._column = -1  # the column of the ids, if the file is a table
-        self._record: list[_Line] = []  # the lines of an incomplete record of the table
+        self._record: list[Line] = []  # the lines of an incomplete record of the table
 
     def read(self, text: str) -> Iterator[str | BadLine]:
         """Yield the ids in a line, and in the records of a table that it completes."""
@@ -76,22 +83,27 @@ class IdReader:
         line = self._number, text.removesuffix("\r")
         if self._column >= 0:
             yield from self._read_table([line], RECORD_LIMIT)
-        elif (stripped := text.strip()) and not stripped.startswith("#"):
-            if not self._any:
-                self._any = True
-                if self._is_header(line[1]):
-                    return
-            yield self._read_plain(self._number, stripped)
+        elif self._values.is_open or JsonValues.begins(text.strip()):
+            self._any = True
+            yield from self._read_values(line)
+        elif self._any:
+            yield from self._read_line(line)
+        elif separator := _SEPARATOR.fullmatch(line[1]):
+            self._delimiters = separator[1], *DELIMITERS
+        elif _has_content(text):
+            self._any = True
+            if not self._is_header(line[1]):
+                yield from self._read_line(line)
 
     def end(self) -> Iterator[str | BadLine]:
         """Yield the ids in what is left at the end of the file."""
+        if self._values.is_open:
+            yield from self._give_up()
         lines, self._record = self._record, []
         yield from self._read_table(lines, 1)
 
     def _is_header(self, text: str) -> bool:
-        if len(text) > csv.field_size_limit():
-            return False
-        for delimiter in DELIMITERS:
+        for delimiter in self._delimiters:
             try:
                 names = [name.strip().lower() for name in next(csv.reader([text], delimiter=delimiter))]
             except csv.Error:  # for example a carriage return in the middle
@@ -102,11 +114,29 @@ class IdReader:
                     return True
         return False
 
+    def _read_values(self, line: Line) -> Iterator[str | BadLine]:
+        try:
+            for number, text in self._values.read(line):
+                yield self._read_json(number, text)
+        except NotJsonError:
+            yield from self._give_up()
+
+    def _give_up(self) -> Iterator[str | BadLine]:
+        """Report the line where a value begins that does not end, and read the other lines one by one."""
+        (number, _), *lines = self._values.give_up()
+        yield BadLine(number, "is not JSON")
+        for line in lines:
+            yield from self._read_line(line)
+
+    def _read_line(self, line: Line) -> Iterator[str | BadLine]:
+        if _has_content(line[1]):
+            yield self._read_plain(line[0], line[1].strip())
+
     def _read_plain(self, number: int, text: str) -> str | BadLine:
         if text[0] in '{["':
             return self._read_json(number, text)
         text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
-        if any(delimiter in text for delimiter in DELIMITERS):
+        if any(delimiter in text for delimiter in self._delimiters):
             return BadLine(number, "looks like a table, but the first line has no column id or response_id")
         if len(text.split()) > 1:
             return BadLine(number, "contains a space; write one id per line")
@@ -118,7 +148,7 @@ class IdReader:
         except (ValueError, RecursionError):
             return BadLine(number, "is not JSON")
         if document.__class__ is list:
-            return BadLine(number, "is a list; write one object or one id per line")
+            return BadLine(number, "is a list inside a list; write one object or one id per line")
         if document.__class__ is not dict:
             return _checked(number, document)
         for field in ID_FIELDS:
@@ -126,16 +156,19 @@ class IdReader:
                 return _checked(number, document[field])
         return BadLine(number, "has no field id or response_id")
 
-    def _read_table(self, lines: list[_Line], line_limit: int) -> Iterator[str | BadLine]:
+    def _read_table(self, lines: list[Line], line_limit: int) -> Iterator[str | BadLine]:
         while lines:
             self._record.append(lines.pop(0))
             number, first = self._record[0]
+            full = len(self._record) >= line_limit or sum(len(text) for _, text in self._record) > LINE_LIMIT
+            if len(self._record) > 1 and '"' not in self._record[-1][1] and not full:
+                continue  # only a quote can end a field with line breaks
             try:
                 record = [f"{text}\n" for _, text in self._record]
                 cells = next(csv.reader(record, delimiter=self._delimiter, strict=True))
             except csv.Error as error:
                 if "end of data" in str(error):
-                    if len(self._record) < line_limit:
+                    if not full:
                         continue
                     error = csv.Error("a quote is not closed")
                 yield BadLine(number, f"is not a record of a table: {error}")
@@ -150,6 +183,11 @@ class IdReader:
         if len(cells) <= self._column:
             return BadLine(number, f"has {len(cells)} columns; the id should be in column {self._column + 1}")
         return _checked(number, cells[self._column].strip())
+
+
+def _has_content(text: str) -> bool:
+    text = text.strip()
+    return bool(text) and not text.startswith("#")
 
 
 def _checked(number: int, found: object) -> str | BadLine:

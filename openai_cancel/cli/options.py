@@ -3,6 +3,7 @@
 import getpass
 import os
 import warnings
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -297,7 +298,9 @@ def _custom_headers_have_credentials() -> bool:
 
 def _read_key_file(path: Path) -> str:
     try:
-        key = path.read_text(encoding="utf-8").strip()
+        text = path.read_bytes()
+        # Windows PowerShell writes UTF-16 or a byte order mark.
+        key = text.decode("utf-16" if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig").strip()
     except OSError as error:
         raise ConfigurationError(f"Cannot read the key: {path}: {error.strerror}.") from error
     except UnicodeDecodeError:

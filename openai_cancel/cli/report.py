@@ -156,7 +156,9 @@ class Report:
         self._show_stopped = show_stopped
         self._problems = 0
         self._errors = Console(stderr=True)
-        self._draws = self._errors.is_terminal and not quiet and not (self._json and terminal)
+        # FORCE_COLOR and TTY_COMPATIBLE make rich treat a file as a terminal.
+        draws = self._errors.is_terminal and sys.stderr is not None and sys.stderr.isatty()
+        self._draws = draws and not quiet and not (self._json and terminal)
         self._console = self._errors if self._draws else Console()
 
     def bar(self, *, total: Callable[[], int | None], under_way: Callable[[], int]) -> AbstractContextManager[object]:
