@@ -23,9 +23,7 @@ class TestKey:
         assert (await run("cancel", create(), "--key-file", str(file)))[0] == 0
         assert server.received[0].headers["authorization"] == "Bearer sk-from-a-file"
 
-    @pytest.mark.parametrize(
-        ("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff", "is not text")]
-    )
+    @pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff", "is not text")])
     async def test_a_file_without_a_key_is_refused(self, run, tmp_path: Path, content: bytes, words: str) -> None:
         file = tmp_path / "key"
         file.write_bytes(content)
