@@ -45,21 +45,19 @@ async def wait(caller: Caller, guard: Guard, response_id: str, *, timeout: float
         raise
     except APIError as error:
         error.outcome = guard.outcome
-        _report(guard, response_id, error)
+        fate = "the response was not stopped" if guard.outcome is None else f"the response: {guard.outcome.verdict}"
+        _log.warning("%s: the wait ended with %s; %s", response_id, type(error).__name__, fate)
+        _note(guard, response_id, error)
         raise
     except asyncio.CancelledError as error:
-        _report(guard, response_id, error)
+        _note(guard, response_id, error)
         raise
 
 
-def _report(guard: Guard, response_id: str, error: BaseException) -> None:
-    """Say what became of the response, in a note of the error and in the log. The guard says what was not stopped."""
-    outcome, kind = guard.outcome, type(error).__name__
-    if outcome is None:
-        _log.warning("%s: the wait ended with %s, and the response was not stopped", response_id, kind)
-    elif outcome.stopped:
-        error.add_note(f"openai-cancel: {response_id} was stopped ({outcome.verdict}) when the wait ended")
-        _log.warning("%s: the wait ended with %s; the response: %s", response_id, kind, outcome.verdict)
+def _note(guard: Guard, response_id: str, error: BaseException) -> None:
+    """Add a note that the response was stopped. The guard adds one if it was not."""
+    if guard.outcome is not None and guard.outcome.stopped:
+        error.add_note(f"openai-cancel: {response_id} was stopped ({guard.outcome.verdict}) when the wait ended")
 
 
 async def _poll(caller: Caller, response_id: str, *, seconds: float) -> Response:

@@ -157,9 +157,7 @@ class TestRefusal:
         with pytest.raises(PermissionDeniedError) as caught:
             await session.wait(identifier, on_abandon="leave")
         assert (caught.value.outcome, cancels(server)) == (None, 0)
-        assert (
-            f"{identifier}: the wait ended with PermissionDeniedError, and the response was not stopped" in caplog.text
-        )
+        assert f"{identifier}: the wait ended with PermissionDeniedError; the response was not stopped" in caplog.text
 
     async def test_an_unknown_id_is_not_found_after_three_looks(self, session) -> None:
         with pytest.raises(NotFoundError) as caught:

@@ -71,7 +71,7 @@ class IdReader:
     def __init__(self) -> None:
         self._number = 0
         self._any = False  # whether a line with content was read
-        self._delimiters = DELIMITERS
+        self._delimiters: tuple[str, ...] = DELIMITERS
         self._values = JsonValues()
         self._delimiter = ""
         self._column = -1  # the column of the ids, if the file is a table
