@@ -14,6 +14,9 @@ from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
 from openai_cancel.wire import ResponseId
 
+TRUSTED_FOR = 1.0
+"""Seconds for which an idle connection is trusted by a guard, which has little time: a dead one gives no sign."""
+
 _log = logging.getLogger("openai_cancel")
 
 
@@ -114,6 +117,7 @@ class Guard:
     async def _stop_all(self) -> tuple[Any, ...] | None:
         """Stop all responses, whatever cancels this task, and return the arguments of the last cancellation."""
         clock = self._caller.clock
+        self._caller.transport.drop_idle(TRUSTED_FOR)
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
         self._failures.clear()
