@@ -64,7 +64,7 @@ class Pool(aiohttp.TCPConnector):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType] - aiohttp's annotations have a gap
         self.attempts: dict[asyncio.Task[Any] | None, Attempt] = {}
         self._patience = PATIENCE
         self._measures = False  # whether the speed of the server matters

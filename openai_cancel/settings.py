@@ -8,7 +8,6 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
-from urllib.request import getproxies, proxy_bypass
 
 import attrs
 from aiohttp import TraceConfig
@@ -29,6 +28,7 @@ from openai_cancel.checks import (
     warn_caller,
 )
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
+from openai_cancel.proxies import environment_proxy
 from openai_cancel.tracking import SessionLedger
 
 __version__ = "1.0.0"
@@ -265,17 +265,7 @@ class Settings:
         Raises:
             ConfigurationError: it is not an HTTP proxy.
         """
-        url = URL(self.base_url)
-        if proxy_bypass(f"{url.host}:{url.port}"):
-            return None
-        proxies = getproxies()
-        proxy = proxies.get(url.scheme) or proxies.get("all")
-        if proxy is None:
-            return None
-        if "://" not in proxy:
-            proxy = f"http://{proxy}"
-        check_url(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
-        return proxy
+        return environment_proxy(self.base_url)
 
     def fingerprint(self) -> str:
         """Return a string that identifies the account and does not reveal its key.

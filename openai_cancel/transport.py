@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
+from ssl import SSLContext
 from typing import Any
 
 import aiohttp
@@ -13,8 +14,10 @@ from aiohttp.http import HttpProcessingError
 from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.cancellation import TimeoutScheduler, contain
+from openai_cancel.certificates import advise, trusted_authorities
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
 from openai_cancel.pool import Attempt, Pool
+from openai_cancel.resolver import ThreadResolver
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Request
 
@@ -85,7 +88,9 @@ class Transport:
         if client is None:
             # aiohttp sends the default headers of a client to proxies, too, and the key with them.
             self._default_headers = self._headers if self._proxy is None else None
-            self._pool = Pool(limit=settings.max_connections)
+            self._pool = Pool(
+                limit=settings.max_connections, resolver=ThreadResolver(), ssl=self._authorities() or True
+            )
             client = aiohttp.ClientSession(
                 connector=self._pool,
                 trace_configs=list(settings.trace_configs),
@@ -94,6 +99,11 @@ class Transport:
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
         self.client = client
+
+    def _authorities(self) -> SSLContext | None:
+        """Return the TLS context if one may be needed: it takes time to make one."""
+        urls = (self._settings.base_url, self._proxy or "")
+        return trusted_authorities() if any(url.startswith("https:") for url in urls) else None
 
     async def close(self) -> None:
         """Close the pool, unless the client is the caller's. Closing twice does nothing.
@@ -229,10 +239,8 @@ class Transport:
             failure.permanent = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             return failure
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-            failure = APIConnectionError(
-                f"The certificate of {host} is not trusted: {error}. If a proxy or a private authority issued it, "
-                "set SSL_CERT_FILE to a file with that authority's certificates."
-            )
+            advice = advise(error, own_client=self._pool is not None)
+            failure = APIConnectionError(f"The certificate of {host} is not trusted: {error}. {advice}")
             failure.permanent = True
             return failure
         if isinstance(error, OSError):
