@@ -6,6 +6,8 @@ import ipaddress
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
 
@@ -29,6 +31,7 @@ from openai_cancel.checks import (
 )
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
 from openai_cancel.proxies import environment_proxy
+from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 
 __version__ = "1.0.0"
@@ -281,6 +284,15 @@ class Settings:
         text = "\n".join(parts).encode()
         return hashlib.scrypt(text, salt=b"openai-cancel account", n=2**14, r=8, p=1, dklen=16).hex()
 
+    def calling_keys_in(self, helper: HelperThread) -> Self:
+        """Return settings whose key function is called in another thread, unless it is a coroutine function."""
+        function = self.api_key
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            return self
+        settings = copy(self)  # `attrs.evolve` would warn of plain text once more
+        object.__setattr__(settings, "api_key", partial(_call_in, helper, function))
+        return settings
+
     async def ask_for_key(self) -> Secret:
         """Call the key function, for one attempt.
 
@@ -292,6 +304,11 @@ class Settings:
             key = await contain(key)
         key = hidden(key)
         return check_key(key, "the key that the api_key function returned")
+
+
+async def _call_in(helper: HelperThread, function: Callable[[], str | Awaitable[str]]) -> str:
+    key = await helper.call(function)
+    return await key if inspect.isawaitable(key) else key
 
 
 def _is_loopback(host: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from openai_cancel.errors import SessionStateError
 from openai_cancel.session import AsyncSession
+from openai_cancel.threads import HelperThread
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -20,17 +21,22 @@ _T = TypeVar("_T")
 class LoopThread:
     """A thread with an event loop, in which a session is open.
 
+    Args:
+        session: the session.
+        helper: the thread that calls the session's key function, if it has one. It ends with this thread.
+
     Attributes:
         thread: the thread. It is a daemon, and does not refer to the `Session`: a forgotten one keeps no process alive.
         loop: the event loop, once the session is open.
     """
 
-    def __init__(self, session: AsyncSession) -> None:
+    def __init__(self, session: AsyncSession, helper: HelperThread | None = None) -> None:
         self.thread: Thread = Thread(target=self._serve, name="openai-cancel", daemon=True)
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self._session = session
+        self._helper = helper
         self._stop: Future[None] = Future()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
         self._pid: int | None = None  # of the process in which the thread was started
         self._closed = False
@@ -82,7 +88,7 @@ class LoopThread:
         """
         self.check_running()
         future: Future[_T] = Future()
-        call = _Call(partial(function, *args, **kwargs), future, self._calls)
+        call = _Call(partial(function, *args, **kwargs), future, self.adopt)
         try:
             self._submit(call)
             return future.result()
@@ -111,6 +117,11 @@ class LoopThread:
                 raise SessionStateError("The session is closed: create another one.")
             self.loop.result().call_soon_threadsafe(call.start)
 
+    def adopt(self, task: "asyncio.Task[Any]") -> None:
+        """Cancel a task, too, as the thread ends. Runs in the event loop."""
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
     def check_running(self) -> None:
         """Make sure that a call can be made from this thread.
 
@@ -128,7 +139,7 @@ class LoopThread:
                 f"The session was opened in process {self._pid}, and a fork does not copy its thread: open a session "
                 "in this process."
             )
-        if current_thread() is self.thread:
+        if current_thread() is self.thread or (self._helper and self._helper.is_current):
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
             )
@@ -143,6 +154,9 @@ class LoopThread:
             if self.loop.done():
                 raise
             self.loop.set_exception(error)  # `start` raises it
+        finally:
+            if self._helper:
+                self._helper.close()
 
     async def _keep_open(self) -> None:
         async with self._session:
@@ -158,19 +172,21 @@ class _Call(Generic[_T]):
     """A call that runs in the event loop, and that the waiting thread can give up."""
 
     def __init__(
-        self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T], calls: set[asyncio.Task[None]]
+        self,
+        function: Callable[[], Coroutine[Any, Any, _T]],
+        future: Future[_T],
+        adopt: "Callable[[asyncio.Task[Any]], None]",
     ) -> None:
         self._function = function
         self._future = future
-        self._calls = calls
+        self._adopt = adopt
         self._task: asyncio.Task[None] | None = None
         self._notes: list[str] = []
 
     def start(self) -> None:
         """Start the call. Runs in the event loop."""
         self._task = asyncio.ensure_future(self._run())
-        self._calls.add(self._task)
-        self._task.add_done_callback(self._calls.discard)
+        self._adopt(self._task)
 
     async def _run(self) -> None:
         # It raises nothing: a SystemExit would end the event loop, and all other calls with it.
