@@ -1,6 +1,7 @@
 """`BlockingIteration`: iterate in one thread over what an async generator in the event loop of another one yields."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterable, Iterator
 from contextlib import suppress
 from enum import Enum, auto
@@ -11,6 +12,9 @@ import attrs
 from openai_cancel.errors import SessionStateError
 from openai_cancel.worker import LoopThread
 
+BATCHES = 8
+"""The number of batches in which a collection is read for as many responses as are worked on at once."""
+
 _T = TypeVar("_T")
 
 
@@ -20,9 +24,9 @@ class _Signal(Enum):
 
 @attrs.frozen(kw_only=True)
 class _Read(Generic[_T]):
-    """A step of an iterator: an item, or an error, which is a StopAsyncIteration at the end."""
+    """What was read of an iterable: items, and then perhaps an error, which is a StopAsyncIteration at the end."""
 
-    item: _T | None = None
+    items: list[_T]
     error: Exception | None = None
 
 
@@ -31,39 +35,62 @@ class Feed(AsyncIterator[_T]):
 
     Cursors of databases and the like refuse other threads. A slow iterable does not block the event loop either.
 
+    Args:
+        iterable: what is read.
+        ahead: the number of items that may be wanted at once. A collection is read in batches of a part of it, which
+            costs less. Any other iterable may make the thread wait, and is read item by item.
+
     Attributes:
-        wanted: set while the coroutine waits for an item.
+        changed: set as the coroutine begins to wait for an item, and by `wake`.
     """
 
-    def __init__(self, iterable: Iterable[_T]) -> None:
+    def __init__(self, iterable: Iterable[_T], *, ahead: int) -> None:
         self._iterable = iterable
         self._iterator: Iterator[_T] | None = None
+        is_collection = isinstance(iterable, list | tuple | set | frozenset | dict)
+        self._batch = max(ahead // BATCHES, 1) if is_collection else 1
+        self._items: deque[_T] = deque()
+        self._error: Exception | None = None
         self._next: asyncio.Future[_Read[_T]] | None = None
-        self.wanted: asyncio.Event = asyncio.Event()
+        self.changed: asyncio.Event = asyncio.Event()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the coroutine waits for an item."""
+        return self._next is not None and not self._next.done()
+
+    def wake(self, _: object) -> None:
+        """Wake up whoever waits for a change."""
+        self.changed.set()
 
     def read(self) -> _Read[_T]:
-        """Read an item, in the caller's thread."""
+        """Read some items, in the caller's thread."""
+        items: list[_T] = []
         try:
             self._iterator = self._iterator or iter(self._iterable)
-            return _Read(item=next(self._iterator))
+            while len(items) < self._batch:
+                items.append(next(self._iterator))
         except StopIteration:
-            return _Read(error=StopAsyncIteration())
+            return _Read(items=items, error=StopAsyncIteration())
         except Exception as error:  # noqa: BLE001 - the coroutine raises it
-            return _Read(error=error)
+            return _Read(items=items, error=error)
+        return _Read(items=items)
 
     def put(self, read: _Read[_T]) -> None:
         """Hand over what was read, in the event loop."""
-        self.wanted.clear()
         if self._next is not None and not self._next.done():
             self._next.set_result(read)
 
     async def __anext__(self) -> _T:
-        self._next = asyncio.get_running_loop().create_future()
-        self.wanted.set()
-        read = await self._next
-        if read.error is not None:
-            raise read.error
-        return cast("_T", read.item)
+        if not self._items and self._error is None:
+            self._next = asyncio.get_running_loop().create_future()
+            self.changed.set()
+            read = await self._next
+            self._items.extend(read.items)
+            self._error = read.error
+        if self._items:
+            return self._items.popleft()
+        raise cast("Exception", self._error)
 
 
 class BlockingIteration(Generic[_T]):
@@ -100,27 +127,28 @@ class BlockingIteration(Generic[_T]):
         feed = self._feed
         if feed is not None and read is not None:
             feed.put(read)
-        if self._step is None:
-            self._step = asyncio.ensure_future(_next_of(self._source))
-            self._loop_thread.adopt(self._step)
         step = self._step
+        if step is None:
+            step = self._step = asyncio.ensure_future(_next_of(self._source))
+            self._loop_thread.adopt(step)
+            if feed is not None:
+                step.add_done_callback(feed.wake)
         if feed is not None:
-            await self._wait_for(step, feed)
+            while not (feed.is_wanted or step.done()):
+                await self._wait(feed.changed)
             # Reads and items take turns: neither a slow iterable nor a slow consumer holds up everything else.
-            if feed.wanted.is_set() and (read is None or not step.done()):
+            if feed.is_wanted and (read is None or not step.done()):
                 return _Signal.WANTED
         self._step = None
         return await step
 
-    async def _wait_for(self, step: "asyncio.Task[_T | None]", feed: Feed[Any]) -> None:
-        wanted = asyncio.ensure_future(feed.wanted.wait())
+    async def _wait(self, changed: asyncio.Event) -> None:
+        changed.clear()
         try:
-            await asyncio.wait((step, wanted), return_when=asyncio.FIRST_COMPLETED)
+            await changed.wait()
         except asyncio.CancelledError:
             await self._close()
             raise
-        finally:
-            wanted.cancel()
 
     async def _close(self) -> None:
         step, self._step = self._step, None

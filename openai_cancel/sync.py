@@ -8,7 +8,7 @@ from typing import Any, Literal, NoReturn, Self
 
 import aiohttp
 
-from openai_cancel.checks import hidden
+from openai_cancel.checks import check_count, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import SessionStateError
 from openai_cancel.guard import Guard
@@ -361,7 +361,7 @@ class Session:
         headers, query = hidden(headers), hidden(query)
         feed: Feed[ResponseId] | None = None
         if isinstance(response_ids, Iterable) and not isinstance(response_ids, str | bytes | AsyncIterable):
-            feed = Feed(response_ids)
+            feed = Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
         outcomes = self._session.stop_many(
             response_ids if feed is None else feed,
             concurrency=concurrency,
