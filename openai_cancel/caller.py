@@ -5,18 +5,19 @@ See https://platform.openai.com/docs/api-reference/responses.
 
 import asyncio
 import logging
+import math
 from collections.abc import Mapping
 from typing import Self, TypedDict
 
 import attrs
 
-from openai_cancel.cancellation import Timeout
 from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
 from openai_cancel.errors import APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.pace import Pace
+from openai_cancel.pool import Attempt
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
@@ -59,6 +60,7 @@ class Caller:
         transport: sends the requests.
         clock: the source of time and chance.
         pace: the pace that this caller shares with others; None for no limit.
+        is_repeated: whether the code that makes a call repeats it if it fails.
     """
 
     settings: Settings
@@ -68,6 +70,7 @@ class Caller:
     transport: Transport
     clock: Clock
     pace: Pace | None = None
+    is_repeated: bool = False
 
     @classmethod
     def from_settings(cls, settings: Settings, transport: Transport, wire: Wire, clock: Clock) -> Self:
@@ -107,6 +110,10 @@ class Caller:
     def with_pace(self, pace: Pace) -> Self:
         """Return a caller whose requests keep a pace."""
         return attrs.evolve(self, pace=pace)
+
+    def repeated(self) -> Self:
+        """Return a caller for code that repeats failed calls itself."""
+        return attrs.evolve(self, is_repeated=True)
 
     def identify(self, response_id: ResponseId) -> str:
         """Return the id as a string.
@@ -161,7 +168,9 @@ class Caller:
         while True:
             sent = 0.0 if self.pace is None else await _turn(self.pace, began + policy.deadline, attempts)
             attempts += 1
-            result = await self._attempt(request, policy, left=policy.deadline - (clock.monotonic() - began))
+            left = policy.deadline - (clock.monotonic() - began)
+            is_last = attempts > policy.max_retries and not self.is_repeated
+            result = await self._attempt(request, policy, left=left, is_last=is_last)
             self._note(request, response_id, result, sent, attempts)
             if isinstance(result, Response):
                 return result
@@ -175,15 +184,17 @@ class Caller:
             await clock.sleep(delay)
             transport.check_open()
 
-    async def _attempt(self, request: Request, policy: RetryPolicy, *, left: float) -> Response | OpenAICancelError:
+    async def _attempt(
+        self, request: Request, policy: RetryPolicy, *, left: float, is_last: bool
+    ) -> Response | OpenAICancelError:
         """Make one attempt in the time that is left, and return the response or the error."""
         seconds = min(self.timeout, left)
-        timeout = Timeout(self.transport.scheduler, seconds)
+        attempt = Attempt(self.transport.scheduler, seconds, share=math.inf if is_last else left / 2)
         try:
-            with timeout:
+            with attempt:
                 if callable(self.settings.api_key):
                     request = self.wire.sign(request, await self.settings.ask_for_key())
-                return decode(await self.transport.send(request), request)
+                return decode(await self.transport.send(request, attempt), request)
         except OpenAICancelError as error:
             return error
         except asyncio.CancelledError:
@@ -193,10 +204,11 @@ class Caller:
                 return SessionStateError("The session was closed while the call was under way.")
             raise
         except TimeoutError as error:
-            if not timeout.expired:  # the key function raised it
+            if not attempt.expired:  # the key function raised it
                 raise
-            within = f"{seconds:g} s" if seconds == self.timeout else f"the deadline of {round(policy.deadline, 3):g} s"
-            failure = APITimeoutError(f"No complete answer within {within}.")
+            if attempt.reused:
+                self.transport.note_silence()
+            failure = APITimeoutError(_describe(attempt, self.timeout, policy.deadline))
             failure.__cause__ = error
             return failure
 
@@ -219,6 +231,14 @@ class Caller:
             self.pace.note(sent, error)
         if _log.isEnabledFor(logging.DEBUG):
             _log_attempt(request, response_id, result)
+
+
+def _describe(attempt: Attempt, timeout: float, deadline: float) -> str:
+    """Return what an attempt has waited for in vain."""
+    if attempt.ends_early:
+        return f"No answer within {round(attempt.share, 3):g} s on a used connection, which may be dead."
+    within = f"{timeout:g} s" if attempt.seconds == timeout else f"the deadline of {round(deadline, 3):g} s"
+    return f"No complete answer within {within}."
 
 
 async def _turn(pace: Pace, until: float, attempts: int) -> float:

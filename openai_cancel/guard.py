@@ -15,6 +15,9 @@ from openai_cancel.tracking import Tracker
 from openai_cancel.watcher import Watcher
 from openai_cancel.wire import ResponseId
 
+TRUSTED_FOR = 1.0
+"""Seconds for which an idle connection is trusted by a guard, which has little time: a dead one gives no sign."""
+
 YOUNG = 60.0
 """Seconds in which a server may not know a new response yet."""
 
@@ -222,6 +225,7 @@ class Stops:
 
     async def _stop_all(self) -> asyncio.CancelledError | None:
         clock = self._caller.clock
+        self._caller.transport.drop_idle(TRUSTED_FOR)
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
         # A loop that shuts down cancels all tasks, also these, which are then started again.

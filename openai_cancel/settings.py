@@ -6,9 +6,10 @@ import ipaddress
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
-from urllib.request import getproxies, proxy_bypass
 
 import attrs
 from aiohttp import TraceConfig
@@ -30,6 +31,8 @@ from openai_cancel.checks import (
 )
 from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
+from openai_cancel.proxies import environment_proxy
+from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 
 __version__ = "1.0.0"
@@ -267,17 +270,7 @@ class Settings:
         Raises:
             ConfigurationError: it is not an HTTP proxy.
         """
-        url = URL(self.base_url)
-        if proxy_bypass(f"{url.host}:{url.port}"):
-            return None
-        proxies = getproxies()
-        proxy = proxies.get(url.scheme) or proxies.get("all")
-        if proxy is None:
-            return None
-        if "://" not in proxy:
-            proxy = f"http://{proxy}"
-        check_url(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
-        return proxy
+        return environment_proxy(self.base_url)
 
     def fingerprint(self) -> str:
         """Return a string that identifies the account and does not reveal its key.
@@ -293,6 +286,15 @@ class Settings:
         text = "\n".join(parts).encode()
         return hashlib.scrypt(text, salt=b"openai-cancel account", n=2**14, r=8, p=1, dklen=16).hex()
 
+    def calling_keys_in(self, helper: HelperThread) -> Self:
+        """Return settings whose key function is called in another thread, unless it is a coroutine function."""
+        function = self.api_key
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            return self
+        settings = copy(self)  # `attrs.evolve` would warn of plain text once more
+        object.__setattr__(settings, "api_key", partial(_call_in, helper, function))
+        return settings
+
     async def ask_for_key(self) -> Secret:
         """Call the key function, for one attempt.
 
@@ -304,6 +306,11 @@ class Settings:
             key = await contain(key)
         key = hidden(key)
         return check_key(key, "the key that the api_key function returned")
+
+
+async def _call_in(helper: HelperThread, function: Callable[[], str | Awaitable[str]]) -> str:
+    key = await helper.call(function)
+    return await key if inspect.isawaitable(key) else key
 
 
 def _is_loopback(host: str) -> bool:

@@ -61,7 +61,7 @@ async def stop(
         young: whether the response was created a moment ago, so that a server may not know it yet.
     """
     work = _Stop(
-        caller=caller,
+        caller=caller.repeated(),
         response_id=response_id,
         deadline=deadline,
         confirm=confirm,

@@ -2,26 +2,26 @@
 
 import math
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, Literal, NoReturn, Self
 
 import aiohttp
 
-from openai_cancel.checks import hidden
+from openai_cancel.checks import check_count, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import SessionStateError, detached
 from openai_cancel.guard import Guard
+from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
-from openai_cancel.settings import ApiKey
+from openai_cancel.settings import ApiKey, Settings
+from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
-
-_T = TypeVar("_T")
 
 
 class Session:
@@ -37,13 +37,13 @@ class Session:
     blocks that loop. A session does not survive a `fork`: open one in the child process.
 
     The arguments are those of `AsyncSession`, without `client_session`, which would belong to another event loop. A
-    sync `api_key` function delays the other calls of the session while it runs.
+    sync `api_key` function runs in a thread of its own, without an event loop, one call at a time.
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
     """
 
-    _session: AsyncSession
+    _session: "_ThreadSession"
     _loop_thread: LoopThread
 
     def __init__(
@@ -70,7 +70,7 @@ class Session:
     ) -> None:
         api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
         self._wrap(
-            AsyncSession(
+            _ThreadSession(
                 api_key=api_key,
                 base_url=base_url,
                 organization=organization,
@@ -118,7 +118,7 @@ class Session:
         """Create a session for Azure OpenAI. See `AsyncSession.azure`."""
         api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
-            AsyncSession.azure(
+            _ThreadSession.azure(
                 endpoint,
                 api_key=api_key,
                 token_provider=token_provider,
@@ -163,7 +163,7 @@ class Session:
         """Create a session for the server of an `openai` client. See `AsyncSession.from_openai`."""
         headers, query = hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
-            AsyncSession.from_openai(
+            _ThreadSession.from_openai(
                 client,
                 headers=headers,
                 query=query,
@@ -182,14 +182,14 @@ class Session:
             )
         )
 
-    def _wrap(self, session: AsyncSession) -> Self:
+    def _wrap(self, session: "_ThreadSession") -> Self:
         self._session = session
-        self._loop_thread = LoopThread(session)
+        self._loop_thread = LoopThread(session, session.helper)
         return self
 
     def __repr__(self) -> str:
         """Return the base URL and the state."""
-        return repr(getattr(self, "_session", None)).replace("AsyncSession", type(self).__name__, 1)
+        return repr(getattr(self, "_session", None)).replace(_ThreadSession.__name__, type(self).__name__, 1)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("A session cannot be pickled or copied: it holds a key and connections. Create another one.")
@@ -360,12 +360,15 @@ class Session:
             print(outcome.response_id, outcome.verdict)
         ```
 
-        The ids are read in the session's thread, as they are needed. Leaving the loop early ends the requests that are
-        under way.
+        An iterable is read in the thread that iterates over the outcomes, as its ids are needed; an async iterable is
+        read in the session's thread. Leaving the loop early ends the requests that are under way.
         """
         headers, query = hidden(headers), hidden(query)
+        feed: Feed[ResponseId] | None = None
+        if isinstance(response_ids, Iterable) and not isinstance(response_ids, str | bytes | AsyncIterable):
+            feed = Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
         outcomes = self._session.stop_many(
-            response_ids,
+            response_ids if feed is None else feed,
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
@@ -376,15 +379,20 @@ class Session:
             headers=headers,
             query=query,
         )
-        return self._iterate(outcomes)
+        return BlockingIteration(outcomes, feed, self._loop_thread).run()
 
-    def _iterate(self, source: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
-        try:
-            while (item := self._loop_thread.run(_next_of, source)) is not None:
-                yield item
-        finally:
-            with suppress(SessionStateError):  # closing the session has ended it
-                self._loop_thread.run(source.aclose)
+
+class _ThreadSession(AsyncSession):
+    """The session in the thread's event loop. Its plain key function is called in another thread, without a loop.
+
+    Django's ORM, for example, refuses a thread in which an event loop runs, and a key function may take its time.
+    """
+
+    helper: HelperThread
+
+    def _configure(self, settings: Settings, client_session: aiohttp.ClientSession | None, clock: Clock) -> Self:
+        self.helper = HelperThread("openai-cancel-key")
+        return super()._configure(settings.calling_keys_in(self.helper), client_session, clock)
 
 
 class BlockingGuard:
@@ -418,7 +426,3 @@ class BlockingGuard:
                 raise
             with suppress(Exception):  # some exceptions cannot take a note
                 error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
-
-
-async def _next_of(source: AsyncGenerator[_T, None]) -> _T | None:
-    return await anext(source, None)

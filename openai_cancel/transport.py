@@ -6,18 +6,19 @@ import os
 import re
 from collections.abc import Coroutine, Mapping, Sequence
 from http import HTTPStatus
+from ssl import SSLContext
 from typing import Any
 
 import aiohttp
-from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
-from aiohttp.tracing import Trace
 from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.cancellation import TimeoutScheduler, contain
+from openai_cancel.certificates import advise, trusted_authorities
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
+from openai_cancel.pool import Attempt, Pool
 from openai_cancel.process import HomeProcess
+from openai_cancel.resolver import ThreadResolver
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Request
 
@@ -25,20 +26,6 @@ _UNWANTED = ("Content-Type",)  # some servers refuse an empty body that is annou
 
 # The end of aiohttp's own words in `Bad status line: b'…'`. The server's words after it may contain anything.
 _QUOTATION = re.compile(r":|\s*<|\s+b?['\"]")
-
-
-class _Connector(aiohttp.TCPConnector):
-    """A connector that drops idle connections with unsolicited data, which would be read as the next answer.
-
-    A gateway may report a time-out after it has answered, or be tricked into sending one answer too many.
-    """
-
-    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
-        while (connection := await super()._get(key, traces)) and connection.protocol is not None:
-            if not connection.protocol.should_close:
-                break
-            connection.close()
-        return connection
 
 
 class Transport:
@@ -70,6 +57,7 @@ class Transport:
         self._timeout = aiohttp.ClientTimeout(sock_connect=None if math.isinf(connect_timeout) else connect_timeout)
         self._proxy: str | None = None
         self._default_headers: Mapping[str, str] | None = None
+        self._pool: Pool | None = None
 
     def __repr__(self) -> str:
         """Return the state."""
@@ -106,8 +94,11 @@ class Transport:
         if client is None:
             # aiohttp sends the default headers of a client to proxies, too, and the key with them.
             self._default_headers = self._headers if self._proxy is None else None
+            self._pool = Pool(
+                limit=settings.max_connections, resolver=ThreadResolver(), ssl=self._authorities() or True
+            )
             client = aiohttp.ClientSession(
-                connector=_Connector(limit=settings.max_connections),
+                connector=self._pool,
                 trace_configs=list(settings.trace_configs),
                 headers=self._default_headers,
                 skip_auto_headers=_UNWANTED,
@@ -115,6 +106,11 @@ class Transport:
             )
         self._home = HomeProcess(lacks="event loop")
         self.client = client
+
+    def _authorities(self) -> SSLContext | None:
+        """Return the TLS context if one may be needed: it takes time to make one."""
+        urls = (self._settings.base_url, self._proxy or "")
+        return trusted_authorities() if any(url.startswith("https:") for url in urls) else None
 
     async def close(self) -> None:
         """Close the pool, unless the client is the caller's. Closing twice does nothing.
@@ -154,10 +150,27 @@ class Transport:
             )
         return SessionStateError("The session was opened in another event loop: open one in each loop.")
 
-    def send(self, request: Request) -> Coroutine[Any, Any, Answer]:
+    def note_silence(self) -> None:
+        """Note that a used connection had no answer: close the idle ones, which may be dead, too."""
+        if self._pool is not None:
+            self._pool.note_silence()
+
+    def drop_idle(self, seconds: float) -> None:
+        """Close the connections that have been idle for longer than that many seconds. Those of a caller's client stay.
+
+        The next requests then have fresh connections.
+        """
+        if self._pool is not None:
+            self._pool.drop_idle(seconds)
+
+    def send(self, request: Request, attempt: Attempt | None = None) -> Coroutine[Any, Any, Answer]:
         """Send a request without a body. Await the result.
 
         Its URL is sent as it is. Header names are in lower case. A body over the limit is not read.
+
+        Args:
+            request: the request.
+            attempt: the attempt that this exchange is a part of. It learns whether the connection was used before.
 
         Raises:
             APITimeoutError: no connection within `connect_timeout`.
@@ -167,34 +180,32 @@ class Transport:
         client = self.client
         if client is None or client.closed:
             raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
-        exchange = self._exchange(client, request)
+        exchange = self._exchange(client, request, attempt if self._pool else None)
         return contain(exchange) if self._runs_foreign_code else exchange
 
-    async def _exchange(self, client: aiohttp.ClientSession, request: Request) -> Answer:
-        method, url, headers = request
-        more: Mapping[str, str] | None = None if headers is self._default_headers else headers
-        middlewares: Sequence[aiohttp.ClientMiddlewareType] | None = None
-        if self._foreign_client is not None:
-            more = {name: value for name, value in headers.items() if name != "authorization"}
-            # A client's own middlewares run after ours. They are named here, because these take their place.
-            middlewares = (_Authorize(headers), _SendOnce(), *getattr(client, "_middlewares", ()))
-        elif method == "GET":
-            middlewares = (_SendOnce(),)
+    async def _exchange(self, client: aiohttp.ClientSession, request: Request, attempt: Attempt | None) -> Answer:
+        headers, middlewares = self._adapt(client, request)
         response: aiohttp.ClientResponse | None = None
         chunks: list[bytes] = []
+        pool, task = self._pool, None
+        if pool and attempt:
+            task = asyncio.current_task()
+            pool.attempts[task] = attempt
         try:
             async with client.request(
-                method,
-                URL(url, encoded=True),
+                request.method,
+                URL(request.url, encoded=True),
                 skip_auto_headers=None if self._foreign_client is None else _UNWANTED,
                 allow_redirects=False,
                 raise_for_status=False,
                 auto_decompress=True,
                 timeout=self._timeout,
                 proxy=self._proxy,
-                headers=more,
+                headers=headers,
                 middlewares=middlewares,
             ) as response:
+                if pool and attempt:
+                    pool.note_answer(attempt)
                 limit = self._settings.max_body_bytes
                 complete = (response.content_length or 0) <= limit and await _read(response.content, chunks, limit)
                 if not complete:
@@ -204,11 +215,25 @@ class Transport:
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             # The text of aiohttp's error may contain the URL or a part of the answer, and either may contain a secret.
             # The frames of any error hold the request.
-            raise self._translate(error, url) from (detached(error) if isinstance(error, OSError) else None)
+            raise self._translate(error, request.url) from (detached(error) if isinstance(error, OSError) else None)
         finally:
             # The locals of a traceback would show a part of the answer.
             response = None
             chunks.clear()
+            if pool and attempt:
+                del pool.attempts[task]
+
+    def _adapt(
+        self, client: aiohttp.ClientSession, request: Request
+    ) -> tuple[Mapping[str, str] | None, Sequence[aiohttp.ClientMiddlewareType] | None]:
+        """Return the headers and the middlewares that a client needs for a request."""
+        headers = request.headers
+        if self._foreign_client is None:
+            middlewares = (_SendOnce(),) if request.method == "GET" else None
+            return None if headers is self._default_headers else headers, middlewares
+        more = {name: value for name, value in headers.items() if name != "authorization"}
+        # A client's own middlewares run after ours. They are named here, because these take their place.
+        return more, (_Authorize(headers), _SendOnce(), *getattr(client, "_middlewares", ()))
 
     def _translate(self, error: Exception, url: str) -> OpenAICancelError:
         host = URL(url, encoded=True).host
@@ -225,10 +250,8 @@ class Transport:
             failure.permanent = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             return failure
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-            failure = APIConnectionError(
-                f"The certificate of {host} is not trusted: {error}. If a proxy or a private authority issued it, "
-                "set SSL_CERT_FILE to a file with that authority's certificates."
-            )
+            advice = advise(error, own_client=self._pool is not None)
+            failure = APIConnectionError(f"The certificate of {host} is not trusted: {error}. {advice}")
             failure.permanent = True
             return failure
         if isinstance(error, OSError):

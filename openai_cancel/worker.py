@@ -12,6 +12,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from openai_cancel.errors import SessionStateError
 from openai_cancel.process import HomeProcess
 from openai_cancel.session import AsyncSession
+from openai_cancel.threads import HelperThread
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -19,6 +20,10 @@ _T = TypeVar("_T")
 
 class LoopThread:
     """A thread with an event loop, in which a session is open.
+
+    Args:
+        session: the session.
+        helper: the thread that calls the session's key function, if it has one. It ends with this thread.
 
     Attributes:
         thread: the thread, once it was started. It is a daemon, and does not refer to the `Session`: a forgotten one
@@ -28,11 +33,12 @@ class LoopThread:
 
     thread: Thread
 
-    def __init__(self, session: AsyncSession) -> None:
+    def __init__(self, session: AsyncSession, helper: HelperThread | None = None) -> None:
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self._session = session
+        self._helper = helper
         self._stop: Future[None] = Future()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
         self._home: HomeProcess | None = None  # the process in which the thread was started
         self._closed = False
@@ -94,7 +100,7 @@ class LoopThread:
         """
         self.check_running()
         future: Future[_T] = Future()
-        call = _Call(partial(function, *args, **kwargs), future, self._calls)
+        call = _Call(partial(function, *args, **kwargs), future, self.adopt)
         try:
             self._submit(call)
             return future.result()
@@ -126,6 +132,11 @@ class LoopThread:
             except RuntimeError:  # a signal handler has closed the session in this thread, and the loop is closed
                 raise SessionStateError("The session was closed while the call was under way.") from None
 
+    def adopt(self, task: "asyncio.Task[Any]") -> None:
+        """Cancel a task, too, as the thread ends. Runs in the event loop."""
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
     def check_running(self) -> None:
         """Make sure that a call can be made from this thread.
 
@@ -139,7 +150,7 @@ class LoopThread:
         if self._home is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
         self._home.check()
-        if current_thread() is self.thread:
+        if current_thread() is self.thread or (self._helper and self._helper.is_current):
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
             )
@@ -154,6 +165,9 @@ class LoopThread:
             if self.loop.done():
                 raise
             self.loop.set_exception(error)  # `start` raises it
+        finally:
+            if self._helper:
+                self._helper.close()
 
     async def _keep_open(self) -> None:
         async with self._session:
@@ -169,19 +183,21 @@ class _Call(Generic[_T]):
     """A call that runs in the event loop, and that the waiting thread can give up."""
 
     def __init__(
-        self, function: Callable[[], Coroutine[Any, Any, _T]], future: Future[_T], calls: set[asyncio.Task[None]]
+        self,
+        function: Callable[[], Coroutine[Any, Any, _T]],
+        future: Future[_T],
+        adopt: "Callable[[asyncio.Task[Any]], None]",
     ) -> None:
         self._function = function
         self._future = future
-        self._calls = calls
+        self._adopt = adopt
         self._task: asyncio.Task[None] | None = None
         self._notes: list[str] = []
 
     def start(self) -> None:
         """Start the call. Runs in the event loop."""
         self._task = asyncio.ensure_future(self._run())
-        self._calls.add(self._task)
-        self._task.add_done_callback(self._calls.discard)
+        self._adopt(self._task)
 
     async def _run(self) -> None:
         # It raises nothing: a SystemExit would end the event loop, and all other calls with it.

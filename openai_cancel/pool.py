@@ -1,0 +1,105 @@
+"""The connection pool, which replaces connections that died without a word, and the attempts that notice it."""
+
+import asyncio
+import math
+from time import monotonic
+from typing import Any
+
+import aiohttp
+import attrs
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
+
+from openai_cancel.cancellation import Timeout
+
+PATIENCE = 5.0
+"""Seconds that an answer may take to begin on a used connection, unless the server has been slower before."""
+
+
+@attrs.define(eq=False)
+class Attempt(Timeout):
+    """The time of one attempt. It ends early on a used connection on which no answer begins.
+
+    A load balancer, a NAT or a frozen process may have dropped an idle connection without a word. A dead connection
+    cannot be told from a slow server, so the attempt must leave time for another one.
+
+    Attributes:
+        share: seconds after which it ends early on a used connection; `math.inf` if no other attempt would follow.
+        reused: whether the connection was used before.
+        ends_early: whether it ends before the whole of its time is over.
+    """
+
+    share: float = math.inf
+    reused: bool = False
+    ends_early: bool = False
+
+    _end: float = math.inf
+
+    def on_reuse(self, patience: float) -> None:
+        """Note that the connection was used before, so that an answer should begin within `patience` seconds."""
+        self.reused = True
+        self.share = min(patience, self.share)
+        self._end, early = self.until, self.scheduler.loop.time() + self.share
+        if early < self.until:
+            self.ends_early = True
+            self.until = early
+            if early < self.scheduler.at:
+                self.scheduler.schedule(early)
+
+    def on_answer(self) -> None:
+        """Note that an answer begins, although the attempt was to end early. The rest of it has the whole time."""
+        self.ends_early = False
+        self.until = self._end
+
+
+class Pool(aiohttp.TCPConnector):
+    """A connector that tells attempts whether their connection was used before.
+
+    It also drops idle connections with unsolicited data, which would be read as the next answer. A gateway may report
+    a time-out after it has answered, or be tricked into sending one answer too many.
+
+    Attributes:
+        attempts: the attempts that are under way, by the task that makes the exchange.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # pyright: ignore[reportUnknownMemberType] - aiohttp's annotations have a gap
+        self.attempts: dict[asyncio.Task[Any] | None, Attempt] = {}
+        self._patience = PATIENCE
+        self._measures = False  # whether the speed of the server matters
+
+    def note_silence(self) -> None:
+        """Note that a used connection had no answer: close the others, which may be dead, too."""
+        self._measures = True
+        self.drop_idle()
+
+    def note_answer(self, attempt: Attempt) -> None:
+        """Note that an answer begins. A slow server is not mistaken for a dead connection again and again."""
+        if attempt.ends_early:
+            attempt.on_answer()
+        if self._measures:
+            took = attempt.scheduler.loop.time() - (attempt.until - attempt.seconds)
+            self._patience = max(PATIENCE, 2 * took)
+            self._measures = self._patience > PATIENCE
+
+    def drop_idle(self, seconds: float = 0.0) -> None:
+        """Close the connections that have been idle for longer than that many seconds."""
+        latest = monotonic() - seconds  # aiohttp's clock
+        for key, connections in [*self._conns.items()]:
+            for protocol, since in [*connections]:
+                if since <= latest:
+                    connections.remove((protocol, since))
+                    protocol.abort()  # a TLS connection would wait for the other side's farewell
+            if not connections:
+                del self._conns[key]
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) and connection.protocol is not None:
+            if not connection.protocol.should_close:
+                attempt = self.attempts.get(asyncio.current_task())
+                if attempt is not None:
+                    attempt.on_reuse(self._patience)
+                break
+            connection.close()
+        return connection
