@@ -206,11 +206,10 @@ class Transport:
             ) as response:
                 if pool and attempt:
                     pool.note_answer(attempt)
-                limit = self._settings.max_body_bytes
-                complete = (response.content_length or 0) <= limit and await _read(response.content, chunks, limit)
+                complete = await self._read(response, chunks)
                 if not complete:
                     chunks.clear()
-                    response.close()  # the rest of the body is on its way, so the connection cannot be used again
+                    response.close()  # the rest of the body may be on its way, so the connection is not used again
                 return Answer(response.status, response.headers, b"".join(chunks), complete)
         except (aiohttp.ClientError, HttpProcessingError, OSError) as error:
             # The text of aiohttp's error may contain the URL or a part of the answer, and either may contain a secret.
@@ -222,6 +221,22 @@ class Transport:
             chunks.clear()
             if pool and attempt:
                 del pool.attempts[task]
+
+    async def _read(self, response: aiohttp.ClientResponse, chunks: list[bytes]) -> bool:
+        """Read the body, and return whether it is complete. An error keeps its status if its body cannot be read."""
+        content, is_error = response.content, not response.ok
+        limit = self._settings.max_body_bytes
+        room = -1 if (response.content_length or 0) > limit else limit
+        del response  # the locals of a traceback would show its headers
+        try:
+            while room >= 0 and not content.at_eof():
+                chunks.append(await content.readany())
+                room -= len(chunks[-1])
+        except aiohttp.ClientPayloadError:
+            if not is_error:
+                raise
+            return False
+        return room >= 0
 
     def _adapt(
         self, client: aiohttp.ClientSession, request: Request
@@ -262,16 +277,6 @@ class Transport:
             text = re.sub(r"^\d+, message:\s*", "", getattr(error, "message", "") or str(error))
             text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
-
-
-async def _read(content: aiohttp.StreamReader, chunks: list[bytes], limit: int) -> bool:
-    """Read a body chunk by chunk, and return whether it is complete, which is not so if it exceeds the limit."""
-    while not content.at_eof():
-        chunks.append(await content.readany())
-        limit -= len(chunks[-1])
-        if limit < 0:
-            return False
-    return True
 
 
 class _Authorize:

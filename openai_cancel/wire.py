@@ -215,7 +215,7 @@ def _error(answer: Answer, request: Request, document: Any) -> APIStatusError | 
     else:
         message = details.message or _plain_text(body) or _reason(status)
     if not complete:
-        message += " (the body is larger than the limit of the session and was not read)"
+        message += " (the body is damaged, or larger than the limit of the session, and was not read)"
     kind = _KINDS.get(kind_by, InternalServerError if kind_by in _SERVER_ERROR else APIStatusError)
     error = kind(
         message[:MESSAGE_LIMIT],

@@ -22,6 +22,7 @@ from openai_cancel import (
     APIConnectionError,
     APITimeoutError,
     AsyncSession,
+    BadRequestError,
     ConfigurationError,
     ConflictError,
     InternalServerError,
@@ -431,6 +432,27 @@ class TestTraceConfigs:
         async with aiohttp.ClientSession() as client:
             with pytest.raises(ConfigurationError, match="pass them to that client"):
                 AsyncSession(api_key=KEY, client_session=client, trace_configs=[aiohttp.TraceConfig()])
+
+
+class TestABodyThatCannotBeRead:
+    """open-responses-server announces gzip, and sends nothing."""
+
+    @pytest.mark.parametrize(
+        ("status", "kind"), [(400, BadRequestError), (404, NotFoundError), (503, InternalServerError)]
+    )
+    @pytest.mark.parametrize("length", [0, 20])
+    async def test_an_error_keeps_its_status(self, session, server, status: int, kind: type, length: int) -> None:
+        head = f"HTTP/1.1 {status} No\r\nContent-Encoding: gzip\r\nContent-Length: {length}\r\n\r\n"
+        server.faults.append(Fault(raw=head.encode()))
+        with pytest.raises(kind) as caught:
+            await session.cancel("resp_x", max_retries=0)
+        assert caught.value.status == status
+
+    async def test_a_success_is_no_usable_answer(self, session, server) -> None:
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 20\r\n\r\n"
+        server.faults.append(Fault(raw=head))
+        with pytest.raises(APIConnectionError):
+            await session.cancel("resp_x", max_retries=0)
 
 
 class TestOneAttemptIsOneRequest:

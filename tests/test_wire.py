@@ -248,7 +248,7 @@ class TestSuccess:
     def test_a_body_over_the_limit_is_named_in_the_error(self) -> None:
         assert "limit of the session" in decode_failure(b"", complete=False).message
         assert decode_error(502, complete=False).message == (
-            "Bad Gateway (the body is larger than the limit of the session and was not read)"
+            "Bad Gateway (the body is damaged, or larger than the limit of the session, and was not read)"
         )
 
 
