@@ -224,7 +224,7 @@ class Transport:
 
     async def _read(self, response: aiohttp.ClientResponse, chunks: list[bytes]) -> bool:
         """Read the body, and return whether it is complete. An error keeps its status if its body cannot be read."""
-        content, is_error = response.content, not response.ok
+        content, status = response.content, response.status
         limit = self._settings.max_body_bytes
         room = -1 if (response.content_length or 0) > limit else limit
         del response  # the locals of a traceback would show its headers
@@ -233,7 +233,7 @@ class Transport:
                 chunks.append(await content.readany())
                 room -= len(chunks[-1])
         except aiohttp.ClientPayloadError:
-            if not is_error:
+            if status < HTTPStatus.BAD_REQUEST:
                 raise
             return False
         return room >= 0

@@ -14,7 +14,7 @@ from sqlalchemy import URL, Row, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.errors import ConfigurationError, LedgerError, detached
 from openai_cancel.ledger.table import Command, migrate
 
 BATCH_SIZE = 100
@@ -221,5 +221,5 @@ def _translate(error: BaseException) -> LedgerError:
         return error
     words = str(getattr(error, "orig", None) or error)  # the text of SQLAlchemy's own errors quotes the statement
     failure = LedgerError(f"The ledger's database failed: {' '.join(words.split()) or type(error).__name__}.")
-    failure.__cause__ = error
+    failure.__cause__ = detached(error)  # the frames of a driver hold the password
     return failure

@@ -14,7 +14,7 @@ from typing import Any, Self
 import attrs
 from sqlalchemy import Row
 
-from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.ledger.database import Database, read_url
@@ -97,6 +97,7 @@ class Ledger:
         labels: Mapping[str, str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        url = Secret(url) if isinstance(url, str) else url  # it may contain a password
         self._url = read_url(url)
         self._lease = check_seconds("lease", lease)
         self._timeout = check_seconds("timeout", timeout)
@@ -105,7 +106,8 @@ class Ledger:
 
     def __repr__(self) -> str:
         """Return the URL without its password."""
-        return f"<{type(self).__name__} {self._url.render_as_string(hide_password=True)}>"
+        url = getattr(self, "_url", None)  # there is none if the constructor has failed
+        return f"<{type(self).__name__} {url.render_as_string(hide_password=True) if url else '?'}>"
 
     async def open(self, *, check: bool = True) -> Self:
         """Open the ledger in the running event loop. `async with` does this, and closes it at the end.
