@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from conftest import until
 from ledger_database import execute, lapse, without_table
 from ledgers import beat, entries, open_session, states
 from manual_clock import ManualClock
@@ -145,6 +147,8 @@ class TestADatabaseThatCannotBeUsed:
                 pass
         with pytest.raises(LedgerError, match="Connect call failed"):
             await Ledger("postgresql://u:secret@127.0.0.1:1/d").open()
+        # The threads of aiosqlite end a little later, and report to this loop.
+        await until(lambda: not [thread for thread in threading.enumerate() if "_connection_worker" in thread.name])
 
     async def test_a_guard_waits_for_a_database_that_hangs_until_the_timeout(
         self, server: Emulator, create, caplog: pytest.LogCaptureFixture
