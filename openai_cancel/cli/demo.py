@@ -81,7 +81,8 @@ def emulate(
             queued_for, runs_for, becomes (completed, failed or incomplete), says, resumes_after.
         rate_limit: Requests per second. The server answers 429 to any more.
         dialect: The server to emulate: openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling,
-            perplexity, mistralrs, openresponses or gomodel.
+            perplexity, mistralrs, openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey,
+            open_responses_server, azure_restarted, method_not_allowed or no_cancel_route.
     """
     script = Script(runs_for=runs_for)
     emulator = Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect)

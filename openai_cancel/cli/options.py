@@ -78,7 +78,7 @@ class FileOptions:
     """The options for ids from files, and for the log of their outcomes.
 
     Attributes:
-        file: Files of ids: one id per line, JSON lines, or CSV with a column id or response_id. - is standard input.
+        file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
         log: Append a JSON line for each outcome to this file.
         resume: Skip the ids that the log shows as stopped.
     """
