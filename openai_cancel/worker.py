@@ -7,12 +7,12 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
 from functools import partial
-from threading import RLock, Thread, current_thread
+from threading import RLock
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from openai_cancel.errors import SessionStateError
 from openai_cancel.session import AsyncSession
-from openai_cancel.threads import HelperThread
+from openai_cancel.threads import HelperThread, NativeThread, result_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ class LoopThread:
     """
 
     def __init__(self, session: AsyncSession, helper: HelperThread | None = None) -> None:
-        self.thread: Thread = Thread(target=self._serve, name="openai-cancel", daemon=True)
+        self.thread: NativeThread = NativeThread(self._serve, name="openai-cancel")
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self._session = session
         self._helper = helper
@@ -58,7 +58,7 @@ class LoopThread:
             self._pid = os.getpid()
         try:
             self.thread.start()
-            self.loop.result()
+            result_of(self.loop)
         except BaseException:  # also Ctrl-C
             self.close()
             raise
@@ -72,8 +72,8 @@ class LoopThread:
             self._closed = True
             self.request_stop()
         # At the end of the interpreter its other threads are frozen.
-        if self.thread.ident is not None and self.thread is not current_thread() and not sys.is_finalizing():
-            self.thread.join()
+        if self.thread.was_started and not self.thread.is_current and not sys.is_finalizing():
+            self.thread.wait_for_end()
 
     def request_stop(self) -> None:
         """Tell the thread to end, and do not wait for it."""
@@ -91,7 +91,7 @@ class LoopThread:
         call = _Call(partial(function, *args, **kwargs), future, self.adopt)
         try:
             self._submit(call)
-            return future.result()
+            return result_of(future)
         except CancelledError:
             if not self._closed:
                 raise
@@ -105,7 +105,7 @@ class LoopThread:
                 # The call may have to do something before it ends, such as stopping a response.
                 self.loop.result().call_soon_threadsafe(call.give_up, future)
                 with suppress(Exception, CancelledError):
-                    future.result()
+                    result_of(future)
                 call.add_notes_to(error)
             raise
         finally:
@@ -139,7 +139,7 @@ class LoopThread:
                 f"The session was opened in process {self._pid}, and a fork does not copy its thread: open a session "
                 "in this process."
             )
-        if current_thread() is self.thread or (self._helper and self._helper.is_current):
+        if self.thread.is_current or (self._helper and self._helper.is_current):
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
             )
