@@ -5,6 +5,8 @@ them when the interpreter ends.
 """
 
 import asyncio
+import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextvars import copy_context
@@ -12,6 +14,8 @@ from functools import partial
 from queue import SimpleQueue
 from threading import Thread, current_thread
 from typing import Any, Generic, TypeVar, cast
+
+from openai_cancel.errors import SessionStateError
 
 _T = TypeVar("_T")
 
@@ -63,6 +67,99 @@ async def run_in_thread(function: Callable[..., _T], /, *arguments: Any, name: s
     return await work.result()
 
 
+class NativeThread(Thread):
+    """A daemon thread of the operating system, also where gevent has replaced threads by greenlets.
+
+    An event loop that runs in a greenlet would be the running one of all greenlets in the same thread. Wait for
+    it with `result_of`.
+    """
+
+    def __init__(self, target: Callable[..., object], *arguments: Any, name: str) -> None:
+        super().__init__(target=target, args=arguments, name=name, daemon=True)
+        self._own_ident: int | None = None  # with gevent
+        self._ended = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this thread runs the caller."""
+        if self._own_ident is not None:
+            return bool(_original("_thread", "get_ident")() == self._own_ident)
+        return current_thread() is self
+
+    @property
+    def was_started(self) -> bool:
+        """Whether the thread was started."""
+        return self._own_ident is not None or self.ident is not None
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            SessionStateError: eventlet has replaced threads, whose locks do not work between threads.
+            RuntimeError: no thread can be started.
+        """
+        eventlet = sys.modules.get("eventlet.patcher")
+        if eventlet is not None and eventlet.is_monkey_patched("thread"):
+            raise SessionStateError(
+                "eventlet has replaced threads, and a blocking session needs a real one: use another worker class, "
+                "such as gevent or gunicorn's gthread, or call `openai-cancel` in a process of its own."
+            )
+        if not _has_greenlets():
+            super().start()
+            return
+        sys.modules["gevent"].get_hub()  # two threads cannot create their first hubs at the same time
+        self._own_ident = _original("_thread", "start_new_thread")(self._run_natively, ())
+
+    def wait_for_end(self) -> None:
+        """Wait until the thread has ended."""
+        if self._own_ident is None:
+            self.join()
+            return
+        while not self._ended:
+            time.sleep(0.001)  # of gevent: other greenlets go on
+
+    def _run_natively(self) -> None:
+        try:
+            self.run()
+        finally:
+            sys.modules["gevent"].get_hub().destroy(destroy_loop=True)  # it would outlive the thread
+            self._ended = True
+
+
+def result_of(future: Future[_T]) -> _T:
+    """Wait for the result of a future that another thread sets, and return it.
+
+    With gevent, only the greenlet waits. gevent's own locks wake up a greenlet of another thread, too, but a thread in
+    which nothing else happens takes such a wait for a deadlock.
+    """
+    if _has_greenlets():
+        gevent = sys.modules["gevent"]
+        done = sys.modules["gevent.event"].Event()
+        # See https://www.gevent.org/loop_impls.html: the one thing that another thread may call.
+        watcher = gevent.get_hub().loop.async_()
+        watcher.start(done.set)
+        senders = [watcher.send]
+        try:
+            future.add_done_callback(lambda _: [send() for send in senders])
+            done.wait()
+        finally:
+            senders.clear()
+            watcher.close()
+    try:
+        return future.result()
+    finally:
+        del future  # an exception's traceback refers to this frame, which would refer to the exception
+
+
+def _has_greenlets() -> bool:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and bool(monkey.is_module_patched("threading"))
+
+
+def _original(module: str, name: str) -> Any:
+    return sys.modules["gevent.monkey"].get_original(module, name)
+
+
 class HelperThread:
     """A daemon thread, without an event loop, that calls one function after another. It starts with the first one.
 
@@ -72,14 +169,16 @@ class HelperThread:
 
     def __init__(self, name: str) -> None:
         # The thread does not refer to this object.
-        self._works: SimpleQueue[_Work[Any] | None] = SimpleQueue()
-        self.thread: Thread = Thread(target=_serve, args=(self._works,), name=name, daemon=True)
+        # gevent's queues do not work between threads.
+        make = _original("queue", "SimpleQueue") if _has_greenlets() else SimpleQueue
+        self._works: SimpleQueue[_Work[Any] | None] = make()
+        self.thread: NativeThread = NativeThread(_serve, self._works, name=name)
         self._started = False
 
     @property
     def is_current(self) -> bool:
         """Whether the running function was called by this thread."""
-        return current_thread() is self.thread
+        return self.thread.is_current
 
     async def call(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
         """Call a blocking function in the thread, and return its result."""

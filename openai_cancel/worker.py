@@ -6,13 +6,13 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
 from functools import partial
-from threading import RLock, Thread, current_thread
+from threading import RLock
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from openai_cancel.errors import SessionStateError
 from openai_cancel.process import HomeProcess
 from openai_cancel.session import AsyncSession
-from openai_cancel.threads import HelperThread
+from openai_cancel.threads import HelperThread, NativeThread, result_of
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ class LoopThread:
         loop: the event loop, once the session is open.
     """
 
-    thread: Thread
+    thread: NativeThread
 
     def __init__(self, session: AsyncSession, helper: HelperThread | None = None) -> None:
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
@@ -60,11 +60,11 @@ class LoopThread:
             if self._closed or self._home is not None:
                 raise SessionStateError("A session can be opened only once: create another one.")
             # Not in the constructor: CPython 3.13 cannot start a thread that was created before a fork.
-            self.thread = Thread(target=self._serve, name="openai-cancel", daemon=True)
+            self.thread = NativeThread(self._serve, name="openai-cancel")
             self._home = HomeProcess(lacks="thread")
         try:
             self.thread.start()
-            self.loop.result()
+            result_of(self.loop)
         except BaseException:  # also Ctrl-C
             self.close()
             raise
@@ -84,8 +84,8 @@ class LoopThread:
         if not self._closed or self._home is None or not self._home.is_current:
             return
         # At the end of the interpreter its other threads are frozen.
-        if self.thread.ident is not None and self.thread is not current_thread() and not sys.is_finalizing():
-            self.thread.join()
+        if self.thread.was_started and not self.thread.is_current and not sys.is_finalizing():
+            self.thread.wait_for_end()
 
     def request_stop(self) -> None:
         """Tell the thread to end, and do not wait for it."""
@@ -103,7 +103,7 @@ class LoopThread:
         call = _Call(partial(function, *args, **kwargs), future, self.adopt)
         try:
             self._submit(call)
-            return future.result()
+            return result_of(future)
         except CancelledError:
             if not self._closed:
                 raise
@@ -117,7 +117,7 @@ class LoopThread:
                 # The call may have to do something before it ends, such as stopping a response.
                 self.loop.result().call_soon_threadsafe(call.give_up, future)
                 with suppress(Exception, CancelledError):
-                    future.result()
+                    result_of(future)
                 call.add_notes_to(error)
             raise
         finally:
@@ -150,7 +150,7 @@ class LoopThread:
         if self._home is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
         self._home.check()
-        if current_thread() is self.thread or (self._helper and self._helper.is_current):
+        if self.thread.is_current or (self._helper and self._helper.is_current):
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
             )
