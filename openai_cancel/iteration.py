@@ -24,7 +24,7 @@ class _Signal(Enum):
 
 @attrs.frozen(kw_only=True)
 class _Read(Generic[_T]):
-    """What was read of an iterable: items, and then perhaps an error, which is a StopAsyncIteration at the end."""
+    """Items of an iterable, and then perhaps an error, which is a StopAsyncIteration at its end."""
 
     items: list[_T]
     error: Exception | None = None

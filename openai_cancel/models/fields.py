@@ -22,7 +22,7 @@ Hook: TypeAlias = Callable[[Any], Any]
 """A function that makes a value from a JSON value of one type, or raises a `ShapeError`."""
 
 Shapes: TypeAlias = dict[type, Hook | None]
-"""What a place of a document may hold: a hook for each JSON type, or None where the value stays as it is."""
+"""The JSON types that a place of a document may hold, each with a hook, or None where the value stays as it is."""
 
 MAKING = RLock()
 """Held while attrs makes a class: if two threads made it at once, it would lose its defaults."""
