@@ -71,7 +71,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("entries", "host", "exempt", "_"), CASES)
-def test_an_entry_of_no_proxy(entries: str, host: str, exempt: bool, _: bool) -> None:  # noqa: FBT001
+def test_an_entry_of_no_proxy(entries: str, host: str, exempt: object, _: object) -> None:
     assert is_exempt(URL(f"http://{host}/v1"), entries) is exempt
 
 
@@ -82,8 +82,8 @@ def test_the_variable_may_be_in_lower_or_upper_case(
     name: str,
     entries: str,
     host: str,
-    exempt: bool,
-    _: bool,  # noqa: FBT001
+    exempt: object,
+    _: object,
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", PROXY)
     monkeypatch.setenv(name, entries)
@@ -106,9 +106,17 @@ def test_a_proxy_that_does_not_matter_is_not_checked(monkeypatch: pytest.MonkeyP
         environment_proxy("https://other.example/v1")
 
 
+@pytest.mark.parametrize("exempt", [False, True])
+def test_without_variables_the_settings_of_the_system_count(monkeypatch: pytest.MonkeyPatch, exempt: object) -> None:
+    """Windows and macOS have some."""
+    monkeypatch.setattr("openai_cancel.proxies.getproxies", lambda: {"https": PROXY})
+    monkeypatch.setattr("openai_cancel.proxies.proxy_bypass", lambda host: exempt and host == "host.example:443")
+    assert environment_proxy("https://host.example/v1") == (None if exempt else PROXY)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize(("entries", "host", "exempt"), [case[:3] for case in CASES if case[3]])
-def test_curl_agrees(monkeypatch: pytest.MonkeyPatch, entries: str, host: str, exempt: bool) -> None:  # noqa: FBT001
+def test_curl_agrees(monkeypatch: pytest.MonkeyPatch, entries: str, host: str, exempt: object) -> None:
     """Its own resolver is told that each name is an address of this machine; nothing listens there."""
     monkeypatch.setenv("NO_PROXY", entries)
     done = subprocess.run(
