@@ -301,6 +301,7 @@ class TestLife:
                 pass
 
         monkeypatch.setattr("aiohttp.connector.DefaultResolver", Resolver)
+        monkeypatch.setattr("openai_cancel.transport.ThreadResolver", Resolver)
         client = aiohttp.ClientSession() if who == "client" else None
         session = await AsyncSession(api_key="any", base_url="http://host.invalid", client_session=client).open()
         call = asyncio.create_task(session.cancel("x"))
