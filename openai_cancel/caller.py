@@ -206,8 +206,8 @@ class Caller:
         except TimeoutError as error:
             if not attempt.expired:  # the key function raised it
                 raise
-            if attempt.reused:
-                self.transport.note_silence()
+            if attempt.used is not None:
+                attempt.used.note_silence()
             failure = APITimeoutError(_describe(attempt, self.timeout, policy.deadline))
             failure.__cause__ = error
             return failure

@@ -26,19 +26,19 @@ class Attempt(Timeout):
 
     Attributes:
         share: seconds after which it ends early on a used connection; `math.inf` if no other attempt would follow.
-        reused: whether the connection was used before.
+        used: the pool, if the connection was used before; otherwise None.
         ends_early: whether it ends before the whole of its time is over.
     """
 
     share: float = math.inf
-    reused: bool = False
+    used: "Pool | None" = None
     ends_early: bool = False
 
     _end: float = math.inf
 
-    def on_reuse(self, patience: float) -> None:
+    def on_reuse(self, pool: "Pool", patience: float) -> None:
         """Note that the connection was used before, so that an answer should begin within `patience` seconds."""
-        self.reused = True
+        self.used = pool
         self.share = min(patience, self.share)
         self._end, early = self.until, self.scheduler.loop.time() + self.share
         if early < self.until:
@@ -99,7 +99,7 @@ class Pool(aiohttp.TCPConnector):
             if not connection.protocol.should_close:
                 attempt = self.attempts.get(asyncio.current_task())
                 if attempt is not None:
-                    attempt.on_reuse(self._patience)
+                    attempt.on_reuse(self, self._patience)
                 break
             connection.close()
         return connection

@@ -6,6 +6,7 @@ them when the interpreter ends.
 
 import asyncio
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -108,7 +109,10 @@ class NativeThread(Thread):
             super().start()
             return
         sys.modules["gevent"].get_hub()  # two threads cannot create their first hubs at the same time
-        self._own_ident = _original("_thread", "start_new_thread")(self._run_natively, ())
+        run: Any = self._run_natively
+        trace: Any = sys.settrace
+        begin = lambda: (trace(threading.gettrace()), run())  # noqa: E731 - a debugger sees what this calls
+        self._own_ident = _original("_thread", "start_new_thread")(begin, ())
 
     def wait_for_end(self) -> None:
         """Wait until the thread has ended."""

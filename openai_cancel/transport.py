@@ -150,11 +150,6 @@ class Transport:
             )
         return SessionStateError("The session was opened in another event loop: open one in each loop.")
 
-    def note_silence(self) -> None:
-        """Note that a used connection had no answer: close the idle ones, which may be dead, too."""
-        if self._pool is not None:
-            self._pool.note_silence()
-
     def drop_idle(self, seconds: float) -> None:
         """Close the connections that have been idle for longer than that many seconds. Those of a caller's client stay.
 

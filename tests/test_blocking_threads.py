@@ -126,6 +126,30 @@ class TestIterablesOfStopMany:
 
         assert sorted(await in_thread(server, work)) == sorted(ids)
 
+    async def test_a_key_function_that_fails_while_it_is_read_ends_the_iteration(self, server: Emulator) -> None:
+        failing = threading.Event()
+
+        def provide() -> str:
+            failing.set()
+            raise ZeroDivisionError
+
+        def work(session: Session) -> int:
+            read = 0
+
+            def source() -> Iterator[str]:
+                nonlocal read
+                for number in range(100):
+                    yield f"resp_{number}"
+                    failing.wait()
+                    time.sleep(0.01)
+                    read += 1
+
+            with pytest.raises(ZeroDivisionError):
+                list(session.stop_many(source()))
+            return read
+
+        assert await in_thread(server, work, api_key=provide) < 50
+
     @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
     async def test_an_interruption_while_it_is_read_ends_the_requests(self, server: Emulator, create, kind) -> None:
         name = create()

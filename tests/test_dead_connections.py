@@ -4,12 +4,14 @@ import asyncio
 import math
 import time
 
+import aiohttp
 import pytest
 from conftest import KEY, hasty_session
 from relay import Relay
 
 from openai_cancel import APITimeoutError, AsyncSession, Clock, Verdict, pool
 from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.wire import Request
 
 
 async def warm(session: AsyncSession, server: Emulator, ids: list[str]) -> None:
@@ -146,4 +148,26 @@ async def test_connections_that_were_used_just_now_are_kept_by_a_guard(relay: Re
         with pytest.raises(ZeroDivisionError):
             async with session.guard(name):
                 _ = 1 / 0
+    assert relay.connections == 1
+
+
+async def test_the_connections_of_a_callers_client_are_its_own(relay: Relay, create) -> None:
+    name = create()
+    async with (
+        aiohttp.ClientSession() as client,
+        AsyncSession(api_key=KEY, base_url=relay.base_url, client_session=client) as session,
+    ):
+        await session.retrieve(name)
+        with pytest.raises(ZeroDivisionError):
+            async with session.guard(name) as guard:
+                _ = 1 / 0
+        assert guard.outcome.verdict is Verdict.CANCELLED
+    assert relay.connections == 1
+
+
+async def test_an_exchange_of_its_own_may_use_a_connection_again(relay: Relay) -> None:
+    async with AsyncSession(api_key=KEY, base_url=relay.base_url) as session:
+        for _ in range(2):
+            answer = await session.caller.transport.send(Request("GET", f"{relay.base_url}/responses/x", {}))
+            assert answer.status == 404
     assert relay.connections == 1

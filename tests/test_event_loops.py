@@ -122,15 +122,11 @@ def test_a_loop_without_readers_and_signal_handlers() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="CPython 3.12 and later")
-@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_eager_tasks(loop: str) -> None:
+def test_eager_tasks() -> None:
     def make() -> asyncio.AbstractEventLoop:
-        made = asyncio.new_event_loop()
-        if loop == "uvloop":
-            made.close()
-            made = pytest.importorskip("uvloop", reason="needs uvloop").new_event_loop()
-        made.set_task_factory(asyncio.eager_task_factory)
-        return made
+        loop = asyncio.new_event_loop()
+        loop.set_task_factory(asyncio.eager_task_factory)
+        return loop
 
     run_in(make)
 

@@ -101,6 +101,14 @@ def test_a_proxy_that_does_not_matter_is_not_checked(monkeypatch: pytest.MonkeyP
         environment_proxy("https://other.example/v1")
 
 
+@pytest.mark.parametrize("exempt", [False, True])
+def test_without_variables_the_settings_of_the_system_count(monkeypatch: pytest.MonkeyPatch, exempt: object) -> None:
+    """Windows and macOS have some."""
+    monkeypatch.setattr("openai_cancel.proxies.getproxies", lambda: {"https": PROXY})
+    monkeypatch.setattr("openai_cancel.proxies.proxy_bypass", lambda host: exempt and host == "host.example:443")
+    assert environment_proxy("https://host.example/v1") == (None if exempt else PROXY)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize(("entries", "host", "exempt"), [case[:3] for case in CASES if case[3]])
 def test_curl_agrees(monkeypatch: pytest.MonkeyPatch, entries: str, host: str, *, exempt: bool) -> None:
