@@ -190,3 +190,16 @@ class TestShell:
         other = tmp_path / "other"
         other.touch()
         assert (await self.shell('"$0" stop --file "$1" --log "$2"', str(log), str(other)))[0] == 0
+
+
+async def test_a_server_that_cannot_be_reached_ends_the_run_early(
+    run, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("openai_cancel.cli.run.GIVE_UP_AFTER", 0.1)
+    ids, log = tmp_path / "ids", tmp_path / "log"
+    ids.write_text("".join(f"resp_{number}\n" for number in range(500)))
+    base_url = f"http://127.0.0.1:{unused_tcp_port}/v1"
+    status, _, err = await run("stop", "--file", str(ids), "--log", str(log), "--base-url", base_url)
+    assert status == 1
+    assert "Connection refused. The remaining ids are not tried." in err
+    assert log.read_text() == ""  # so that --resume tries all of them
