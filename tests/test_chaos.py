@@ -130,6 +130,7 @@ async def result(call) -> Response | OpenAICancelError:
         return error
 
 
+@pytest.mark.slow
 class TestOneFault:
     def test_every_fault_has_an_expected_result(self) -> None:
         assert EXPECTED.keys() == FAULTS.keys()
@@ -199,6 +200,7 @@ class TestOneFault:
             assert {work.status(100 * time.monotonic()) for work in server.responses.values()} == {"cancelled"}
 
 
+@pytest.mark.slow
 async def test_stop_ends_at_its_deadline_if_every_exchange_has_the_same_fault(server: Emulator) -> None:
     """Its verdict is then `unknown`, with an error of this package."""
     limit = asyncio.Semaphore(12)
@@ -224,6 +226,7 @@ async def test_stop_ends_at_its_deadline_if_every_exchange_has_the_same_fault(se
     assert wrong == {}
 
 
+@pytest.mark.slow
 class TestMemory:
     @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of the process's memory from the kernel")
     @pytest.mark.parametrize("name", LARGE)
@@ -400,6 +403,7 @@ class TestTLS:
                 assert caught.value.attempts == 2
 
 
+@pytest.mark.slow
 async def test_the_short_soak_loses_no_stop_and_issues_no_warning(python: str) -> None:
     soak = Path(__file__).parent / "benchmarks" / "soak.py"
     done = await asyncio.to_thread(

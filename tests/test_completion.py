@@ -19,6 +19,8 @@ from openai_cancel import AsyncSession, Session
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
 
+pytestmark = pytest.mark.slow
+
 PREAMBLE = """
 from openai_cancel import AsyncSession, Session
 from openai_cancel.emulator import Emulator, Fault, Script

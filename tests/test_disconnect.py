@@ -25,7 +25,7 @@ CANCELLED = {
 }
 """Those that cancel the handler."""
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 async def disconnect(server: Emulator, command: tuple[str, ...], folder: str) -> None:

@@ -21,6 +21,8 @@ from jupyter_client.manager import start_new_async_kernel
 
 from openai_cancel.emulator import Emulator, Script
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 STRICT = ("-X", "dev", "-W", "error")
 

@@ -24,6 +24,8 @@ from openai_cancel.emulator.work import Script, Work
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Wire, decode
 
+pytestmark = pytest.mark.slow
+
 WIRE = Wire.from_settings(Settings.openai(api_key=KEY))
 REQUEST = WIRE.request("POST", "resp_1", "/cancel")
 DOCUMENT = Work(request={"model": "any"}, script=Script(runs_for=0), started=0.0).document(1.0)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Fault, Script
 
-pytestmark = pytest.mark.usefixtures("no_task_is_left")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_task_is_left")]
 
 
 class TimedCancellations:

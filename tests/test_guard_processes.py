@@ -12,7 +12,7 @@ from conftest import KEY, cancels, until
 
 from openai_cancel.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.usefixtures("no_task_is_left")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_task_is_left")]
 
 Start = Callable[[str], Awaitable[asyncio.subprocess.Process]]
 

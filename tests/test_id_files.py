@@ -93,6 +93,7 @@ class TestArray:
         text = json.dumps([{"more": more, "id": name} for name in names], indent=indent, ensure_ascii=ascii_only)
         assert read(text) == names
 
+    @pytest.mark.slow
     async def test_memory_does_not_grow_with_the_number_of_elements(self, tmp_path: Path) -> None:
         file = tmp_path / "ids.json"
         count = 50_000

@@ -18,6 +18,8 @@ from terminal import COMMAND
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
 
+pytestmark = pytest.mark.slow
+
 
 async def start_guarding(python: str, url: str, server: Emulator, names: Sequence[str]) -> Process:
     script = str(Path(__file__).with_name("guarding.py"))

@@ -19,6 +19,8 @@ from conftest import KEY
 
 from openai_cancel import AsyncSession, BadRequestError, NotFoundError, Verdict, WaitTimeoutError
 
+pytestmark = pytest.mark.slow
+
 SERVERS = Path(__file__).parent / "servers"
 
 

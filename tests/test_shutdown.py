@@ -26,7 +26,7 @@ EXAMPLES = {
     "aiohttp": ("-c", RUN_AIOHTTP),
 }
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 async def terminate(server: Emulator, command: tuple[str, ...], folder: str) -> None:
