@@ -336,3 +336,25 @@ def test_a_loop_that_is_closed_around_a_watched_block_is_reported(caplog: pytest
         coroutine.close()
         runner.run(session.close())
     assert "could stop nothing" in caplog.text
+
+
+class Request:
+    """A request of Starlette below a BaseHTTPMiddleware, whose `is_disconnected` never returns True."""
+
+    def __init__(self) -> None:
+        self.messages = [{"type": "http.request"}, {"type": "http.disconnect"}]
+
+    async def is_disconnected(self) -> bool:
+        return False
+
+    async def receive(self) -> dict[str, str]:
+        return self.messages.pop(0)
+
+
+async def test_the_receive_of_a_request_is_asked_in_place_of_its_is_disconnected(
+    session: QuickSession, create: Callable[..., str]
+) -> None:
+    with pytest.raises(AbandonedError):
+        async with session.guard(create(), abandoned=Request().is_disconnected) as guard:
+            await asyncio.Event().wait()
+    assert guard.outcome.verdict is Verdict.CANCELLED
