@@ -181,7 +181,7 @@ class Stops:
         self._reported: set[str] = set()
         self.ids: dict[str, float] = {}
         self.outcomes: dict[str, Outcome] = {}
-        self.closed = False
+        self.closed: bool = False
 
     @property
     def under_way(self) -> bool:

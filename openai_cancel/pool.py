@@ -50,7 +50,7 @@ class Attempt(Timeout):
     def on_answer(self) -> None:
         """Note that an answer begins, although the attempt was to end early. The rest of it has the whole time."""
         self.ends_early = False
-        self.until = self._end
+        self.until: float = self._end
 
 
 class Pool(aiohttp.TCPConnector):
