@@ -16,7 +16,8 @@ def main(seconds: float, lines: list[str]) -> None:
         # Check again after some seconds: some responses went on after `cancelled`.
         for outcome in session.stop_many(names, confirm=seconds):
             new_id = outcome.response is not None and outcome.response.id != outcome.response_id
-            print(f"{names[outcome.response_id]}: {outcome.verdict}{', with a new id' * new_id}")
+            suffix = ", with a new id" if new_id else ""
+            print(f"{names[outcome.response_id]}: {outcome.verdict}{suffix}")
 
 
 if __name__ == "__main__":

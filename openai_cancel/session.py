@@ -260,7 +260,7 @@ class AsyncSession:
 
     @property
     def caller(self) -> Caller:
-        """The object that makes the calls of this session, for code that is built on it."""
+        """What makes the calls, for code that is built on top of sessions."""
         return self._caller
 
     def identify(self, response_id: ResponseId) -> str:

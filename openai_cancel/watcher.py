@@ -72,7 +72,9 @@ class Watcher:
                 answer = self._ask()
                 if _means_yes(await contain(answer) if inspect.isawaitable(answer) else answer):
                     break
-            except Exception as error:  # noqa: BLE001 - a failed question says nothing about the client
+            except (Exception, asyncio.CancelledError) as error:  # a failure is not a yes
+                if self._watching.cancelling():
+                    raise
                 if not failed:
                     _log.warning("%s raised %s: the block runs on", self._name, type(error).__name__)
                 failed = True

@@ -161,6 +161,26 @@ class TestFunctionThatFails:
         (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert line.endswith("broken raised OSError: the block runs on")
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    async def test_one_that_raises_a_cancellation_of_its_own_is_asked_again(
+        self, session: QuickSession, create: Callable[..., str], caplog: pytest.LogCaptureFixture, *, is_async: bool
+    ) -> None:
+        def cancelled_once() -> Any:
+            questions.append(1)
+            if len(questions) > 1:
+                return True
+            if not is_async:
+                raise asyncio.CancelledError
+            future = asyncio.get_running_loop().create_future()
+            future.cancel()
+            return future
+
+        questions: list[int] = []
+        with pytest.raises(AbandonedError):
+            async with session.guard(create(), abandoned=cancelled_once):
+                await asyncio.wait_for(asyncio.Event().wait(), 10)
+        assert "cancelled_once raised CancelledError: the block runs on" in caplog.text
+
     async def test_one_that_swallows_its_cancellation_does_not_hold_the_block_up(
         self, session: QuickSession, create: Callable[..., str]
     ) -> None:
