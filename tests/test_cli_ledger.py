@@ -77,9 +77,9 @@ class TestSweep:
         assert json.loads(await process.stdout.readline())["id"] == first
         while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded
             await asyncio.sleep(0.01)
-        execute(url, f"ALTER TABLE {TABLE} RENAME TO away")
-        assert b"no such table" in await process.stderr.readline()
-        execute(url, f"ALTER TABLE away RENAME TO {TABLE}")
+        execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN account TO away")
+        assert b"no such column" in await process.stderr.readline()
+        execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN away TO account")
         await track(url, server, second)
         assert json.loads(await process.stdout.readline())["id"] == second
         process.send_signal(number)
@@ -106,11 +106,11 @@ class TestSweep:
         assert (status, err.count("\n")) == (3, 1)
         assert "Connect call failed" in err
 
-    async def test_a_missing_table_is_status_3(self, run, url: str, server: Emulator) -> None:
+    async def test_a_missing_column_is_status_3(self, run, url: str, server: Emulator) -> None:
         await track(url, server)
-        execute(url, f"DROP TABLE {TABLE}")
+        execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN account TO away")
         status, _, err = await run("ledger", "sweep", "--lease", "0.1")
-        assert (status, "no such table" in err) == (3, True)
+        assert (status, "no such column" in err) == (3, True)
 
     async def test_wrong_options_are_one_line_and_status_2(self, run) -> None:
         for wrong in (

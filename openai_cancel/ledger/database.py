@@ -7,6 +7,8 @@ cancellation, because callers wait outside the task that uses them.
 import asyncio
 from collections import deque
 from collections.abc import Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -19,6 +21,9 @@ from openai_cancel.ledger.table import Command, migrate
 
 BATCH_SIZE = 100
 """The largest number of jobs that share a transaction."""
+
+MIGRATION_TIMEOUT = 600.0
+"""Seconds that a migration of the tables may take."""
 
 MAX_QUEUED = 10_000
 """The largest number of jobs that wait. It is reached only if the database hangs."""
@@ -97,6 +102,7 @@ class Database:
             url, hide_parameters=True, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments
         )
         self._migrated = False
+        self._connecting: asyncio.Timeout | None = None
         self._queue: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
@@ -114,7 +120,11 @@ class Database:
         Raises:
             LedgerError: the database fails or takes too long.
         """
-        await self.execute()
+        try:
+            async with asyncio.timeout(self._timeout) as self._connecting:
+                await self.submit(())
+        except TimeoutError:
+            raise self._too_late() from None
 
     async def execute(self, *commands: Command) -> Rows:
         """Execute commands in one transaction, and return the rows of the last one. Jobs are done in their order.
@@ -182,14 +192,23 @@ class Database:
                     job.result.set_result(rows)
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
-        async with asyncio.timeout(self._timeout), self._engine.begin() as connection:
+        async with asyncio.timeout(self._timeout) as limit, self._engine.begin() as connection:
             for statement in self._begin:
                 await connection.exec_driver_sql(statement)
             if not self._migrated:
-                await migrate(connection)
+                await migrate(connection, partial(self._begin_migration, limit))
+                limit.reschedule(self.loop.time() + self._timeout)
             results = [await _execute(connection, job.commands) for job in jobs]
         self._migrated = True
         return results
+
+    def _begin_migration(self, limit: asyncio.Timeout) -> None:
+        """Give a migration more time than a transaction, also in the eyes of the one who waits for the connection."""
+        until = self.loop.time() + MIGRATION_TIMEOUT
+        limit.reschedule(until)
+        if self._connecting is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._connecting.reschedule(until)
 
     def _too_late(self) -> LedgerError:
         return LedgerError(f"The ledger's database does not answer within {self._timeout:g} s.")
