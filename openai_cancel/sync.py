@@ -300,6 +300,7 @@ class Session:
         self,
         *response_ids: ResponseId,
         grace: float = 10.0,
+        max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -312,7 +313,9 @@ class Session:
         ```
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*response_ids, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(
+            *response_ids, grace=grace, max_age=max_age, max_retries=max_retries, headers=headers, query=query
+        )
         return BlockingGuard(guard, self._loop_thread, self)
 
     def wait(
@@ -322,6 +325,7 @@ class Session:
         timeout: float | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -334,6 +338,7 @@ class Session:
             timeout=timeout,
             on_abandon=on_abandon,
             grace=grace,
+            max_age=max_age,
             max_retries=max_retries,
             headers=headers,
             query=query,

@@ -5,6 +5,7 @@ cancellation, because callers wait outside the task that uses them.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from openai_cancel.errors import ConfigurationError, LedgerError, detached
+from openai_cancel.ledger.file import DatabaseFile, file_of
 from openai_cancel.ledger.table import Command, migrate
 
 BATCH_SIZE = 100
@@ -42,6 +44,8 @@ disk, and writers take turns.
 
 See https://www.sqlite.org/wal.html and https://www.sqlite.org/lang_transaction.html.
 """
+
+_log = logging.getLogger("openai_cancel")
 
 _CLOSED = "The ledger is closed."
 
@@ -103,6 +107,7 @@ class Database:
         )
         self._migrated = False
         self._connecting: asyncio.Timeout | None = None
+        self._file: DatabaseFile | None = None
         self._queue: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
@@ -175,13 +180,18 @@ class Database:
             await self._engine.dispose()
 
     async def _do(self, jobs: Sequence[_Job]) -> None:
-        """Do some jobs in one transaction, or each in its own if one of them fails."""
+        """Do some jobs in one transaction, or each in its own if one of them fails.
+
+        If one fails alone, somebody may have changed the tables: it is done again after a look at them.
+        """
+        migrated = self._migrated
         try:
             results = await self._transact(jobs)
         except TimeoutError:
             _fail(jobs, self._too_late())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - drivers raise errors of any class
-            if len(jobs) == 1 or _is_cancelled():
+            self._migrated = False
+            if _is_cancelled() or (len(jobs) == 1 and not migrated):
                 _fail(jobs, _translate(error))
             else:
                 for job in jobs:
@@ -192,12 +202,17 @@ class Database:
                     job.result.set_result(rows)
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
+        if self._file is not None and self._file.is_replaced():
+            _log.error("the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path)
+            self._file, self._migrated = None, False
+            await self._engine.dispose()
         async with asyncio.timeout(self._timeout) as limit, self._engine.begin() as connection:
             for statement in self._begin:
                 await connection.exec_driver_sql(statement)
             if not self._migrated:
                 await migrate(connection, partial(self._begin_migration, limit))
                 limit.reschedule(self.loop.time() + self._timeout)
+                self._file = await file_of(connection)
             results = [await _execute(connection, job.commands) for job in jobs]
         self._migrated = True
         return results
