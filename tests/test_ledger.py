@@ -131,7 +131,7 @@ class TestArguments:
             lambda: ledger.release("resp_1", session=blocking),
             lambda: anext(ledger.sweep(blocking)),
         ):
-            with pytest.raises(ConfigurationError, match="an AsyncSession, not Session.*`openai-cancel ledger`"):
+            with pytest.raises(ConfigurationError, match="an AsyncSession, not Session.*`session.ledger`"):
                 await call()
 
     async def test_a_session_refuses_what_is_not_a_ledger_or_an_account(self) -> None:

@@ -6,7 +6,8 @@ cancellation, because callers wait outside the task that uses them.
 
 import asyncio
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import attrs
@@ -15,7 +16,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from openai_cancel.errors import ConfigurationError, LedgerError, detached
-from openai_cancel.ledger.table import Command, migrate
+from openai_cancel.ledger.table import Command, is_migrated, migrate
 
 BATCH_SIZE = 100
 """The largest number of jobs that share a transaction."""
@@ -31,12 +32,15 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 
-_BEGIN_SQLITE = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
-"""The statements that begin a transaction: readers do not wait for writers, a commit waits until the data is on the
-disk, and writers take turns.
+_WRITE_SQLITE = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
+"""The statements that begin a transaction that writes: readers do not wait for writers, a commit waits until the data
+is on the disk, and writers take turns.
 
 See https://www.sqlite.org/wal.html and https://www.sqlite.org/lang_transaction.html.
 """
+
+_READ_SQLITE = ("BEGIN",)
+"""The statement that begins a transaction that only reads, which neither takes the lock of writers nor waits for it."""
 
 _CLOSED = "The ledger is closed."
 
@@ -70,6 +74,7 @@ def read_url(url: str) -> URL:
 class _Job:
     commands: Collection[Command]
     result: asyncio.Future[Rows]
+    reads_only: bool
 
 
 class Database:
@@ -92,7 +97,8 @@ class Database:
         # The time-out of SQLite is for locks. It ends before ours, because its error message says more. Without an
         # isolation level, its driver begins no transactions by itself, which would be too late and without a lock.
         arguments = {"timeout": timeout * 0.8, "isolation_level": None} if is_sqlite else {"timeout": timeout}
-        self._begin = _BEGIN_SQLITE if is_sqlite else ()
+        self._begin_to_write = _WRITE_SQLITE if is_sqlite else ()
+        self._begin_to_read = _READ_SQLITE if is_sqlite else ()
         self._engine = create_async_engine(
             url, hide_parameters=True, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments
         )
@@ -114,7 +120,7 @@ class Database:
         Raises:
             LedgerError: the database fails or takes too long.
         """
-        await self.execute()
+        await self.read()
 
     async def execute(self, *commands: Command) -> Rows:
         """Execute commands in one transaction, and return the rows of the last one. Jobs are done in their order.
@@ -126,8 +132,16 @@ class Database:
         """
         return await self.wait(self.submit(commands))
 
-    def submit(self, commands: Collection[Command]) -> asyncio.Future[Rows]:
-        """Start a job like `execute`, and return its result, for which `wait` waits.
+    async def read(self, *commands: Command) -> Rows:
+        """Execute commands like `execute`, if all of them only read. With SQLite they do not wait for other writers.
+
+        Raises:
+            LedgerError: the database fails or takes too long.
+        """
+        return await self.wait(self.submit(commands, reads_only=True))
+
+    def submit(self, commands: Collection[Command], *, reads_only: bool = False) -> asyncio.Future[Rows]:
+        """Start a job like `execute` or `read`, and return its result, for which `wait` waits.
 
         Raises:
             LedgerError: too many jobs are waiting, or the database is closed.
@@ -136,7 +150,7 @@ class Database:
             raise LedgerError(_CLOSED)
         if len(self._queue) >= MAX_QUEUED:
             raise LedgerError(f"The ledger's database is too slow: {len(self._queue):,} transactions wait for it.")
-        job = _Job(commands, self.loop.create_future())
+        job = _Job(commands, self.loop.create_future(), reads_only)
         self._queue.append(job)
         self._wake.set()
         return job.result
@@ -182,14 +196,28 @@ class Database:
                     job.result.set_result(rows)
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
-        async with asyncio.timeout(self._timeout), self._engine.begin() as connection:
-            for statement in self._begin:
-                await connection.exec_driver_sql(statement)
+        async with asyncio.timeout(self._timeout):
             if not self._migrated:
+                await self._migrate()
+            reads_only = all(job.reads_only for job in jobs)
+            async with self._transaction(self._begin_to_read if reads_only else self._begin_to_write) as connection:
+                return [await _execute(connection, job.commands) for job in jobs]
+
+    async def _migrate(self) -> None:
+        """Bring the tables to the newest version, or see that they have it, which takes no lock."""
+        async with self._transaction(self._begin_to_read) as connection:
+            self._migrated = await is_migrated(connection)
+        if not self._migrated:
+            async with self._transaction(self._begin_to_write) as connection:
                 await migrate(connection)
-            results = [await _execute(connection, job.commands) for job in jobs]
-        self._migrated = True
-        return results
+            self._migrated = True
+
+    @asynccontextmanager
+    async def _transaction(self, begin: Iterable[str]) -> AsyncGenerator[AsyncConnection, None]:
+        async with self._engine.begin() as connection:
+            for statement in begin:
+                await connection.exec_driver_sql(statement)
+            yield connection
 
     def _too_late(self) -> LedgerError:
         return LedgerError(f"The ledger's database does not answer within {self._timeout:g} s.")

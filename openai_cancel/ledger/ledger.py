@@ -8,6 +8,7 @@ outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that di
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -208,7 +209,8 @@ class Ledger:
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
         """
-        record = _account(session).record(
+        account = await _account(session)
+        record = account.record(
             session.identify(response_id),
             owner=None,
             seconds=check_seconds("ttl", ttl),
@@ -233,7 +235,8 @@ class Ledger:
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: the session is not an `AsyncSession`.
         """
-        digest = _account(session).digest(session.identify(response_id))
+        account = await _account(session)
+        digest = account.digest(session.identify(response_id))
         return len(await self._open_leases.database.execute(release(digest))) > 0
 
     async def entries(self, *, include_ended: bool = False) -> AsyncGenerator[Entry, None]:
@@ -249,7 +252,7 @@ class Ledger:
         after = (-1.0, "")
         while True:
             command = page(after, include_ended=include_ended, limit=PAGE_SIZE)
-            rows = await self._open_leases.database.execute(command)
+            rows = await self._open_leases.database.read(command)
             for row in rows:
                 yield _entry(row)
             if len(rows) < PAGE_SIZE:
@@ -319,7 +322,7 @@ class Ledger:
         headers, query = hidden(headers), hidden(query)
         sweep = Sweep(
             leases=self._open_leases,
-            account=_account(session),
+            account=partial(_account, _checked(session)),
             caller=session.caller.with_options(headers=headers, query=query),
             clock=self._clock,
             batch=check_count("batch", batch, least=1),
@@ -345,13 +348,17 @@ def _not_open() -> SessionStateError:
     return SessionStateError("The ledger is not open: use `async with Ledger(…) as ledger:`, or await its open().")
 
 
-def _account(session: AsyncSession) -> Account:
+async def _account(session: AsyncSession) -> Account:
+    return Account(await _checked(session).load_account(), session.base_url)
+
+
+def _checked(session: AsyncSession) -> AsyncSession:
     if not isinstance(session, AsyncSession):
         raise ConfigurationError(
-            f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, run the command "
-            "`openai-cancel ledger`, or use an AsyncSession in asyncio.run()."
+            f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, use the methods of "
+            "`session.ledger`."
         )
-    return Account(session.account, session.base_url)
+    return session
 
 
 def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 import attrs
@@ -36,7 +36,7 @@ class Sweep:
     Attributes:
         leases: the leases of the process.
         caller: makes the calls.
-        account: the account whose responses are claimed.
+        account: returns the account whose responses are claimed.
         clock: the source of time and chance.
         batch: the number of responses that are claimed at once.
         max_attempts: the number of attempts after which a response is given up.
@@ -48,7 +48,7 @@ class Sweep:
 
     leases: Leases
     caller: Caller
-    account: Account
+    account: Callable[[], Awaitable[Account]]
     clock: Clock
     batch: int
     max_attempts: int
@@ -91,14 +91,15 @@ class Sweep:
 
     async def _claim_ids(self) -> AsyncGenerator[str, None]:
         """Yield the ids of responses, and claim more of them when they are needed."""
-        while not self._refused and (rows := await self._claim()):
+        account = await self.account()
+        while not self._refused and (rows := await self._claim(account)):
             self._claimed |= {row.response_id: row for row in rows}
             for row in rows:
                 yield row.response_id
 
-    async def _claim(self) -> list[Claimed]:
+    async def _claim(self, account: Account) -> list[Claimed]:
         """Claim some more. If the database fails, for example during a restart, try again for as long as a lease."""
-        command = claim(self._owner, self.leases.duration, self.account, limit=self.batch)
+        command = claim(self._owner, self.leases.duration, account, limit=self.batch)
         until = self.clock.monotonic() + self.leases.duration
         failures = 0
         while True:

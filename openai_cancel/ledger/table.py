@@ -365,6 +365,17 @@ async def _create(connection: AsyncConnection) -> None:
 MIGRATIONS: Sequence[Callable[[AsyncConnection], Awaitable[None]]] = (_create,)
 """The steps from each version of the tables to the next one. The first creates them. Steps are only ever added."""
 
+
+async def _version(connection: AsyncConnection) -> int:
+    exists = await connection.run_sync(lambda sync: sync.dialect.has_table(sync, VERSIONS.name))
+    return await connection.scalar(select(VERSIONS.c.version)) or 0 if exists else 0
+
+
+async def is_migrated(connection: AsyncConnection) -> bool:
+    """Return whether the tables have the newest version. This only reads."""
+    return await _version(connection) == len(MIGRATIONS)
+
+
 _MIGRATION_LOCK = 7306_5143  # an arbitrary constant that identifies the lock
 
 
@@ -377,8 +388,7 @@ async def migrate(connection: AsyncConnection) -> None:
     if connection.dialect.name == "postgresql":
         # Two processes that start at once would both try to create the tables. SQLite has locked the file by now.
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-    exists = await connection.run_sync(lambda sync: sync.dialect.has_table(sync, VERSIONS.name))
-    version: int = await connection.scalar(select(VERSIONS.c.version)) or 0 if exists else 0
+    version = await _version(connection)
     if version > len(MIGRATIONS):
         raise LedgerError(
             f"The tables of the ledger have version {version}, but this openai-cancel knows only version "
