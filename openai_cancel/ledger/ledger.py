@@ -6,22 +6,22 @@ outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that di
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
-
-import attrs
-from sqlalchemy import Row
+from typing import Self
 
 from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
+from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
+from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.leases import Leases, LeaseTracker
+from openai_cancel.ledger.selection import Place, Selection, check_labels, page, purge
 from openai_cancel.ledger.sweep import Sweep
-from openai_cancel.ledger.table import Account, page, purge, release
+from openai_cancel.ledger.table import Account, release
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
@@ -29,39 +29,8 @@ from openai_cancel.wire import ResponseId
 PAGE_SIZE = 500
 """The number of rows that are read, or deleted, in one transaction."""
 
-
-@attrs.frozen(kw_only=True)
-class Entry:
-    """A response in a ledger.
-
-    Attributes:
-        response_id: the id, as it was tracked.
-        base_url: the address of the server that holds the response.
-        account: the name of the account; see `AsyncSession.account`.
-        labels: the labels of the ledger and of the call that tracked the response.
-        state: `tracked`; `stopping` if a sweep has claimed it; `released` if it may run on, or its guard has ended
-            normally; otherwise the verdict about its end.
-        owner: the holder of the lease, which contains host and process id; or None.
-        attempts: the number of attempts to stop it.
-        created: when it was first tracked, in UTC, by the clock of the database.
-        changed: when its state last changed, in UTC, by the clock of the database.
-        lease_left: seconds until the lease lapses, negative if it has lapsed; None if no sweep will claim it.
-        error: the reason why it could not be stopped, or None.
-        request_id: the server's id of the last request, or None.
-    """
-
-    response_id: str
-    base_url: str
-    account: str
-    labels: Mapping[str, str]
-    state: str
-    owner: str | None
-    attempts: int
-    created: datetime
-    changed: datetime
-    lease_left: float | None
-    error: str | None
-    request_id: str | None
+BATCH_SIZE = 1000
+"""The number of rows that `track_many` writes in one transaction."""
 
 
 class Ledger:
@@ -102,7 +71,7 @@ class Ledger:
         self._url = read_url(url)
         self._lease = check_seconds("lease", lease)
         self._timeout = check_seconds("timeout", timeout)
-        self._labels = _check_labels(labels or {})
+        self._labels = check_labels(labels or {})
         self._clock = clock
 
     def __repr__(self) -> str:
@@ -214,10 +183,52 @@ class Ledger:
             session.identify(response_id),
             owner=None,
             seconds=check_seconds("ttl", ttl),
-            labels={**self._labels, **_check_labels(labels or {})},
+            labels={**self._labels, **check_labels(labels or {})},
         )
         leases = self._open_leases
         await leases.wait(leases.write([record]))
+
+    async def track_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        session: AsyncSession,
+        ttl: float,
+        labels: Mapping[str, str] | None = None,
+    ) -> int:
+        """Let sweeps on any hosts stop any number of responses after some time, like `track`.
+
+        The ids are read as they are needed, and memory does not grow with their number. They are recorded in
+        transactions of 1,000.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            session: a session for the server and the account of the responses.
+            ttl: seconds until a sweep may stop them.
+            labels: stored with them, in addition to the labels of the ledger.
+
+        Returns:
+            The number of ids.
+
+        Raises:
+            LedgerError: some could not be recorded. Those before them were.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            InvalidResponseIdError: an id cannot be sent. Those before it may have been recorded.
+            ConfigurationError: an option cannot work.
+
+        An exception of the iterable ends it, too.
+        """
+        account = await _account(session)
+        seconds = check_seconds("ttl", ttl)
+        labels = {**self._labels, **check_labels(labels or {})}
+        leases, total = self._open_leases, 0
+        async with aclosing(batches(response_ids, BATCH_SIZE)) as source:
+            async for batch in source:
+                names = map(session.identify, batch)
+                records = [account.record(name, owner=None, seconds=seconds, labels=labels) for name in names]
+                await leases.wait(leases.write(records))
+                total += len(records)
+        return total
 
     async def release(self, response_id: ResponseId, *, session: AsyncSession) -> bool:
         """Let a response run on: no sweep will stop it, even if another process guards or tracks it.
@@ -239,31 +250,62 @@ class Ledger:
         digest = account.digest(session.identify(response_id))
         return len(await self._open_leases.database.execute(release(digest))) > 0
 
-    async def entries(self, *, include_ended: bool = False) -> AsyncGenerator[Entry, None]:
+    async def entries(
+        self,
+        *,
+        include_ended: bool = False,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        older_than: float | None = None,
+    ) -> AsyncGenerator[Entry, None]:
         """Yield the responses in the ledger, of all accounts, the oldest first.
 
         Args:
             include_ended: whether to include responses that no sweep will claim any more.
+            labels: only responses that have these labels, and perhaps others.
+            state: only responses in this state, such as `tracked` or `cancelled`, also if they have ended.
+            older_than: only responses that were first tracked this many seconds ago, or earlier.
 
         Raises:
             LedgerError: the database failed.
             SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: an argument cannot work.
         """
-        after = (-1.0, "")
+        pages = self.pages(include_ended=include_ended, labels=labels, state=state, older_than=older_than)
+        async with aclosing(pages):
+            async for entries in pages:
+                for entry in entries:
+                    yield entry
+
+    async def pages(
+        self,
+        *,
+        include_ended: bool = False,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        older_than: float | None = None,
+    ) -> AsyncGenerator[Sequence[Entry], None]:
+        """Yield what `entries` yields, as many at once as are read in one transaction. `BlockingLedger` uses this."""
+        selection = Selection.checked(labels, state, older_than)
+        after = Place()
         while True:
-            command = page(after, include_ended=include_ended, limit=PAGE_SIZE)
+            command = page(selection, after, include_ended=include_ended, limit=PAGE_SIZE)
             rows = await self._open_leases.database.read(command)
-            for row in rows:
-                yield _entry(row)
+            if rows:
+                yield [Entry.from_row(row) for row in rows]
             if len(rows) < PAGE_SIZE:
                 return
-            after = (rows[-1].created, rows[-1].digest)
+            after = Place(rows[-1].created, rows[-1].digest)
 
-    async def purge(self, *, older_than: float) -> int:
+    async def purge(
+        self, *, older_than: float, labels: Mapping[str, str] | None = None, state: str | None = None
+    ) -> int:
         """Delete the rows of responses that ended, or were released, some time ago.
 
         Args:
             older_than: seconds since that time.
+            labels: only responses that have these labels, and perhaps others.
+            state: only responses in this state, such as `released`.
 
         Returns:
             The number of rows that were deleted.
@@ -271,9 +313,9 @@ class Ledger:
         Raises:
             LedgerError: the database failed. Some rows may have been deleted.
             SessionStateError: the ledger is not open, or belongs to another event loop.
-            ConfigurationError: the argument cannot work.
+            ConfigurationError: an argument cannot work.
         """
-        command = purge(check_seconds("older_than", older_than), limit=PAGE_SIZE)
+        command = purge(Selection.checked(labels, state, check_seconds("older_than", older_than)), limit=PAGE_SIZE)
         total = 0
         while rows := await self._open_leases.database.execute(command):
             total += len(rows)
@@ -340,7 +382,9 @@ class Ledger:
         if self._leases is None:
             raise _not_open()
         if self._leases.database.loop is not asyncio.get_running_loop():
-            raise SessionStateError("The ledger was opened in another event loop: create one for each loop.")
+            raise SessionStateError(
+                "The ledger was opened in another event loop: create one for each loop, and for each Session."
+            )
         return self._leases
 
 
@@ -359,28 +403,3 @@ def _checked(session: AsyncSession) -> AsyncSession:
             "`session.ledger`."
         )
     return session
-
-
-def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(labels, Mapping) or any(
-        not isinstance(text, str) or not text.isprintable() for item in labels.items() for text in item
-    ):
-        raise ConfigurationError("labels must be a mapping of printable strings to printable strings.")
-    return dict(labels)
-
-
-def _entry(row: Row[Any]) -> Entry:
-    return Entry(
-        response_id=row.response_id,
-        base_url=row.base_url,
-        account=row.account,
-        labels=row.labels,
-        state=row.state,
-        owner=row.owner,
-        attempts=row.attempts,
-        created=datetime.fromtimestamp(row.created, UTC),
-        changed=datetime.fromtimestamp(row.changed, UTC),
-        lease_left=row.lease_left,
-        error=row.error,
-        request_id=row.request_id,
-    )

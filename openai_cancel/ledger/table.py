@@ -19,11 +19,9 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
-    delete,
     insert,
     select,
     text,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -334,27 +332,6 @@ def release(digest: str) -> Command:
         .values(state=RELEASED, owner=None, changed=DatabaseTime(), lease_until=None)
         .returning(_table.digest)
     )
-
-
-def page(after: tuple[float, str], *, include_ended: bool, limit: int) -> Command:
-    """Return the command that reads a page of rows, the oldest first, with the seconds that are left of their leases.
-
-    Args:
-        after: `created` and `digest` of the last row of the page before.
-        include_ended: whether to read rows without a lease, too.
-        limit: the number of rows of a page.
-    """
-    rows = select(RESPONSES, (_table.lease_until - DatabaseTime()).label("lease_left"))
-    if not include_ended:
-        rows = rows.where(_has_lease)
-    rows = rows.where(tuple_(_table.created, _table.digest) > after)
-    return Command(rows.order_by(_table.created, _table.digest).limit(limit))
-
-
-def purge(older_than: float, *, limit: int) -> Command:
-    """Return the command that deletes rows that ended more than so many seconds ago, and returns their digests."""
-    old = select(_table.digest).where(_table.lease_until.is_(None), _table.changed < DatabaseTime() - older_than)
-    return Command(delete(RESPONSES).where(_table.digest.in_(old.limit(limit))).returning(_table.digest))
 
 
 async def _create(connection: AsyncConnection) -> None:
