@@ -171,6 +171,17 @@ async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
     assert server.responses[running].cancelled
 
 
+async def test_ledger_script_stops_what_is_over_time(
+    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path
+) -> None:
+    url, late, new = f"sqlite:///{tmp_path}/ledger.db", create(), create()
+    assert await execute(python, *STRICT, example("ledger_script"), url, late) == f"{late} tracked\n"
+    await lapse(url)
+    assert await execute(python, *STRICT, example("ledger_script"), url, new) == f"{late} cancelled\n{new} tracked\n"
+    assert server.responses[late].cancelled
+    assert not server.responses[new].cancelled
+
+
 async def test_service_cancels_a_response_and_passes_errors_on(server: Emulator, create: Callable[..., str]) -> None:
     app = runpy.run_path(str(ROOT / "examples" / "service.py"))["make_app"]()
     identifier = create()

@@ -30,8 +30,8 @@ async def batches(
     """
     if not isinstance(response_ids, AsyncIterable):
         ids = iterate(response_ids)
-        while batch := [*islice(ids, size)]:
-            yield batch
+        while found := [*islice(ids, size)]:
+            yield found
         return
     batch: list[ResponseId] = []
     async for response_id in response_ids:
