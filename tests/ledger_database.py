@@ -32,11 +32,13 @@ async def lapse(url: str, *names: str) -> None:
 
 @asynccontextmanager
 async def without_table(url: str) -> AsyncIterator[None]:
-    """Take the table of responses away until the block ends, so that the ledger fails."""
+    """Put another table in the place of the table of responses until the block ends, so that the ledger fails."""
     await execute(url, f"ALTER TABLE {RESPONSES.name} RENAME TO away")
+    await execute(url, f"CREATE TABLE {RESPONSES.name} (other INTEGER)")
     try:
         yield
     finally:
+        await execute(url, f"DROP TABLE {RESPONSES.name}")
         await execute(url, f"ALTER TABLE away RENAME TO {RESPONSES.name}")
 
 

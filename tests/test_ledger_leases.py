@@ -162,6 +162,8 @@ class TestADatabaseThatCannotBeUsed:
         hanging = Ledger(f"postgresql://127.0.0.1:{port}/d", timeout=0.1)
         async with listener, open_session(server, hanging) as session, session.guard(create()):
             assert "does not answer within 0.1 s" in caplog.text
+            with pytest.raises(LedgerError, match="does not answer within 0.1 s"):
+                await Ledger(f"postgresql://127.0.0.1:{port}/d", timeout=0.1).open()
 
     async def test_a_guard_goes_on_if_the_file_is_read_only(
         self, server: Emulator, create, tmp_path: Path, caplog: pytest.LogCaptureFixture

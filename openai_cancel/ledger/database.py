@@ -6,8 +6,9 @@ cancellation, because callers wait outside the task that uses them.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -20,6 +21,9 @@ from openai_cancel.ledger.table import Command, is_migrated, migrate
 
 BATCH_SIZE = 100
 """The largest number of jobs that share a transaction."""
+
+MIGRATION_TIMEOUT = 600.0
+"""Seconds that a migration of the tables may take."""
 
 MAX_QUEUED = 10_000
 """The largest number of jobs that wait. It is reached only if the database hangs."""
@@ -103,6 +107,7 @@ class Database:
             url, hide_parameters=True, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments
         )
         self._migrated = False
+        self._connecting: asyncio.Timeout | None = None
         self._queue: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
@@ -120,7 +125,11 @@ class Database:
         Raises:
             LedgerError: the database fails or takes too long.
         """
-        await self.read()
+        try:
+            async with asyncio.timeout(self._timeout) as self._connecting:
+                await self.submit((), reads_only=True)
+        except TimeoutError:
+            raise self._too_late() from None
 
     async def execute(self, *commands: Command) -> Rows:
         """Execute commands in one transaction, and return the rows of the last one. Jobs are done in their order.
@@ -196,20 +205,21 @@ class Database:
                     job.result.set_result(rows)
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
-        async with asyncio.timeout(self._timeout):
+        async with asyncio.timeout(self._timeout) as limit:
             if not self._migrated:
-                await self._migrate()
+                await self._migrate(partial(self._begin_migration, limit))
+                limit.reschedule(self.loop.time() + self._timeout)
             reads_only = all(job.reads_only for job in jobs)
             async with self._transaction(self._begin_to_read if reads_only else self._begin_to_write) as connection:
                 return [await _execute(connection, job.commands) for job in jobs]
 
-    async def _migrate(self) -> None:
+    async def _migrate(self, begin: Callable[[], None]) -> None:
         """Bring the tables to the newest version, or see that they have it, which takes no lock."""
         async with self._transaction(self._begin_to_read) as connection:
             self._migrated = await is_migrated(connection)
         if not self._migrated:
             async with self._transaction(self._begin_to_write) as connection:
-                await migrate(connection)
+                await migrate(connection, begin)
             self._migrated = True
 
     @asynccontextmanager
@@ -218,6 +228,14 @@ class Database:
             for statement in begin:
                 await connection.exec_driver_sql(statement)
             yield connection
+
+    def _begin_migration(self, limit: asyncio.Timeout) -> None:
+        """Give a migration more time than a transaction, also in the eyes of the one who waits for the connection."""
+        until = self.loop.time() + MIGRATION_TIMEOUT
+        limit.reschedule(until)
+        if self._connecting is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._connecting.reschedule(until)
 
     def _too_late(self) -> LedgerError:
         return LedgerError(f"The ledger's database does not answer within {self._timeout:g} s.")

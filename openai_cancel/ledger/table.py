@@ -4,12 +4,14 @@ Everything but `migrate` is pure: it builds statements and does not execute them
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import (
     JSON,
     Column,
+    Connection,
     Double,
     Executable,
     Index,
@@ -19,7 +21,9 @@ from sqlalchemy import (
     Table,
     Text,
     bindparam,
+    delete,
     insert,
+    inspect,
     select,
     text,
     update,
@@ -44,6 +48,14 @@ MAX_ERROR_LENGTH = 1000
 
 METADATA = MetaData()
 
+_log = logging.getLogger("openai_cancel")
+
+
+def _index(name: str, *columns: str, where: str) -> Index:
+    """Return a partial index."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
+
 VERSIONS = Table("openai_cancel_schema", METADATA, Column("version", Integer, nullable=False))
 
 RESPONSES = Table(
@@ -63,8 +75,15 @@ RESPONSES = Table(
     Column("lease_until", Double),  # NULL if no sweep should claim the row any more
     Column("error", Text),
     Column("request_id", Text),
-    Index("openai_cancel_lapsing", "lease_until"),
-    Index("openai_cancel_owners", "owner"),
+    Column("tracked_until", Double),  # the lease that remains when its guards have ended: that of `Ledger.track`
+    Column("expires", Double),  # no lease lasts longer than this
+    Column("reason", Text),  # why a living owner lost the row
+    # Partial indexes, because most rows of an old ledger have ended.
+    _index("openai_cancel_lapsing", "lease_until", where="lease_until IS NOT NULL"),
+    _index("openai_cancel_owners", "owner", where="owner IS NOT NULL"),
+    _index("openai_cancel_open", "created", "digest", where="lease_until IS NOT NULL"),
+    _index("openai_cancel_ended", "changed", where="lease_until IS NULL"),
+    Index("openai_cancel_created", "created", "digest"),
 )
 
 _table = RESPONSES.c
@@ -85,7 +104,8 @@ def _compile_for_sqlite(*_: Any, **__: Any) -> str:
 
 @compiles(DatabaseTime, "postgresql")
 def _compile_for_postgresql(*_: Any, **__: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+    # That of the statement, which is the same in all of it: with `clock_timestamp()`, no index would be used.
+    return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
 
 
 class Command(NamedTuple):
@@ -334,44 +354,80 @@ def release(digest: str) -> Command:
     )
 
 
-async def _create(connection: AsyncConnection) -> None:
-    await connection.run_sync(METADATA.create_all)
-    await connection.execute(insert(VERSIONS).values(version=0))
+_VERSION_2 = (
+    "ALTER TABLE openai_cancel_responses ADD COLUMN tracked_until DOUBLE PRECISION",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN expires DOUBLE PRECISION",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN reason TEXT",
+    # The rows of `Ledger.track`. Those that a sweep has given back look like them, but their lease ended with that.
+    """UPDATE openai_cancel_responses SET tracked_until = lease_until
+    WHERE owner IS NULL AND attempts = 0 AND lease_until > changed + 0.001""",
+    "DROP INDEX IF EXISTS openai_cancel_lapsing",
+    "DROP INDEX IF EXISTS openai_cancel_owners",
+    "CREATE INDEX openai_cancel_lapsing ON openai_cancel_responses (lease_until) WHERE lease_until IS NOT NULL",
+    "CREATE INDEX openai_cancel_owners ON openai_cancel_responses (owner) WHERE owner IS NOT NULL",
+    "CREATE INDEX openai_cancel_open ON openai_cancel_responses (created, digest) WHERE lease_until IS NOT NULL",
+    "CREATE INDEX openai_cancel_ended ON openai_cancel_responses (changed) WHERE lease_until IS NULL",
+    "CREATE INDEX openai_cancel_created ON openai_cancel_responses (created, digest)",
+)
+
+MIGRATIONS: Sequence[Sequence[str]] = (_VERSION_2,)
+"""The statements from each version of the tables to the next one, from version 1 on. They are only ever added."""
 
 
-MIGRATIONS: Sequence[Callable[[AsyncConnection], Awaitable[None]]] = (_create,)
-"""The steps from each version of the tables to the next one. The first creates them. Steps are only ever added."""
-
-
-async def _version(connection: AsyncConnection) -> int:
-    exists = await connection.run_sync(lambda sync: sync.dialect.has_table(sync, VERSIONS.name))
-    return await connection.scalar(select(VERSIONS.c.version)) or 0 if exists else 0
-
-
-async def is_migrated(connection: AsyncConnection) -> bool:
-    """Return whether the tables have the newest version. This only reads."""
-    return await _version(connection) == len(MIGRATIONS)
-
+_NEWEST = 1 + len(MIGRATIONS)
 
 _MIGRATION_LOCK = 7306_5143  # an arbitrary constant that identifies the lock
 
 
-async def migrate(connection: AsyncConnection) -> None:
-    """Bring the tables to the newest version, in the transaction that is open.
+async def is_migrated(connection: AsyncConnection) -> bool:
+    """Return whether the tables exist in the newest version. This only reads."""
+    exists = await connection.run_sync(_columns, RESPONSES)
+    return bool(exists) and await _stored_version(connection) == _NEWEST
+
+
+async def migrate(connection: AsyncConnection, begin: Callable[[], None]) -> None:
+    """Create the tables, or bring them to the newest version, in the transaction that is open.
+
+    Args:
+        connection: the connection.
+        begin: called at the beginning. With a million rows, a migration takes some seconds.
 
     Raises:
         LedgerError: the tables have a version that this package does not know.
     """
+    begin()
     if connection.dialect.name == "postgresql":
         # Two processes that start at once would both try to create the tables. SQLite has locked the file by now.
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-    version = await _version(connection)
-    if version > len(MIGRATIONS):
+    stored = await _stored_version(connection)
+    if stored is not None and stored > _NEWEST:
         raise LedgerError(
-            f"The tables of the ledger have version {version}, but this openai-cancel knows only version "
-            f"{len(MIGRATIONS)}: upgrade it."
+            f"The tables of the ledger have version {stored}, but this openai-cancel knows only version {_NEWEST}: "
+            "upgrade it."
         )
-    for step in MIGRATIONS[version:]:
-        await step(connection)
-    if version < len(MIGRATIONS):
-        await connection.execute(update(VERSIONS).values(version=len(MIGRATIONS)))
+    names: set[str] = await connection.run_sync(_columns, RESPONSES)
+    if stored is None or not names:
+        await connection.run_sync(METADATA.create_all)  # those that do not exist
+    if stored is not None and not names:
+        _log.error("the ledger's table %s was missing, and is created again without its rows", RESPONSES.name)
+    if names:
+        version = stored or (_NEWEST if "expires" in names else 1)
+        for statement in (statement for step in MIGRATIONS[version - 1 :] for statement in step):
+            await connection.execute(text(statement))
+    if stored != _NEWEST:
+        await connection.execute(delete(VERSIONS))
+        await connection.execute(insert(VERSIONS).values(version=_NEWEST))
+
+
+async def _stored_version(connection: AsyncConnection) -> int | None:
+    if not await connection.run_sync(_columns, VERSIONS):
+        return None
+    version: int | None = await connection.scalar(select(VERSIONS.c.version))
+    return version
+
+
+def _columns(connection: Connection, table: Table, /) -> set[str]:
+    """Return the names of the columns of a table, or none if it does not exist."""
+    if not connection.dialect.has_table(connection, table.name):
+        return set()
+    return {column["name"] for column in inspect(connection).get_columns(table.name)}
