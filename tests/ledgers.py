@@ -69,6 +69,10 @@ class AsyncCalls:
     async def sweep(self, **options: Any) -> dict[str, Verdict]:
         return await sweep(self._ledger, self._session, **options)
 
+    async def stop(self, **options: Any) -> dict[str, Verdict]:
+        outcomes = self._ledger.stop(self._session, **options)
+        return {outcome.response_id: outcome.verdict async for outcome in outcomes}
+
 
 class BlockingCalls:
     """The same calls, of a blocking session."""
@@ -95,9 +99,16 @@ class BlockingCalls:
         outcomes = await asyncio.to_thread(lambda: [*self._session.ledger.sweep(**options)])
         return {outcome.response_id: outcome.verdict for outcome in outcomes}
 
+    async def stop(self, **options: Any) -> dict[str, Verdict]:
+        outcomes = await asyncio.to_thread(lambda: [*self._session.ledger.stop(**options)])
+        return {outcome.response_id: outcome.verdict for outcome in outcomes}
+
+
+Calls = AsyncCalls | BlockingCalls
+
 
 @asynccontextmanager
-async def open_calls(kind: str, url: str, server: Emulator) -> AsyncIterator[AsyncCalls | BlockingCalls]:
+async def open_calls(kind: str, url: str, server: Emulator) -> AsyncIterator[Calls]:
     """Open a ledger for a session of a kind, `async` or `blocking`."""
     ledger = Ledger(url, labels={"service": "tests"})
     options: dict[str, Any] = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0, "account": "tests"}

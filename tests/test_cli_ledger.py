@@ -9,14 +9,17 @@ import sys
 from asyncio.subprocess import PIPE
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import KEY, until
 from terminal import COMMAND, Terminal
 
 from openai_cancel import AsyncSession
+from openai_cancel.cli.options import State
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
+from openai_cancel.ledger.selection import STATES
 
 pytestmark = pytest.mark.usefixtures("run", "url")
 
@@ -122,6 +125,41 @@ class TestSweep:
         ):
             status, out, err = await run("ledger", "sweep", *wrong)
             assert (status, out, err.count("\n")) == (2, "", 1)
+
+
+class TestStop:
+    async def test_responses_with_a_label_are_stopped(self, run, url: str, server: Emulator, create) -> None:
+        mine, other = create(), create()
+        assert (await run("ledger", "add", mine, "resp_none", "--ttl", "1h", "--label", "job=7"))[0] == 0
+        assert (await run("ledger", "add", other, "--ttl", "1h", "--label", "job=8"))[0] == 0
+        stop = ["ledger", "stop", "--label", "job=7", "--json"]
+        status, out, err = await run(*stop, "--dry-run")
+        verdicts = {line["id"]: line["verdict"] for line in map(json.loads, out.splitlines())}
+        assert verdicts == {mine: "still_running", "resp_none": "not_found"}
+        assert not server.responses[mine].cancelled
+        assert (await run(*stop, "--older-than", "1h"))[:2] == (0, "")
+        status, out, err = await run(*stop, "--state", "tracked")
+        verdicts = {line["id"]: line["verdict"] for line in map(json.loads, out.splitlines())}
+        assert verdicts == {mine: "cancelled", "resp_none": "not_found"}
+        assert (status, "in all  " in err) == (1, True)
+        assert (await states(url))[other] == "tracked"
+        assert await run("ledger", "stop", "--state", "tracked", "--quiet", "--label", "job=8") == (0, "", "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ([], "No condition: use --label, --state or --older-than"),
+            (["--state", "released"], "--state must be tracked or stopping: responses that are released have ended."),
+            (["--label", "job"], "'job' is not a label: write --label NAME=VALUE."),
+        ],
+    )
+    async def test_conditions_that_cannot_work_are_usage_errors(self, run, arguments: list[str], words: str) -> None:
+        status, out, err = await run("ledger", "stop", *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert words in err
+
+    def test_the_states_of_the_option_are_those_of_a_ledger(self) -> None:
+        assert get_args(State) == STATES
 
 
 class TestEntries:

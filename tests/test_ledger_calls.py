@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from conftest import KEY
 from ledger_database import commits, execute, lapse
-from ledgers import AsyncCalls, BlockingCalls, open_calls
+from ledgers import AsyncCalls, Calls, open_calls
 from sqlalchemy import update
 
 from openai_cancel import AsyncSession, ConfigurationError, InvalidResponseIdError, Session, SessionStateError, Verdict
@@ -16,8 +16,6 @@ from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import BlockingLedger, Ledger
 from openai_cancel.ledger import ledger as ledger_module
 from openai_cancel.ledger.table import RESPONSES
-
-Calls = AsyncCalls | BlockingCalls
 
 
 @pytest.fixture(params=["async", "blocking"])

@@ -74,7 +74,6 @@ def sweep(
     """
     if once and every is not None:
         raise UsageError("--once cannot be combined with --every.")
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
     opened, session = where.make(lease=lease), account.session(connection, max_connections=options.concurrency)
     sweep_once = partial(
         opened.sweep,
@@ -84,6 +83,63 @@ def sweep(
         confirm=confirm,
         max_attempts=max_attempts,
     )
+    return _run(opened, session, sweep_once, options, every)
+
+
+@ledger.command
+def stop(
+    *,
+    older_than: Seconds | None = None,
+    dry_run: Annotated[bool, Flag] = False,
+    confirm: Seconds | None = None,
+    options: RunOptions = DEFAULT_RUN,
+    selection: SelectionOptions = DEFAULT_SELECTION,
+    where: LedgerOptions = DEFAULT_LEDGER,
+    account: AccountOptions = DEFAULT_ACCOUNT,
+    connection: Connection = DEFAULT_CONNECTION,
+) -> int:
+    """Stop recorded responses now, whoever guards them, and record the outcomes.
+
+    ```
+    openai-cancel ledger stop --label job=7
+    openai-cancel ledger stop --older-than 2h --dry-run
+    ```
+
+    It needs a condition; --state tracked stops everything of the account.
+
+    Args:
+        older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
+        dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
+        confirm: Check cancelled responses again after this many seconds, because some servers resume them.
+    """
+    labels, state = selection.labels, selection.state
+    if not labels and state is None and older_than is None:
+        raise UsageError("No condition: use --label, --state or --older-than, or --state tracked for everything.")
+    if state not in (None, "tracked", "stopping"):
+        raise UsageError(f"--state must be tracked or stopping: responses that are {state} have ended.")
+    opened, session = where.make(), account.session(connection, max_connections=options.concurrency)
+    stop_once = partial(
+        opened.stop,
+        session,
+        labels=labels,
+        state=state,
+        older_than=older_than,
+        dry_run=dry_run,
+        concurrency=options.concurrency,
+        deadline=options.deadline,
+        confirm=confirm,
+    )
+    return _run(opened, session, stop_once, options)
+
+
+def _run(
+    opened: "Ledger",
+    session: AsyncSession,
+    sweep_once: Callable[[], AsyncGenerator[Outcome, None]],
+    options: RunOptions,
+    every: float | None = None,
+) -> int:
+    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
     status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
     report.sum_up()
     return status

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping
 from functools import partial
 from itertools import islice
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from openai_cancel.checks import hidden
 from openai_cancel.iteration import BlockingIteration
@@ -116,6 +116,49 @@ class BlockingLedger:
             _call,
             self._ledger.sweep,
             self._session,
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return self._iterate(outcomes)
+
+    def stop(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: Literal["tracked", "stopping"] | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+        batch: int = 100,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """Stop responses now, whoever guards or tracks them, and yield the outcomes as they come. See `Ledger.stop`.
+
+        ```python
+        for outcome in session.ledger.stop(labels={"job": "7"}):
+            print(outcome.response_id, outcome.verdict)
+        ```
+        """
+        headers, query = hidden(headers), hidden(query)
+        outcomes = self._loop_thread.run(
+            _call,
+            self._ledger.stop,
+            self._session,
+            labels=labels,
+            state=state,
+            older_than=older_than,
+            dry_run=dry_run,
             batch=batch,
             max_attempts=max_attempts,
             concurrency=concurrency,

@@ -6,12 +6,13 @@ outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that di
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
+from openai_cancel.caller import Caller
 from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
@@ -19,7 +20,7 @@ from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.leases import Leases, LeaseTracker
-from openai_cancel.ledger.selection import Place, Selection, check_labels, page, purge
+from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
 from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.table import Account, release
 from openai_cancel.outcome import Outcome
@@ -362,10 +363,105 @@ class Ledger:
             ConfigurationError: an option cannot work.
         """
         headers, query = hidden(headers), hidden(query)
+        _check_session(session)
+        return self._sweep(
+            None,
+            account=partial(_account, session),
+            caller=session.caller.with_options(headers=headers, query=query),
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+        )
+
+    def stop(
+        self,
+        session: AsyncSession,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: Literal["tracked", "stopping"] | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+        batch: int = 100,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Stop responses now, whoever guards or tracks them, record their outcomes, and yield them as they come.
+
+        ```python
+        async for outcome in ledger.stop(session, labels={"job": "7"}):
+            print(outcome.response_id, outcome.verdict)
+        ```
+
+        It stops all responses of the session's account and server that have not ended and fulfil every condition;
+        without a condition, all of them. Their guards lose the lease, and learn of it with their next heartbeat. Any
+        number of stops and sweeps may run at the same time: each response is stopped by one of them. Sweeps try again
+        what could not be stopped.
+
+        Args:
+            session: a session for the server and the account whose responses are stopped.
+            labels: only responses that have these labels, and perhaps others.
+            state: only responses in this state. Those that a sweep is stopping are left to it while its lease lasts.
+            older_than: only responses that were first tracked this many seconds ago, or earlier.
+            dry_run: only look, as for `AsyncSession.stop`, and change nothing.
+            batch: as for `sweep`.
+            max_attempts: as for `sweep`.
+            concurrency: as for `AsyncSession.stop_many`.
+            deadline: as for `AsyncSession.stop_many`.
+            confirm: as for `AsyncSession.stop_many`.
+            max_retries: as for `AsyncSession.stop`.
+            headers: as for `AsyncSession.cancel`.
+            query: as for `AsyncSession.cancel`.
+
+        Raises:
+            LedgerError: the iteration raises it if the database fails for longer than a lease, or another transaction
+                locks rows for about a minute.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: an option cannot work.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_session(session)
+        if state is not None and state not in OPEN_STATES:
+            raise ConfigurationError(f"state must be {' or '.join(OPEN_STATES)}, as others have ended, not {state!r}.")
+        return self._sweep(
+            Selection.checked(labels, state, older_than),
+            account=partial(_account, session),
+            caller=session.caller.with_options(headers=headers, query=query),
+            dry_run=dry_run,
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+        )
+
+    def _sweep(
+        self,
+        selection: Selection | None,
+        *,
+        account: Callable[[], Awaitable[Account]],
+        caller: Caller,
+        dry_run: bool = False,
+        batch: int,
+        max_attempts: int,
+        concurrency: int,
+        deadline: float,
+        confirm: float | None,
+        max_retries: int | None,
+    ) -> AsyncGenerator[Outcome, None]:
         sweep = Sweep(
             leases=self._open_leases,
-            account=partial(_account, _checked(session)),
-            caller=session.caller.with_options(headers=headers, query=query),
+            account=account,
+            caller=caller,
+            selection=selection,
             clock=self._clock,
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
@@ -374,7 +470,7 @@ class Ledger:
             confirm=None if confirm is None else check_seconds("confirm", confirm),
             max_retries=None if max_retries is None else check_count("max_retries", max_retries),
         )
-        return sweep.run()
+        return sweep.look(selection) if dry_run and selection is not None else sweep.run()
 
     @property
     def _open_leases(self) -> Leases:
@@ -393,13 +489,13 @@ def _not_open() -> SessionStateError:
 
 
 async def _account(session: AsyncSession) -> Account:
-    return Account(await _checked(session).load_account(), session.base_url)
+    _check_session(session)
+    return Account(await session.load_account(), session.base_url)
 
 
-def _checked(session: AsyncSession) -> AsyncSession:
+def _check_session(session: AsyncSession) -> None:
     if not isinstance(session, AsyncSession):
         raise ConfigurationError(
             f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, use the methods of "
             "`session.ledger`."
         )
-    return session

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import attrs
-from sqlalchemy import ColumnElement, Text, bindparam, cast, delete, select, tuple_
+from sqlalchemy import ColumnElement, Text, and_, bindparam, cast, delete, not_, or_, select, tuple_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
 
 from openai_cancel.checks import check_seconds
 from openai_cancel.errors import ConfigurationError
-from openai_cancel.ledger.table import RELEASED, RESPONSES, STOPPING, TRACKED, Command, DatabaseTime
+from openai_cancel.ledger.table import RELEASED, RESPONSES, STOPPING, TRACKED, Account, Command, DatabaseTime, take
 from openai_cancel.outcome import Verdict
 
 OPEN_STATES = (TRACKED, STOPPING)
@@ -62,11 +62,13 @@ class Selection:
         labels: the labels that they have, and perhaps others.
         state: their state, or None for any.
         older_than: seconds since a time that the statement defines, or None.
+        account: the account of their responses, or None for any.
     """
 
     labels: Mapping[str, str]
     state: str | None
     older_than: float | None
+    account: Account | None = None
 
     @classmethod
     def checked(cls, labels: Mapping[str, str] | None, state: str | None, older_than: float | None) -> Self:
@@ -92,6 +94,8 @@ class Selection:
             found.append(_table.state == self.state)
         if self.older_than is not None:
             found.append(since < DatabaseTime() - self.older_than)
+        if self.account is not None:
+            found += [_table.account == self.account.name, _table.base_url == self.account.base_url]
         return found
 
 
@@ -134,3 +138,47 @@ def purge(selection: Selection, *, limit: int) -> Command:
     old = select(_table.digest).where(_table.lease_until.is_(None), *selection.conditions(since=_table.changed))
     old = old.order_by(_table.changed).limit(limit)  # the order of an index, so that no page reads what others deleted
     return Command(delete(RESPONSES).where(_table.digest.in_(old)).returning(_table.digest))
+
+
+def now() -> Command:
+    """Return the command that reads the clock of the database."""
+    return Command(select(DatabaseTime()))
+
+
+def _claimable(selection: Selection, since: float) -> list[ColumnElement[bool]]:
+    """Return the conditions of rows that a stop claims, whoever holds their leases.
+
+    It leaves rows to another sweep or stop that works on them, and those that one has tried and not stopped since it
+    began.
+    """
+    was_tried = and_(_table.owner.is_(None), _table.attempts > 0, _table.changed >= since)
+    is_free = or_(_table.lease_until < DatabaseTime(), and_(_table.state == TRACKED, not_(was_tried)))
+    return [_is_open, is_free, *selection.conditions(since=_table.created)]
+
+
+def claim_selected(
+    selection: Selection, owner: str, seconds: float, *, since: float, after: Place, limit: int
+) -> Command:
+    """Return the command that claims rows, the oldest first.
+
+    Its rows are those of `Claimed`, with their `created`. Rows that another transaction has locked are skipped.
+
+    Args:
+        selection: the rows. Their age counts from their creation.
+        owner: the new holder of the leases.
+        seconds: the length of the new leases.
+        since: the time at which the stop began.
+        after: the place after which rows are claimed.
+        limit: the largest number of rows.
+    """
+    rows = select(_table.digest).where(*_claimable(selection, since))
+    return take(
+        rows.where(tuple_(_table.created, _table.digest) > after).order_by(_table.created, _table.digest).limit(limit),
+        owner,
+        seconds,
+    )
+
+
+def any_claimable(selection: Selection, *, since: float) -> Command:
+    """Return the command that reads one of the rows that `claim_selected` would claim, also if it is locked."""
+    return Command(select(_table.digest).where(*_claimable(selection, since)).limit(1))

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     Text,
@@ -327,12 +328,25 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
         .where(_table.account == account.name, _table.base_url == account.base_url)
         .order_by(_table.lease_until)
         .limit(limit)
-        .with_for_update(skip_locked=True)  # ignored by SQLite, where a claim has locked the whole file
-        .cte("lapsed")
     )
+    return take(lapsed, owner, seconds)
+
+
+def take(rows: Select[tuple[str]], owner: str, seconds: float) -> Command:
+    """Return the command that gives rows to a sweep, except those that another transaction has locked.
+
+    Its rows are those of `Claimed`, with their `created`.
+
+    Args:
+        rows: selects their digests.
+        owner: the new holder of the leases.
+        seconds: the length of the new leases.
+    """
+    # SQLite ignores the lock: there, a claim has locked the whole file.
+    taken = rows.with_for_update(skip_locked=True).cte("taken")
     return Command(
         update(RESPONSES)
-        .where(_table.digest.in_(select(lapsed.c.digest)))
+        .where(_table.digest.in_(select(taken.c.digest)))
         .values(
             state=STOPPING,
             owner=owner,
@@ -340,7 +354,13 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
             changed=DatabaseTime(),
             lease_until=DatabaseTime() + seconds,
         )
-        .returning(_table.digest, _table.response_id, _table.attempts, (DatabaseTime() - _table.created).label("age"))
+        .returning(
+            _table.digest,
+            _table.response_id,
+            _table.attempts,
+            (DatabaseTime() - _table.created).label("age"),
+            _table.created,
+        )
     )
 
 
