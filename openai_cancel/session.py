@@ -19,6 +19,7 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
+from openai_cancel.threads import run_in_thread
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.transport import Transport
 from openai_cancel.wait import wait
@@ -258,6 +259,12 @@ class AsyncSession:
         """The name of the account in a ledger: the one that was passed in, or a fingerprint."""
         return self._caller.settings.fingerprint()
 
+    async def load_account(self) -> str:
+        """Return `account`. A fingerprint is computed in a thread, because that takes some 40 ms."""
+        if "account" not in self.__dict__:  # where a cached property keeps its value
+            await run_in_thread(getattr, self, "account", name="openai-cancel-account")
+        return self.account
+
     @property
     def caller(self) -> Caller:
         """What makes the calls, for code that is built on top of sessions."""
@@ -283,7 +290,7 @@ class AsyncSession:
         ledger = self._caller.settings.ledger
         if ledger is not None:
             try:
-                _ = self.account
+                await self.load_account()
                 await ledger.attach(required=self._caller.settings.ledger_required)
                 self._attached_ledger = ledger
             except BaseException:

@@ -5,13 +5,13 @@ import warnings
 from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import aiohttp
 
 from openai_cancel.checks import check_count, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
-from openai_cancel.errors import SessionStateError, detached
+from openai_cancel.errors import ConfigurationError, SessionStateError, detached
 from openai_cancel.guard import Guard
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
@@ -22,6 +22,9 @@ from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
+
+if TYPE_CHECKING:
+    from openai_cancel.ledger import BlockingLedger
 
 
 class Session:
@@ -186,6 +189,21 @@ class Session:
         self._session = session
         self._loop_thread = LoopThread(session, session.helper)
         return self
+
+    @property
+    def ledger(self) -> "BlockingLedger":
+        """The ledger that was passed in, for code that blocks: `session.ledger.track("resp_123", ttl=900)`.
+
+        Raises:
+            ConfigurationError: the session has no `openai_cancel.ledger.Ledger`.
+        """
+        ledger = self._session.caller.settings.ledger
+        if ledger is not None:
+            from openai_cancel.ledger import BlockingLedger, Ledger  # SQLAlchemy takes long to import, and is an extra
+
+            if isinstance(ledger, Ledger):
+                return BlockingLedger(ledger, self._session, self._loop_thread, self)
+        raise ConfigurationError('The session has no ledger: create it with `ledger=Ledger("sqlite:///ledger.db")`.')
 
     def __repr__(self) -> str:
         """Return the base URL and the state."""

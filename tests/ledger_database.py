@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, Row, event, text, update
+from sqlalchemy import Engine, Row, event, select, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 from sqlalchemy.sql import Executable
@@ -40,6 +40,16 @@ async def without_table(url: str) -> AsyncIterator[None]:
     finally:
         await execute(url, f"DROP TABLE {RESPONSES.name}")
         await execute(url, f"ALTER TABLE away RENAME TO {RESPONSES.name}")
+
+
+@asynccontextmanager
+async def locked(url: str, name: str) -> AsyncIterator[None]:
+    """Lock the row of a response in PostgreSQL until the block ends."""
+    engine = create_async_engine(read_url(url), poolclass=NullPool)
+    async with engine.begin() as connection:
+        await connection.execute(select(RESPONSES).where(RESPONSES.c.response_id == name).with_for_update())
+        yield
+    await engine.dispose()
 
 
 @contextmanager

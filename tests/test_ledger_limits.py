@@ -158,11 +158,11 @@ class TestGuardsWhoseResponsesAreTaken:
             assert isinstance(guard.outcome.error, LeaseTakenError)
             row = (await entries(ledger))[name]
         assert steps == [
-            (Verdict.STILL_RUNNING, False, "Another process is stopping it."),
-            (Verdict.STILL_RUNNING, False, "Another process is stopping it. 503: down."),
-            (Verdict.STILL_RUNNING, False, "Another process is stopping it. 503: down."),
-            (Verdict.STILL_RUNNING, False, "Another process is stopping it. 503: down."),
-            (Verdict.CANCELLED, True, "Another process has stopped it."),
+            (Verdict.STILL_RUNNING, False, "Another process is stopping it, because it was asked to."),
+            (Verdict.STILL_RUNNING, False, "Another process is stopping it, because it was asked to. 503: down."),
+            (Verdict.STILL_RUNNING, False, "Another process is stopping it, because it was asked to. 503: down."),
+            (Verdict.STILL_RUNNING, False, "Another process is stopping it, because it was asked to. 503: down."),
+            (Verdict.CANCELLED, True, "Another process has stopped it, because it was asked to."),
         ]
         assert (await entries(ledger))[name] == row
         assert caplog.messages.count(f"{name} was taken from its guard (still_running)") == 1

@@ -22,7 +22,7 @@ from openai_cancel import (
     Verdict,
     WaitTimeoutError,
 )
-from openai_cancel.ledger import Entry, Ledger
+from openai_cancel.ledger import BlockingLedger, Entry, Ledger
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -81,9 +81,28 @@ async def ledgers(theirs: TheirResponse) -> None:
         async for entry in ledger.entries(include_ended=True):
             assert_type(entry, Entry)
             assert_type(entry.lease_left, float | None)
+        async for outcome in ledger.stop(session, labels={"a": "b"}, state="tracked", older_than=60):
+            assert_type(outcome, Outcome)
+        ledger.stop(session, state="cancelled")  # type: ignore[arg-type]  # it has ended
+        assert_type(await ledger.track_many(["x", theirs], session=session, ttl=900), int)
+        assert_type(await ledger.purge(older_than=60, state="released"), int)
         await ledger.track("x", session=session)  # type: ignore[call-arg]  # ttl is needed
-    Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a")
     Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # an object is needed
+
+
+def blocking_ledgers(theirs: TheirResponse) -> None:
+    with Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a") as session:
+        assert_type(session.ledger, BlockingLedger)
+        session.ledger.track(theirs, ttl=900)
+        assert_type(session.ledger.track_many(["x"], ttl=900, labels={"a": "b"}), int)
+        assert_type(session.ledger.release("x"), bool)
+        for outcome in session.ledger.sweep():
+            assert_type(outcome, Outcome)
+        for stopped in session.ledger.stop(labels={"a": "b"}, dry_run=True):
+            assert_type(stopped, Outcome)
+        for entry in session.ledger.entries(labels={"a": "b"}):
+            assert_type(entry, Entry)
+        session.ledger.track("x", session=session, ttl=900)  # type: ignore[call-arg]  # its session is known
 
 
 def blocking(theirs: openai.OpenAI) -> None:

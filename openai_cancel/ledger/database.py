@@ -7,8 +7,8 @@ cancellation, because callers wait outside the task that uses them.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from openai_cancel.errors import ConfigurationError, LedgerError, detached
 from openai_cancel.ledger.file import DatabaseFile, file_of
-from openai_cancel.ledger.table import Command, migrate
+from openai_cancel.ledger.table import Command, is_migrated, migrate
 
 BATCH_SIZE = 100
 """The largest number of jobs that share a transaction."""
@@ -38,12 +38,15 @@ _DRIVERS = {
     "postgresql+asyncpg": "postgresql+asyncpg",
 }
 
-_BEGIN_SQLITE = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
-"""The statements that begin a transaction: readers do not wait for writers, a commit waits until the data is on the
-disk, and writers take turns.
+_WRITE_SQLITE = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
+"""The statements that begin a transaction that writes: readers do not wait for writers, a commit waits until the data
+is on the disk, and writers take turns.
 
 See https://www.sqlite.org/wal.html and https://www.sqlite.org/lang_transaction.html.
 """
+
+_READ_SQLITE = ("BEGIN",)
+"""The statement that begins a transaction that only reads, which neither takes the lock of writers nor waits for it."""
 
 _log = logging.getLogger("openai_cancel")
 
@@ -79,6 +82,7 @@ def read_url(url: str) -> URL:
 class _Job:
     commands: Collection[Command]
     result: asyncio.Future[Rows]
+    reads_only: bool
 
 
 class Database:
@@ -101,7 +105,8 @@ class Database:
         # The time-out of SQLite is for locks. It ends before ours, because its error message says more. Without an
         # isolation level, its driver begins no transactions by itself, which would be too late and without a lock.
         arguments = {"timeout": timeout * 0.8, "isolation_level": None} if is_sqlite else {"timeout": timeout}
-        self._begin = _BEGIN_SQLITE if is_sqlite else ()
+        self._begin_to_write = _WRITE_SQLITE if is_sqlite else ()
+        self._begin_to_read = _READ_SQLITE if is_sqlite else ()
         self._engine = create_async_engine(
             url, hide_parameters=True, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments
         )
@@ -127,7 +132,7 @@ class Database:
         """
         try:
             async with asyncio.timeout(self._timeout) as self._connecting:
-                await self.submit(())
+                await self.submit((), reads_only=True)
         except TimeoutError:
             raise self._too_late() from None
 
@@ -141,8 +146,16 @@ class Database:
         """
         return await self.wait(self.submit(commands))
 
-    def submit(self, commands: Collection[Command]) -> asyncio.Future[Rows]:
-        """Start a job like `execute`, and return its result, for which `wait` waits.
+    async def read(self, *commands: Command) -> Rows:
+        """Execute commands like `execute`, if all of them only read. With SQLite they do not wait for other writers.
+
+        Raises:
+            LedgerError: the database fails or takes too long.
+        """
+        return await self.wait(self.submit(commands, reads_only=True))
+
+    def submit(self, commands: Collection[Command], *, reads_only: bool = False) -> asyncio.Future[Rows]:
+        """Start a job like `execute` or `read`, and return its result, for which `wait` waits.
 
         Raises:
             LedgerError: too many jobs are waiting, or the database is closed.
@@ -151,7 +164,7 @@ class Database:
             raise LedgerError(_CLOSED)
         if len(self._queue) >= MAX_QUEUED:
             raise LedgerError(f"The ledger's database is too slow: {len(self._queue):,} transactions wait for it.")
-        job = _Job(commands, self.loop.create_future())
+        job = _Job(commands, self.loop.create_future(), reads_only)
         self._queue.append(job)
         self._wake.set()
         return job.result
@@ -206,16 +219,30 @@ class Database:
             _log.error("the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path)
             self._file, self._migrated = None, False
             await self._engine.dispose()
-        async with asyncio.timeout(self._timeout) as limit, self._engine.begin() as connection:
-            for statement in self._begin:
-                await connection.exec_driver_sql(statement)
+        async with asyncio.timeout(self._timeout) as limit:
             if not self._migrated:
-                await migrate(connection, partial(self._begin_migration, limit))
+                await self._migrate(partial(self._begin_migration, limit))
                 limit.reschedule(self.loop.time() + self._timeout)
-                self._file = await file_of(connection)
-            results = [await _execute(connection, job.commands) for job in jobs]
-        self._migrated = True
-        return results
+            reads_only = all(job.reads_only for job in jobs)
+            async with self._transaction(self._begin_to_read if reads_only else self._begin_to_write) as connection:
+                return [await _execute(connection, job.commands) for job in jobs]
+
+    async def _migrate(self, begin: Callable[[], None]) -> None:
+        """Bring the tables to the newest version, or see that they have it, which takes no lock."""
+        async with self._transaction(self._begin_to_read) as connection:
+            self._migrated = await is_migrated(connection)
+            self._file = await file_of(connection)
+        if not self._migrated:
+            async with self._transaction(self._begin_to_write) as connection:
+                await migrate(connection, begin)
+            self._migrated = True
+
+    @asynccontextmanager
+    async def _transaction(self, begin: Iterable[str]) -> AsyncGenerator[AsyncConnection, None]:
+        async with self._engine.begin() as connection:
+            for statement in begin:
+                await connection.exec_driver_sql(statement)
+            yield connection
 
     def _begin_migration(self, limit: asyncio.Timeout) -> None:
         """Give a migration more time than a transaction, also in the eyes of the one who waits for the connection."""

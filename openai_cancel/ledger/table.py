@@ -18,6 +18,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     Text,
@@ -34,7 +35,6 @@ from sqlalchemy import (
     or_,
     select,
     text,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -52,8 +52,8 @@ TRACKED, RELEASED, STOPPING = "tracked", "released", "stopping"
 FINAL_VERDICTS = frozenset({Verdict.CANCELLED, Verdict.ALREADY_FINISHED, Verdict.NOT_BACKGROUND, Verdict.NOT_FOUND})
 """The verdicts that another attempt would not change."""
 
-BY_LEASE, BY_LIMIT, BY_HAND = "lease", "max_age", "release"
-"""Why a living owner has lost its row: the lease had lapsed, `max_age` was over, or somebody released it."""
+BY_LEASE, BY_LIMIT, BY_REQUEST, BY_HAND = "lease", "max_age", "stop", "release"
+"""Why an owner has lost its row: the lease had lapsed, `max_age` was over, or somebody has stopped or released it."""
 
 MAX_ERROR_LENGTH = 1000
 """The number of characters of an error that are stored."""
@@ -480,21 +480,43 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
         .where(_table.account == account.name, _table.base_url == account.base_url)
         .order_by(_table.lease_until)
         .limit(limit)
-        .with_for_update(skip_locked=True)  # ignored by SQLite, where a claim has locked the whole file
-        .cte("lapsed")
     )
+    # A row whose sweep was interrupted keeps the reason of the first one.
+    reason = func.coalesce(_table.reason, case((_table.expires < _now, BY_LIMIT), else_=BY_LEASE))
+    return take(lapsed, owner, seconds, reason)
+
+
+def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnElement[Any] | str) -> Command:
+    """Return the command that gives rows to a sweep, except those that another transaction has locked.
+
+    Its rows are those of `Claimed`, with their `created`.
+
+    Args:
+        rows: selects their digests.
+        owner: the new holder of the leases.
+        seconds: the length of the new leases.
+        reason: why their owners lose them.
+    """
+    # SQLite ignores the lock: there, a claim has locked the whole file.
+    taken = rows.with_for_update(skip_locked=True).cte("taken")
     return Command(
         update(RESPONSES)
-        .where(_table.digest.in_(select(lapsed.c.digest)))
+        .where(_table.digest.in_(select(taken.c.digest)))
         .values(
             state=STOPPING,
             owner=owner,
             attempts=_table.attempts + 1,
             changed=_now,
             lease_until=_now + seconds,
-            reason=func.coalesce(_table.reason, case((_table.expires < _now, BY_LIMIT), else_=BY_LEASE)),
+            reason=reason,
         )
-        .returning(_table.digest, _table.response_id, _table.attempts, (DatabaseTime() - _table.created).label("age"))
+        .returning(
+            _table.digest,
+            _table.response_id,
+            _table.attempts,
+            (DatabaseTime() - _table.created).label("age"),
+            _table.created,
+        )
     )
 
 
@@ -510,28 +532,6 @@ def release(digest: str) -> Command:
         .values(state=RELEASED, changed=_now, reason=BY_HAND, **ends)
         .returning(_table.digest)
     )
-
-
-def page(after: tuple[float, str], *, include_ended: bool, limit: int) -> Command:
-    """Return the command that reads a page of rows, the oldest first, with the seconds that are left of their leases.
-
-    Args:
-        after: `created` and `digest` of the last row of the page before.
-        include_ended: whether to read rows without a lease, too.
-        limit: the number of rows of a page.
-    """
-    rows = select(RESPONSES, (_table.lease_until - DatabaseTime()).label("lease_left"))
-    if not include_ended:
-        rows = rows.where(_has_lease)
-    rows = rows.where(tuple_(_table.created, _table.digest) > after)
-    return Command(rows.order_by(_table.created, _table.digest).limit(limit))
-
-
-def purge(older_than: float, *, limit: int) -> Command:
-    """Return the command that deletes rows that ended more than so many seconds ago, and returns their digests."""
-    old = select(_table.digest).where(_table.lease_until.is_(None), _table.changed < DatabaseTime() - older_than)
-    old = old.order_by(_table.changed).limit(limit)  # the order of an index, so that no page reads what others deleted
-    return Command(delete(RESPONSES).where(_table.digest.in_(old)).returning(_table.digest))
 
 
 _VERSION_2 = (
@@ -553,7 +553,16 @@ _VERSION_2 = (
 MIGRATIONS: Sequence[Sequence[str]] = (_VERSION_2,)
 """The statements from each version of the tables to the next one, from version 1 on. They are only ever added."""
 
+
+_NEWEST = 1 + len(MIGRATIONS)
+
 _MIGRATION_LOCK = 7306_5143  # an arbitrary constant that identifies the lock
+
+
+async def is_migrated(connection: AsyncConnection) -> bool:
+    """Return whether the tables exist in the newest version. This only reads."""
+    exists = await connection.run_sync(_columns, RESPONSES)
+    return bool(exists) and await _stored_version(connection) == _NEWEST
 
 
 async def migrate(connection: AsyncConnection, begin: Callable[[], None]) -> None:
@@ -561,37 +570,33 @@ async def migrate(connection: AsyncConnection, begin: Callable[[], None]) -> Non
 
     Args:
         connection: the connection.
-        begin: called if there is something to do. With a million rows, it takes some seconds.
+        begin: called at the beginning. With a million rows, a migration takes some seconds.
 
     Raises:
         LedgerError: the tables have a version that this package does not know.
     """
-    newest = 1 + len(MIGRATIONS)
-    names: set[str] = await connection.run_sync(_columns, RESPONSES)
-    if names and await _stored_version(connection) == newest:
-        return
     begin()
     if connection.dialect.name == "postgresql":
         # Two processes that start at once would both try to create the tables. SQLite has locked the file by now.
         await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
     stored = await _stored_version(connection)
-    if stored is not None and stored > newest:
+    if stored is not None and stored > _NEWEST:
         raise LedgerError(
-            f"The tables of the ledger have version {stored}, but this openai-cancel knows only version {newest}: "
+            f"The tables of the ledger have version {stored}, but this openai-cancel knows only version {_NEWEST}: "
             "upgrade it."
         )
-    names = await connection.run_sync(_columns, RESPONSES)
+    names: set[str] = await connection.run_sync(_columns, RESPONSES)
     if stored is None or not names:
         await connection.run_sync(METADATA.create_all)  # those that do not exist
     if stored is not None and not names:
         _log.error("the ledger's table %s was missing, and is created again without its rows", RESPONSES.name)
     if names:
-        version = stored or (newest if "expires" in names else 1)
+        version = stored or (_NEWEST if "expires" in names else 1)
         for statement in (statement for step in MIGRATIONS[version - 1 :] for statement in step):
             await connection.execute(text(statement))
-    if stored != newest:
+    if stored != _NEWEST:
         await connection.execute(delete(VERSIONS))
-        await connection.execute(insert(VERSIONS).values(version=newest))
+        await connection.execute(insert(VERSIONS).values(version=_NEWEST))
 
 
 async def _stored_version(connection: AsyncConnection) -> int | None:
