@@ -126,8 +126,8 @@ class TestTables:
         async with Ledger(url):
             pass
 
-        async def add(connection) -> None:
-            await connection.execute(text(f"ALTER TABLE {RESPONSES.name} ADD COLUMN new TEXT"))
+        def add(connection) -> None:
+            connection.execute(text(f"ALTER TABLE {RESPONSES.name} ADD COLUMN new TEXT"))
 
         monkeypatch.setattr(table, "MIGRATIONS", (*table.MIGRATIONS, add))
         for _ in range(2):

@@ -73,8 +73,9 @@ class Ledger:
     ```
 
     Args:
-        url: the URL of the database, such as `sqlite:///ledger.db` (with the driver `sqlite+aiosqlite`) or
-            `postgresql://user@host/database` (with `postgresql+asyncpg`). The tables are created if there are none.
+        url: the URL of the database, such as `sqlite:///ledger.db` or `postgresql://user@host/database`. The latter
+            may have all options of libpq, such as `?sslmode=require`, several hosts, or a service. The tables are
+            created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
             their leases three times as often.
         timeout: seconds that a transaction may take.
@@ -107,7 +108,7 @@ class Ledger:
     def __repr__(self) -> str:
         """Return the URL without its password."""
         url = getattr(self, "_url", None)  # there is none if the constructor has failed
-        return f"<{type(self).__name__} {url.render_as_string(hide_password=True) if url else '?'}>"
+        return f"<{type(self).__name__} {url.shown if url else '?'}>"
 
     async def open(self, *, check: bool = True) -> Self:
         """Open the ledger in the running event loop. `async with` does this, and closes it at the end.
