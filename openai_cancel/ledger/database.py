@@ -7,9 +7,11 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Any
 
 import attrs
+from sqlalchemy.exc import DBAPIError
 
 from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.checks import Secret
@@ -298,8 +300,10 @@ def _fail(jobs: Collection[_Job], error: LedgerError) -> None:
 def _translate(error: Exception) -> LedgerError:
     if isinstance(error, LedgerError):
         return error
-    words = str(getattr(error, "orig", None) or error)  # the text of SQLAlchemy's own errors quotes the statement
-    words = " ".join(words.split()).rstrip(".?") or type(error).__name__
+    # SQLAlchemy's own errors quote the statement. A copy of psycopg's lacks the connection, which has the password.
+    cause = copy(error.orig) if isinstance(error, DBAPIError) else error
+    primary: object = getattr(getattr(cause, "diag", None), "message_primary", None)  # without the statement
+    words = " ".join(str(primary or cause).split()).rstrip(".?") or type(cause).__name__
     failure = LedgerError(f"The ledger's database failed: {words}.")
-    failure.__cause__ = detached(error)  # the frames of a driver hold the password
+    failure.__cause__ = None if cause is None else detached(cause)  # the frames of a driver hold the password
     return failure

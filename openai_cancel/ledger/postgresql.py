@@ -182,13 +182,15 @@ def _check_with_libpq(given: Mapping[str, Any]) -> Mapping[str, str]:
     connection = PGconn.connect_start(elsewhere.encode())
     try:
         words = " ".join(connection.error_message.decode(errors="replace").split())
-        options = {option.keyword.decode(): option.val for option in connection.info}
+        options = SecretMapping(
+            {option.keyword.decode(): option.val.decode(errors="replace") for option in connection.info if option.val}
+        )
     finally:
         connection.finish()
     # A socket in a folder cannot be encrypted with GSSAPI, which says nothing about the host.
     if _NOWHERE not in words and "local socket" not in words:
         raise ConfigurationError(f"An option in the URL of a ledger cannot be used: {words}.")
-    return SecretMapping({name: value.decode(errors="replace") for name, value in options.items() if value})
+    return options
 
 
 def _check_suitability(options: Mapping[str, str]) -> None:
