@@ -17,11 +17,14 @@ class Relay:
         server_url: the URL of the server behind it, for new connections.
         base_url: the URL for the client.
         connections: the number of connections that were accepted.
+        gate: new connections wait until it is set, as it is at first.
         fatal: bytes that are forwarded to the server, and then end the connection of the client.
     """
 
     def __init__(self, server_url: str) -> None:
         self.server_url = server_url
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.fatal: bytes | None = None
         self._frozen: set[asyncio.StreamWriter] = set()
         self._open: set[asyncio.StreamWriter] = set()
@@ -54,6 +57,7 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._open.add(writer)
+        await self.gate.wait()
         server_reader, server_writer = await self._connect()
         back = asyncio.create_task(self._forward(server_reader, writer, writer))
         try:

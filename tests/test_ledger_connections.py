@@ -1,14 +1,16 @@
 """Connections to PostgreSQL as in production: they die silently, lead to replicas, and are shared by poolers."""
 
 import asyncio
+import math
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import KEY
+from conftest import KEY, until
 from ledger_database import execute
 from ledgers import open_session, states
 from pgbouncer import needs_pgbouncer, pooled
@@ -18,7 +20,7 @@ from relay import Relay
 from openai_cancel import AsyncSession, LedgerError
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
-from openai_cancel.ledger.table import RESPONSES
+from openai_cancel.ledger.table import RESPONSES, VERSIONS
 
 COMMIT = b"COMMIT\0"
 
@@ -117,6 +119,19 @@ class TestADeadConnection:
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             while await execute(postgres.url, waiting) != [(0,)]:
                 await asyncio.sleep(0.01)
+
+    async def test_a_connection_that_comes_too_late_does_nothing(self, relay: Relay, postgres: Postgres) -> None:
+        relay.gate.clear()
+        with pytest.raises(LedgerError, match="does not answer within 0.2 s"):
+            await Ledger(relay.base_url, timeout=0.2).open()
+        relay.gate.set()
+        await until(lambda: not [thread for thread in threading.enumerate() if "ledger" in thread.name])
+        assert await execute(postgres.url, f"SELECT to_regclass('{VERSIONS.name}')") == [(None,)]
+
+    async def test_a_ledger_can_wait_for_ever(self, relay: Relay, server: Emulator) -> None:
+        async with Ledger(relay.base_url, timeout=math.inf) as ledger, open_session(server, ledger) as session:
+            await ledger.track("resp_1", session=session, ttl=60)
+            assert await states(ledger) == {"resp_1": "tracked"}
 
 
 class TestAReplica:

@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.connection import Rows
@@ -70,11 +69,9 @@ class Leases:
         self.write(self._take_missed())
         try:
             await self.database.close()
+            await asyncio.wait((self._heart,))
         finally:
-            cancellation = await wait_through_cancellation(self._heart)
             self._report_unwritten()
-        if cancellation:
-            raise cancellation
 
     def hold(self, records: Collection[Record]) -> Written:
         """Hold the leases of rows, and write those that are not held already."""
