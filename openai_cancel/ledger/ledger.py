@@ -78,7 +78,7 @@ class Ledger:
             created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
             their leases three times as often.
-        timeout: seconds that a transaction may take.
+        timeout: seconds that a transaction may take, and the close.
         labels: stored with each row, for example the name of the service.
         clock: the source of time and chance, for tests.
 
@@ -135,7 +135,8 @@ class Ledger:
     async def close(self) -> None:
         """Write what is still to be written, and close the ledger. Closing twice does nothing.
 
-        Leases of responses that are still guarded lapse.
+        This takes no longer than the time-out, and a second if it is cancelled. The ids of the responses whose new
+        state could not be written are logged as a warning. Leases of responses that are still guarded lapse.
 
         Raises:
             SessionStateError: the ledger belongs to another event loop.
