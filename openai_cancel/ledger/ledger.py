@@ -251,7 +251,7 @@ class Ledger:
         after = (-1.0, "")
         while True:
             command = page(after, include_ended=include_ended, limit=PAGE_SIZE)
-            rows = await self._open_leases.database.execute(command)
+            rows = await self._open_leases.database.read(command)
             for row in rows:
                 yield _entry(row)
             if len(rows) < PAGE_SIZE:
