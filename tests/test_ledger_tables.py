@@ -1,18 +1,19 @@
 """The tables of a ledger: their creation, their versions, and the way from each older version to the newest."""
 
 import asyncio
+import threading
 import time
 from contextlib import AsyncExitStack
 
 import pytest
 from ledger_database import execute
 from ledgers import entries, open_session, states, sweep
-from sqlalchemy import inspect, select
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy import Connection, inspect, select
 
 from openai_cancel import LedgerError, Verdict
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger, table
+from openai_cancel.ledger import connection as connection_module
 from openai_cancel.ledger.database import read_url
 from openai_cancel.ledger.table import MIGRATIONS, RESPONSES, VERSIONS, Account
 
@@ -78,13 +79,12 @@ async def create_version_1(url: str, server: Emulator) -> None:
 
 async def describe(url: str) -> tuple[set[str], dict[str, list[str]]]:
     """Return the columns and the indexes of the table of responses."""
-    engine = create_async_engine(read_url(url))
-    async with engine.connect() as connection:
-        inspected = await connection.run_sync(
-            lambda sync: (inspect(sync).get_columns(RESPONSES.name), inspect(sync).get_indexes(RESPONSES.name))
-        )
-    await engine.dispose()
-    columns, indexes = inspected
+    backend = read_url(url)
+    engine = backend.create_engine(10)
+    with engine.connect() as connection:
+        found = inspect(connection)
+        columns, indexes = found.get_columns(RESPONSES.name), found.get_indexes(RESPONSES.name)
+    engine.dispose()
     return {column["name"] for column in columns}, {str(index["name"]): index["column_names"] for index in indexes}
 
 
@@ -182,16 +182,18 @@ class TestMigration:
             assert len(await states(ledger)) == len(ROWS_OF_VERSION_1)
             assert await execute(url, select(VERSIONS.c.version)) == [(NEWEST,)]
 
-    @pytest.mark.slow
     async def test_a_migration_may_take_longer_than_a_transaction(
-        self, url: str, server: Emulator, monkeypatch: pytest.MonkeyPatch
+        self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        await create_version_1(url, server)
-        slow = {
-            "sqlite": "WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 8000000) "
-            "SELECT count(*) FROM numbers",
-            "postgresql": "SELECT pg_sleep(2)",
-        }
-        monkeypatch.setattr(table, "MIGRATIONS", ((slow[url.partition(":")[0]], *MIGRATIONS[0]),))
-        async with Ledger(url, timeout=1):
-            assert await execute(url, select(VERSIONS.c.version)) == [(NEWEST,)]
+        goes_on = threading.Event()
+
+        def migrate(connection: Connection) -> None:
+            goes_on.wait(10)
+            table.migrate(connection)
+
+        monkeypatch.setattr(connection_module, "migrate", migrate)
+        opening = asyncio.create_task(Ledger(url, timeout=0.5).open())
+        await asyncio.sleep(0.8)
+        goes_on.set()
+        await (await opening).close()
+        assert await execute(url, select(VERSIONS.c.version)) == [(NEWEST,)]

@@ -7,7 +7,8 @@ import attrs
 
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
-from openai_cancel.ledger.database import Database, Rows
+from openai_cancel.ledger.connection import Rows
+from openai_cancel.ledger.database import Database
 from openai_cancel.ledger.selection import Place, Selection, any_claimable, claim_selected, now, page
 from openai_cancel.ledger.table import Account, Claimed, Command, claim
 from openai_cancel.retry import poll_delay

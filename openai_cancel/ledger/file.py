@@ -6,7 +6,7 @@ See https://www.sqlite.org/howtocorrupt.html#_unlinking_or_renaming_a_database_f
 
 from pathlib import Path
 
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection
 
 
 class DatabaseFile:
@@ -25,11 +25,11 @@ class DatabaseFile:
         return _identity(self.path) != self._identity
 
 
-async def file_of(connection: AsyncConnection) -> DatabaseFile | None:
+def file_of(connection: Connection) -> DatabaseFile | None:
     """Return the file of a connection; None for a database that has none, such as a server."""
     if connection.dialect.name != "sqlite":
         return None
-    found = await connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'")
+    found = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'")
     return DatabaseFile(Path(found.scalar_one()))
 
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Collection, Generator, Iterable, Mapping, 
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import attrs
 
-from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
-from openai_cancel.ledger.database import Database, Rows
+from openai_cancel.ledger.connection import Rows
+from openai_cancel.ledger.database import Database
 from openai_cancel.ledger.fate import Fate, decide_fate, describe_taken
 from openai_cancel.ledger.table import (
     TRACKED,
@@ -35,6 +36,9 @@ from openai_cancel.outcome import Outcome
 MAX_MISSED = 100_000
 """The largest number of changes that are kept, to be written later, while the database fails."""
 
+REPORTED = 100
+"""The largest number of changes in a line of the log."""
+
 MAX_LOOKED_AT = 500
 """The largest number of rows that one statement looks at."""
 
@@ -46,6 +50,8 @@ Listener = Callable[[Outcome], None]
 
 _WATCHED = frozenset({Fate.SHARED, Fate.TAKEN})
 """The fates that may change."""
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("openai_cancel")
 
@@ -94,21 +100,23 @@ class Leases:
         self._clock = clock
         self._held: dict[str, _Held] = {}  # by digest
         self._sweeps: set[str] = set()
-        self._missed: dict[str, End] = {}
+        self._missed: dict[str, Change] = {}
         self._failing = False
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
-        """Write what is still to be written, and close the database. Leases that are still held lapse."""
+        """Write what is still to be written, and close the database. Leases that are still held lapse.
+
+        It takes no longer than the time-out of the database, and half a second if it is cancelled. What could not be
+        written is logged.
+        """
         self._heart.cancel()
-        cancellation = await wait_through_cancellation(self._heart)
-        if self._missed:
-            self.write([*self._missed.values()])
-        cancellation = await wait_through_cancellation(self.database.close()) or cancellation
-        if self._missed:
-            _log.error("the ends of %s guards could not be recorded: their leases lapse", f"{len(self._missed):,}")
-        if cancellation is not None:
-            raise cancellation
+        self.write(self._take_missed())
+        try:
+            await self.database.close()
+            await asyncio.wait((self._heart,))
+        finally:
+            self._report_unwritten()
 
     def hold(self, records: Collection[Record], listener: Listener) -> Written:
         """Hold the leases of rows for a guard, and write them.
@@ -174,20 +182,22 @@ class Leases:
             self._sweeps.discard(sweep)
 
     def _note(self, changes: Collection[Change], written: Written) -> None:
-        """Keep ends that could not be written for a later heartbeat, which finds rows that are missing by itself."""
-        error = None if written.cancelled() else written.exception()
-        if error is None and not written.cancelled():
+        """Keep changes that could not be written for a later heartbeat."""
+        error = written.exception()
+        if error is None:
             self._failing = False
             for change in changes:
                 self._missed.pop(change.digest, None)
             return
-        if error is not None:
-            self._complain(error)
-        ends = [change for change in changes if not isinstance(change, Record)]
-        room = MAX_MISSED - len(self._missed)
-        self._missed.update({end.digest: end for end in ends[: max(room, 0)]})
-        if len(ends) > room:
-            _log.error("the ends of %s guards are lost: their leases lapse", f"{len(ends) - max(room, 0):,}")
+        self._complain(error)
+        lost = 0
+        for change in changes:
+            if len(self._missed) < MAX_MISSED:
+                self._missed[change.digest] = change
+            else:
+                lost += not isinstance(change, Record)
+        if lost:
+            _log.error("the ends of %s guards are lost: their leases lapse", f"{lost:,}")
 
     async def _beat(self) -> None:
         while True:
@@ -196,9 +206,7 @@ class Leases:
 
     async def _renew(self) -> None:
         """Write the ends that were missed, renew all leases, and find out what became of rows that were lost."""
-        # A row that is held again was written again.
-        missed = [end for end in self._missed.values() if end.owner != self.owner or end.digest not in self._held]
-        self._missed.clear()
+        missed = self._take_missed()
         owners = {*self._sweeps, self.owner} if self._held else self._sweeps
         try:
             if missed:
@@ -207,6 +215,26 @@ class Leases:
                 await self._renew_leases(owners)
         except LedgerError as error:
             self._complain(error)
+
+    def _take_missed(self) -> list[End]:
+        """Return the ends that were missed and still matter."""
+        # A row that is held again was written again. Heartbeats find the rows of guards that are missing by themselves,
+        # and who has called `Ledger.track` was told.
+        missed = [
+            change
+            for change in self._missed.values()
+            if not isinstance(change, Record) and (change.owner != self.owner or change.digest not in self._held)
+        ]
+        self._missed.clear()
+        return missed
+
+    def _report_unwritten(self) -> None:
+        for changes in _parts(self._missed.values(), REPORTED):
+            _log.warning(
+                "the ledger was closed before it could write the new states of these responses, and sweeps go by the "
+                "old ones: %s",
+                ", ".join(f"{change.response_id} ({_new_state(change)})" for change in changes),
+            )
 
     async def _renew_leases(self, owners: Collection[str]) -> None:
         counted = {digest: held for digest, held in self._held.items() if held.fate is Fate.OURS}
@@ -220,7 +248,7 @@ class Leases:
         """Return the rows that this process should own, and does not."""
         ours = {digest for (digest,) in await self.database.execute(owned(self.owner))}
         unknown = ours - counted.keys() - self._held.keys() - self._missed.keys()  # their ends were lost
-        self.write([Settlement(digest, self.owner, TRACKED, again_in=self.duration) for digest in unknown])
+        self.write([Settlement(digest, "?", self.owner, TRACKED, again_in=self.duration) for digest in unknown])
         return {digest: held for digest, held in counted.items() if digest not in ours}
 
     async def _look_at(self, rows: Mapping[str, _Held]) -> None:
@@ -273,13 +301,17 @@ class Leases:
         self._failing = True
 
 
+def _new_state(change: Change) -> str:
+    return TRACKED if isinstance(change, Record) else change.state
+
+
 def _with_earliest_limit(record: Record, other: Record) -> Record:
     limits = [limit for limit in (record.max_age, other.max_age) if limit is not None]
     return record._replace(max_age=min(limits, default=None))
 
 
-def _parts(digests: Iterable[str], size: int) -> Generator[list[str], None, None]:
-    """Yield digests, as many at once."""
-    source = iter(digests)
+def _parts(items: Iterable[_T], size: int) -> Generator[list[_T], None, None]:
+    """Yield items, as many at once."""
+    source = iter(items)
     while part := [*islice(source, size)]:
         yield part

@@ -46,13 +46,14 @@ class Ledger:
     ```
 
     Args:
-        url: the URL of the database, such as `sqlite:///ledger.db` (with the driver `sqlite+aiosqlite`) or
-            `postgresql://user@host/database` (with `postgresql+asyncpg`). The tables are created if there are none.
+        url: the URL of the database, such as `sqlite:///ledger.db` or `postgresql://user@host/database`. The latter
+            may have all options of libpq, such as `?sslmode=require`, several hosts, or a service. The tables are
+            created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
             their leases three times as often.
         max_age: seconds since a response was first recorded after which a sweep stops it, although its process lives
             and renews its lease: the largest `max_age` of the guards and waits that use this ledger. None for no limit.
-        timeout: seconds that a transaction may take.
+        timeout: seconds that a transaction may take, and the close.
         labels: stored with each row, for example the name of the service.
         clock: the source of time and chance, for tests.
 
@@ -86,7 +87,7 @@ class Ledger:
     def __repr__(self) -> str:
         """Return the URL without its password."""
         url = getattr(self, "_url", None)  # there is none if the constructor has failed
-        return f"<{type(self).__name__} {url.render_as_string(hide_password=True) if url else '?'}>"
+        return f"<{type(self).__name__} {url.shown if url else '?'}>"
 
     async def open(self, *, check: bool = True) -> Self:
         """Open the ledger in the running event loop. `async with` does this, and closes it at the end.
@@ -113,7 +114,8 @@ class Ledger:
     async def close(self) -> None:
         """Write what is still to be written, and close the ledger. Closing twice does nothing.
 
-        Leases of responses that are still guarded lapse.
+        This takes no longer than the time-out, and a second if it is cancelled. The ids of the responses whose new
+        state could not be written are logged as a warning. Leases of responses that are still guarded lapse.
 
         Raises:
             SessionStateError: the ledger belongs to another event loop.

@@ -5,7 +5,7 @@ Everything but `migrate` is pure: it builds statements and does not execute them
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import (
@@ -38,7 +38,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
 from sqlalchemy.sql.functions import GenericFunction
@@ -121,10 +120,17 @@ def _compile_for_postgresql(*_: Any, **__: Any) -> str:
 
 
 class Command(NamedTuple):
-    """A statement, and one set of parameters for each of its executions."""
+    """A statement, and one set of parameters for each of its executions.
+
+    Attributes:
+        statement: the statement.
+        parameters: the parameters.
+        is_repeatable: whether it does no harm, and has the same result, if it is executed twice in succession.
+    """
 
     statement: Executable
     parameters: Sequence[Mapping[str, Any]] = ()
+    is_repeatable: bool = True
 
 
 class Record(NamedTuple):
@@ -160,6 +166,7 @@ class Settlement(NamedTuple):
 
     Attributes:
         digest: the key of the row.
+        response_id: the id.
         owner: the holder of the lease that ends.
         state: the new state.
         again_in: seconds until a sweep may claim the row; None for never.
@@ -169,6 +176,7 @@ class Settlement(NamedTuple):
     """
 
     digest: str
+    response_id: str
     owner: str
     state: str
     again_in: float | None = None
@@ -205,6 +213,7 @@ class Settlement(NamedTuple):
         error = _reason(outcome)
         return cls(
             digest=digest,
+            response_id=outcome.response_id,
             owner=owner,
             state=outcome.verdict if final or gives_up else TRACKED,
             again_in=None if final else again_in,
@@ -240,10 +249,18 @@ class Release(NamedTuple):
     """The normal end of a guard: its response may run on, for as long as `Ledger.track` has said if it was called.
 
     It has no effect if the row belongs to another owner by now.
+
+    Attributes:
+        digest: the key of the row.
+        response_id: the id.
+        owner: the holder of the lease that ends.
+        state: the new state, if `Ledger.track` was not called.
     """
 
     digest: str
+    response_id: str
     owner: str
+    state: str = RELEASED
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statement that writes the change."""
@@ -530,7 +547,8 @@ def release(digest: str) -> Command:
         update(RESPONSES)
         .where(_table.digest == digest, _has_lease)
         .values(state=RELEASED, changed=_now, reason=BY_HAND, **ends)
-        .returning(_table.digest)
+        .returning(_table.digest),
+        is_repeatable=False,  # the second time it finds no lease
     )
 
 
@@ -559,54 +577,45 @@ _NEWEST = 1 + len(MIGRATIONS)
 _MIGRATION_LOCK = 7306_5143  # an arbitrary constant that identifies the lock
 
 
-async def is_migrated(connection: AsyncConnection) -> bool:
-    """Return whether the tables exist in the newest version. This only reads."""
-    exists = await connection.run_sync(_columns, RESPONSES)
-    return bool(exists) and await _stored_version(connection) == _NEWEST
+def is_migrated(connection: Connection) -> bool:
+    """Return whether the tables exist in the newest version. This takes no lock."""
+    return bool(_columns(connection, RESPONSES)) and _stored_version(connection) == _NEWEST
 
 
-async def migrate(connection: AsyncConnection, begin: Callable[[], None]) -> None:
+def migrate(connection: Connection) -> None:
     """Create the tables, or bring them to the newest version, in the transaction that is open.
-
-    Args:
-        connection: the connection.
-        begin: called at the beginning. With a million rows, a migration takes some seconds.
 
     Raises:
         LedgerError: the tables have a version that this package does not know.
     """
-    begin()
     if connection.dialect.name == "postgresql":
         # Two processes that start at once would both try to create the tables. SQLite has locked the file by now.
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-    stored = await _stored_version(connection)
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+    stored = _stored_version(connection)
     if stored is not None and stored > _NEWEST:
         raise LedgerError(
             f"The tables of the ledger have version {stored}, but this openai-cancel knows only version {_NEWEST}: "
             "upgrade it."
         )
-    names: set[str] = await connection.run_sync(_columns, RESPONSES)
+    names = _columns(connection, RESPONSES)
     if stored is None or not names:
-        await connection.run_sync(METADATA.create_all)  # those that do not exist
+        METADATA.create_all(connection)  # those that do not exist
     if stored is not None and not names:
         _log.error("the ledger's table %s was missing, and is created again without its rows", RESPONSES.name)
     if names:
         version = stored or (_NEWEST if "expires" in names else 1)
         for statement in (statement for step in MIGRATIONS[version - 1 :] for statement in step):
-            await connection.execute(text(statement))
+            connection.execute(text(statement))
     if stored != _NEWEST:
-        await connection.execute(delete(VERSIONS))
-        await connection.execute(insert(VERSIONS).values(version=_NEWEST))
+        connection.execute(delete(VERSIONS))
+        connection.execute(insert(VERSIONS).values(version=_NEWEST))
 
 
-async def _stored_version(connection: AsyncConnection) -> int | None:
-    if not await connection.run_sync(_columns, VERSIONS):
-        return None
-    version: int | None = await connection.scalar(select(VERSIONS.c.version))
-    return version
+def _stored_version(connection: Connection) -> int | None:
+    return connection.scalar(select(VERSIONS.c.version)) if _columns(connection, VERSIONS) else None
 
 
-def _columns(connection: Connection, table: Table, /) -> set[str]:
+def _columns(connection: Connection, table: Table) -> set[str]:
     """Return the names of the columns of a table, or none if it does not exist."""
     if not connection.dialect.has_table(connection, table.name):
         return set()

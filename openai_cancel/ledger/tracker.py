@@ -87,12 +87,12 @@ class LeaseTracker:
         ]
 
     def _releases(self, response_ids: Collection[str]) -> list[End]:
-        return [Release(self._account.digest(name), self._leases.owner) for name in response_ids]
+        return [Release(self._account.digest(name), name, self._leases.owner) for name in response_ids]
 
     def _settled(self, response_id: str, outcome: Outcome | None) -> End:
         digest, owner = self._account.digest(response_id), self._leases.owner
         if outcome is None:
-            return Settlement(digest=digest, owner=owner, state=TRACKED, again_in=0.0, more_attempts=1)
+            return Settlement(digest, response_id, owner, TRACKED, again_in=0.0, more_attempts=1)
         return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1, young=True)
 
     def _hold(self, records: Collection[Record]) -> Written:
