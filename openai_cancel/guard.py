@@ -60,13 +60,14 @@ class Guard:
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
-        """The outcomes of the responses by id, once they were stopped."""
-        return self._stops.outcomes
+        """The outcomes of the responses by id, once they were stopped, by this guard or by another process."""
+        return {**self._stops.taken, **self._stops.outcomes}
 
     @property
     def outcome(self) -> Outcome | None:
         """The outcome of the response, or of the first one of several; None if none was stopped."""
-        return next((self.outcomes[name] for name in self._stops.ids if name in self.outcomes), None)
+        outcomes = self.outcomes
+        return next((outcomes[name] for name in self._stops.ids if name in outcomes), None)
 
     @property
     def armed(self) -> bool:
@@ -167,6 +168,7 @@ class Stops:
     Attributes:
         ids: the time at which each id was added, in the order in which they were added.
         outcomes: the outcomes of the responses by id, once they were stopped.
+        taken: the last outcomes of responses that another process stops, and has not stopped yet, by id.
         closed: whether the session was closed while the block ran.
     """
 
@@ -181,7 +183,10 @@ class Stops:
         self._reported: set[str] = set()
         self.ids: dict[str, float] = {}
         self.outcomes: dict[str, Outcome] = {}
+        self.taken: dict[str, Outcome] = {}
         self.closed: bool = False
+        if tracker:
+            tracker.listen(self._take)
 
     @property
     def under_way(self) -> bool:
@@ -194,7 +199,13 @@ class Stops:
         self._failures.clear()
         self._settled.clear()
         self._reported.clear()
+        self.taken.clear()
         self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
+
+    def _take(self, outcome: Outcome) -> None:
+        """Note that another process stops a response, or has stopped it, so that it is not stopped twice."""
+        if outcome.response_id not in self.outcomes:
+            (self.outcomes if outcome.stopped else self.taken)[outcome.response_id] = outcome
 
     def unsettled(self) -> list[str]:
         """Return the ids whose outcome the ledger does not have."""

@@ -56,7 +56,7 @@ class AsyncSession:
         trace_configs: callbacks for requests and connections, see
             https://docs.aiohttp.org/en/stable/tracing_reference.html.
         ledger: the `openai_cancel.ledger.Ledger` in which `guard` and `wait` record responses. If it is not open, the
-            session opens and closes it.
+            session opens it, and the last session that uses it closes it.
         ledger_required: whether `guard` and `wait` raise a `LedgerError` if they cannot record a response. Otherwise
             the failure is logged, and they continue.
         account: the name of the account in the ledger; a sweep stops only responses of its own account. Defaults to a
@@ -291,15 +291,17 @@ class AsyncSession:
         if ledger is not None:
             try:
                 await self.load_account()
-                if await ledger.attach(required=self._caller.settings.ledger_required):
-                    self._attached_ledger = ledger
+                await ledger.attach(required=self._caller.settings.ledger_required)
+                self._attached_ledger = ledger
             except BaseException:
                 await self.close()
                 raise
         return self
 
     async def close(self) -> None:
-        """Close the connections, and the ledger if the session has opened it. Closing twice does nothing.
+        """Close the connections. Closing twice does nothing.
+
+        A ledger that a session has opened is closed by the last session that uses it.
 
         If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
         and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
@@ -324,7 +326,8 @@ class AsyncSession:
             await transport.close()
         finally:
             if self._attached_ledger is not None:
-                await self._attached_ledger.close()
+                ledger, self._attached_ledger = self._attached_ledger, None
+                await ledger.detach()
         if cancellation is not None:
             raise cancellation
 
@@ -477,6 +480,7 @@ class AsyncSession:
         self,
         *response_ids: ResponseId,
         grace: float = 10.0,
+        max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -495,6 +499,10 @@ class AsyncSession:
         Args:
             response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
             grace: seconds that stopping them may take.
+            max_age: seconds since a response was first recorded in the session's ledger after which a sweep stops it,
+                although its process lives. It survives restarts of the process, and the earliest limit of several
+                guards counts. The `outcome` of the guard then says so, and its block goes on. None for no limit but
+                that of the ledger.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
                 its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
@@ -507,7 +515,7 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work.
+            ConfigurationError: an option cannot work, such as `max_age` without a ledger.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -520,7 +528,15 @@ class AsyncSession:
         tracker = None
         if settings.ledger is not None:
             tracker = settings.ledger.tracker(
-                account=self.account, base_url=settings.base_url, required=settings.ledger_required
+                account=self.account,
+                base_url=settings.base_url,
+                required=settings.ledger_required,
+                max_age=None if max_age is None else check_seconds("max_age", max_age),
+            )
+        elif max_age is not None:
+            raise ConfigurationError(
+                "max_age needs a ledger, whose sweeps stop the response: pass ledger= to the session. To end a block "
+                "or a wait of this process, use asyncio.timeout or the timeout of wait."
             )
         guard = Guard(
             caller,
@@ -541,6 +557,7 @@ class AsyncSession:
         timeout: float | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -556,6 +573,7 @@ class AsyncSession:
             timeout: seconds to wait; None to wait as long as the response takes.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
+            max_age: as for `guard`. The wait returns the response when a sweep has stopped it.
             abandoned: as for `guard`. It ends the wait.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
@@ -580,9 +598,17 @@ class AsyncSession:
         headers, query = hidden(headers), hidden(query)
         if on_abandon not in {"stop", "leave"}:
             raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+        if on_abandon == "leave" and max_age is not None:
+            raise ConfigurationError("max_age cannot be combined with on_abandon='leave', which records nothing.")
         seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
         guard = self.guard(
-            response_id, grace=grace, abandoned=abandoned, max_retries=max_retries, headers=headers, query=query
+            response_id,
+            grace=grace,
+            max_age=max_age,
+            abandoned=abandoned,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
         )
         if on_abandon == "leave":
             guard.disarm()

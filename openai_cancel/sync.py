@@ -318,6 +318,7 @@ class Session:
         self,
         *response_ids: ResponseId,
         grace: float = 10.0,
+        max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -330,7 +331,9 @@ class Session:
         ```
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*response_ids, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(
+            *response_ids, grace=grace, max_age=max_age, max_retries=max_retries, headers=headers, query=query
+        )
         return BlockingGuard(guard, self._loop_thread, self)
 
     def wait(
@@ -340,6 +343,7 @@ class Session:
         timeout: float | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -352,6 +356,7 @@ class Session:
             timeout=timeout,
             on_abandon=on_abandon,
             grace=grace,
+            max_age=max_age,
             max_retries=max_retries,
             headers=headers,
             query=query,

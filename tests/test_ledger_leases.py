@@ -96,16 +96,48 @@ class TestADatabaseThatFailsForAWhile:
         assert await states(ledger) == {begun: "tracked", ended: "released"}
         await before.__aexit__(None, None, None)
 
-    async def test_the_number_of_missed_changes_that_are_kept_is_limited(
-        self, session, url: str, ledger_clock: ManualClock, create, monkeypatch: pytest.MonkeyPatch
+    async def test_the_number_of_missed_ends_that_are_kept_is_limited_and_the_leases_of_others_lapse(
+        self,
+        session,
+        ledger: Ledger,
+        url: str,
+        ledger_clock: ManualClock,
+        create,
+        *,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setattr(leases, "MAX_MISSED", 2)
-        broken = without_table(url)
-        await broken.__aenter__()
-        async with session.guard(*(create() for _ in range(5))):
+        async with session.guard(create()):
+            async with session.guard(*(create() for _ in range(5))):
+                broken = without_table(url)
+                await broken.__aenter__()
             await broken.__aexit__(None, None, None)
-            await beat(ledger_clock)
-            assert len(await execute(url, select(RESPONSES))) == 2
+            assert "the ends of 3 guards are lost: their leases lapse" in caplog.text
+            for _ in range(2):
+                await beat(ledger_clock)
+                found = (await entries(ledger)).values()
+                assert [entry.state for entry in found].count("released") == 2
+                assert [entry.owner for entry in found].count(None) == 5
+                assert len([entry for entry in found if entry.lease_left is not None]) == 4
+
+    async def test_closing_a_ledger_tries_once_more_to_record_what_was_missed(
+        self, server: Emulator, url: str, create, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        first, second = create(), create()
+        for name, works_again in ((first, True), (second, False)):
+            async with Ledger(url) as ledger, open_session(server, ledger) as session:
+                broken = without_table(url)
+                async with session.guard(name):
+                    await broken.__aenter__()
+                if works_again:
+                    await broken.__aexit__(None, None, None)
+                await ledger.close()
+                if not works_again:
+                    await broken.__aexit__(None, None, None)
+        async with Ledger(url) as ledger:
+            assert await states(ledger) == {first: "released", second: "tracked"}
+        assert caplog.text.count("the ends of 1 guards could not be recorded: their leases lapse") == 1
 
     async def test_a_required_ledger_raises_before_the_block_and_after_it(
         self, server: Emulator, ledger: Ledger, url: str, create

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from openai_cancel import AsyncSession, LedgerError
+from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger.database import read_url
@@ -43,11 +43,8 @@ async def locked_for_writing(url: str) -> AsyncIterator[None]:
 
 async def test_a_ledger_is_opened_and_read_while_another_process_writes(session, ledger: Ledger, url: str) -> None:
     await ledger.track("resp_1", session=session, ttl=60)
-    async with locked_for_writing(url), Ledger(url, timeout=0.5) as reading:
+    async with locked_for_writing(url), Ledger(url) as reading:
         assert (await entries(reading))["resp_1"].attempts == 0
-        with pytest.raises(LedgerError, match=r"locked|does not answer"):
-            await reading.track("resp_2", session=session, ttl=60)
-        assert [*await entries(reading)] == ["resp_1"]
 
 
 async def test_what_was_written_before_is_read(session, ledger: Ledger) -> None:

@@ -5,6 +5,7 @@ cancellation, because callers wait outside the task that uses them.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -17,6 +18,7 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from openai_cancel.errors import ConfigurationError, LedgerError, detached
+from openai_cancel.ledger.file import DatabaseFile, file_of
 from openai_cancel.ledger.table import Command, is_migrated, migrate
 
 BATCH_SIZE = 100
@@ -45,6 +47,8 @@ See https://www.sqlite.org/wal.html and https://www.sqlite.org/lang_transaction.
 
 _READ_SQLITE = ("BEGIN",)
 """The statement that begins a transaction that only reads, which neither takes the lock of writers nor waits for it."""
+
+_log = logging.getLogger("openai_cancel")
 
 _CLOSED = "The ledger is closed."
 
@@ -108,6 +112,7 @@ class Database:
         )
         self._migrated = False
         self._connecting: asyncio.Timeout | None = None
+        self._file: DatabaseFile | None = None
         self._queue: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
@@ -188,13 +193,18 @@ class Database:
             await self._engine.dispose()
 
     async def _do(self, jobs: Sequence[_Job]) -> None:
-        """Do some jobs in one transaction, or each in its own if one of them fails."""
+        """Do some jobs in one transaction, or each in its own if one of them fails.
+
+        If one fails alone, somebody may have changed the tables: it is done again after a look at them.
+        """
+        migrated = self._migrated
         try:
             results = await self._transact(jobs)
         except TimeoutError:
             _fail(jobs, self._too_late())
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - drivers raise errors of any class
-            if len(jobs) == 1 or _is_cancelled():
+            self._migrated = False
+            if _is_cancelled() or (len(jobs) == 1 and not migrated):
                 _fail(jobs, _translate(error))
             else:
                 for job in jobs:
@@ -205,6 +215,10 @@ class Database:
                     job.result.set_result(rows)
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
+        if self._file is not None and self._file.is_replaced():
+            _log.error("the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path)
+            self._file, self._migrated = None, False
+            await self._engine.dispose()
         async with asyncio.timeout(self._timeout) as limit:
             if not self._migrated:
                 await self._migrate(partial(self._begin_migration, limit))
@@ -216,11 +230,12 @@ class Database:
     async def _migrate(self, begin: Callable[[], None]) -> None:
         """Bring the tables to the newest version, or see that they have it, which takes no lock."""
         async with self._transaction(self._begin_to_read) as connection:
-            self._migrated = await is_migrated(connection)
-        if not self._migrated:
+            is_newest = await is_migrated(connection)
+            self._file = await file_of(connection)
+        if not is_newest:
             async with self._transaction(self._begin_to_write) as connection:
                 await migrate(connection, begin)
-            self._migrated = True
+        self._migrated = True
 
     @asynccontextmanager
     async def _transaction(self, begin: Iterable[str]) -> AsyncGenerator[AsyncConnection, None]:

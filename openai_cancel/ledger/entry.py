@@ -26,6 +26,8 @@ class Entry:
         lease_left: seconds until the lease lapses, negative if it has lapsed; None if no sweep will claim it.
         error: the reason why it could not be stopped, or None.
         request_id: the server's id of the last request, or None.
+        expires: when a sweep stops it although its lease is renewed, in UTC, by the clock of the database: the end of
+            its `max_age`; or None.
     """
 
     response_id: str
@@ -40,6 +42,7 @@ class Entry:
     lease_left: float | None
     error: str | None
     request_id: str | None
+    expires: datetime | None
 
     @classmethod
     def from_row(cls, row: Row[Any]) -> Self:
@@ -57,4 +60,5 @@ class Entry:
             lease_left=row.lease_left,
             error=row.error,
             request_id=row.request_id,
+            expires=None if row.expires is None else datetime.fromtimestamp(row.expires, UTC),
         )

@@ -6,6 +6,7 @@ outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that di
 """
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -19,10 +20,11 @@ from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.entry import Entry
-from openai_cancel.ledger.leases import Leases, LeaseTracker
+from openai_cancel.ledger.leases import Leases
 from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
 from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.table import Account, release
+from openai_cancel.ledger.tracker import LeaseTracker
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
@@ -48,6 +50,8 @@ class Ledger:
             `postgresql://user@host/database` (with `postgresql+asyncpg`). The tables are created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
             their leases three times as often.
+        max_age: seconds since a response was first recorded after which a sweep stops it, although its process lives
+            and renews its lease: the largest `max_age` of the guards and waits that use this ledger. None for no limit.
         timeout: seconds that a transaction may take.
         labels: stored with each row, for example the name of the service.
         clock: the source of time and chance, for tests.
@@ -58,12 +62,15 @@ class Ledger:
 
     _leases: Leases | None = None
     _closed = False
+    _users = 0
+    _closes_itself = False
 
     def __init__(
         self,
         url: str,
         *,
         lease: float = 60.0,
+        max_age: float | None = None,
         timeout: float = 5.0,
         labels: Mapping[str, str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -71,6 +78,7 @@ class Ledger:
         url = Secret(url) if isinstance(url, str) else url  # it may contain a password
         self._url = read_url(url)
         self._lease = check_seconds("lease", lease)
+        self._max_age = _check_limit(max_age)
         self._timeout = check_seconds("timeout", timeout)
         self._labels = check_labels(labels or {})
         self._clock = clock
@@ -123,39 +131,58 @@ class Ledger:
     ) -> None:
         await self.close()
 
-    async def attach(self, *, required: bool) -> bool:
-        """Make sure that the ledger is open in the running event loop. `AsyncSession.open` calls this.
+    async def attach(self, *, required: bool) -> None:
+        """Use the ledger until `detach`, in the running event loop. `AsyncSession.open` calls this.
+
+        If the ledger is not open, this opens it, and the last `detach` closes it.
 
         Args:
             required: whether to connect to the database now, and fail if that is not possible.
-
-        Returns:
-            Whether this call has opened it; if so, the session closes it.
 
         Raises:
             LedgerError: the database cannot be used.
             SessionStateError: the ledger was closed, or is open in another event loop.
         """
         if self._leases is None:
-            await self.open(check=required)
-            return True
-        _ = self._open_leases  # raises if they belong to another event loop
-        return False
+            await self.open(check=False)
+            self._closes_itself = True
+        leases = self._open_leases  # raises if they belong to another event loop
+        self._users += 1
+        if required:
+            try:
+                await leases.database.connect()
+            except BaseException:
+                await self.detach()
+                raise
 
-    def tracker(self, *, account: str, base_url: str, required: bool) -> LeaseTracker:
-        """Return an object that records the responses of guards. `AsyncSession.guard` calls this.
+    async def detach(self) -> None:
+        """End the use of the ledger. `AsyncSession.close` calls this."""
+        self._users -= 1
+        if self._closes_itself and self._users == 0:
+            await self.close()
+
+    def tracker(self, *, account: str, base_url: str, required: bool, max_age: float | None = None) -> LeaseTracker:
+        """Return an object that records the responses of a guard. `AsyncSession.guard` calls this.
 
         Args:
             account: the name of the account.
             base_url: the address of the server.
             required: whether a failure to record raises an error.
+            max_age: as for `AsyncSession.guard`.
 
         Raises:
             SessionStateError: the ledger is not open.
         """
         if self._leases is None:
             raise _not_open()
-        return LeaseTracker(self._leases, Account(account, base_url), self._labels, required=required)
+        limits = [limit for limit in (_check_limit(max_age), self._max_age) if limit is not None]
+        return LeaseTracker(
+            self._leases,
+            Account(account, base_url),
+            self._labels,
+            required=required,
+            max_age=min(limits, default=None),
+        )
 
     async def track(
         self,
@@ -166,6 +193,8 @@ class Ledger:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """Let a sweep stop a response after some time, unless it is released before. It needs no guard.
+
+        While a guard holds the response, the lease of the guard counts, and after its normal end this time again.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
@@ -185,6 +214,7 @@ class Ledger:
             owner=None,
             seconds=check_seconds("ttl", ttl),
             labels={**self._labels, **check_labels(labels or {})},
+            max_age=self._max_age,
         )
         leases = self._open_leases
         await leases.wait(leases.write([record]))
@@ -226,7 +256,10 @@ class Ledger:
         async with aclosing(batches(response_ids, BATCH_SIZE)) as source:
             async for batch in source:
                 names = map(session.identify, batch)
-                records = [account.record(name, owner=None, seconds=seconds, labels=labels) for name in names]
+                records = [
+                    account.record(name, owner=None, seconds=seconds, labels=labels, max_age=self._max_age)
+                    for name in names
+                ]
                 await leases.wait(leases.write(records))
                 total += len(records)
         return total
@@ -499,3 +532,10 @@ def _check_session(session: AsyncSession) -> None:
             f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, use the methods of "
             "`session.ledger`."
         )
+
+
+def _check_limit(max_age: float | None) -> float | None:
+    """Return the limit in seconds, or None if there is none."""
+    if max_age is None or check_seconds("max_age", max_age) == math.inf:
+        return None
+    return max_age

@@ -14,7 +14,17 @@ from sqlalchemy.sql.functions import GenericFunction
 
 from openai_cancel.checks import check_seconds
 from openai_cancel.errors import ConfigurationError
-from openai_cancel.ledger.table import RELEASED, RESPONSES, STOPPING, TRACKED, Account, Command, DatabaseTime, take
+from openai_cancel.ledger.table import (
+    BY_STOP,
+    RELEASED,
+    RESPONSES,
+    STOPPING,
+    TRACKED,
+    Account,
+    Command,
+    DatabaseTime,
+    take,
+)
 from openai_cancel.outcome import Verdict
 
 OPEN_STATES = (TRACKED, STOPPING)
@@ -176,6 +186,7 @@ def claim_selected(
         rows.where(tuple_(_table.created, _table.digest) > after).order_by(_table.created, _table.digest).limit(limit),
         owner,
         seconds,
+        BY_STOP,
     )
 
 

@@ -123,9 +123,11 @@ class Sweep:
             claims = self._claims.selected(attrs.evolve(selection, account=account))
         async with aclosing(claims):
             async for rows in claims:
+                # If the database was away for longer than a lease, some are claimed again that are under way.
+                new = [row.response_id for row in rows if row.response_id not in self._claimed]
                 self._claimed |= {row.response_id: row for row in rows}
-                for row in rows:
-                    yield row.response_id
+                for response_id in new:
+                    yield response_id
                 if self._refused:
                     return
 
@@ -136,7 +138,11 @@ class Sweep:
         backoff = min(INITIAL_BACKOFF * 2 ** min(row.attempts - 1, 10), MAX_BACKOFF)
         again_in = backoff if row.attempts < self.max_attempts else None
         young = row.age < YOUNG
-        self._write(Settlement.from_outcome(row.digest, self._owner, outcome, again_in=again_in, young=young))
+        self._write(
+            Settlement.from_outcome(
+                row.digest, self._owner, outcome, again_in=again_in, attempts=row.attempts, young=young
+            )
+        )
 
     def _give_back(self) -> None:
         """Let other sweeps claim at once what this one has claimed and not stopped."""
