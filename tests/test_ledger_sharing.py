@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator
 
 import pytest
 from conftest import KEY, until
-from ledger_database import commits, lapse, without_table
+from ledger_database import commits, execute, lapse, without_table
 from ledgers import beat, entries, open_session, states, sweep
 from manual_clock import ManualClock
+from sqlalchemy import update
 
 from openai_cancel import AsyncSession, LedgerError, SessionStateError, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
+from openai_cancel.ledger.table import RESPONSES
 
 
 @pytest.fixture
@@ -146,6 +148,13 @@ class TestGuardsOfTrackedResponses:
         await lapse(url)
         assert await sweep(ledger, session) == {name: Verdict.CANCELLED}
 
+    async def test_labels_of_any_printable_text_are_merged(self, session, ledger: Ledger, create) -> None:
+        name, odd = create(), {"key's": "“words”", '"': "\\", "": "", "service": "😀"}
+        await ledger.track(name, session=session, ttl=60, labels=odd)
+        await ledger.track(name, session=session, ttl=60, labels={"key's": "'"})
+        async with session.guard(name):
+            assert (await entries(ledger))[name].labels == {**odd, "service": "tests", "key's": "'"}
+
     async def test_tracking_a_guarded_response_counts_when_its_guard_has_ended(
         self, session, ledger: Ledger, ledger_clock: ManualClock, create
     ) -> None:
@@ -174,6 +183,16 @@ class TestGuardsOfTrackedResponses:
             async with session.guard(name):
                 pass
         assert set((await states(ledger)).values()) == {"released"}
+
+    async def test_a_row_that_1_0_has_released_is_released_after_another_guard(
+        self, session, ledger: Ledger, url: str, create
+    ) -> None:
+        name = create()
+        await ledger.track(name, session=session, ttl=900)
+        await execute(url, update(RESPONSES).values(state="released", owner=None, lease_until=None))
+        async with session.guard(name):
+            pass
+        assert await states(ledger) == {name: "released"}
 
     async def test_a_response_that_a_sweep_is_stopping_is_not_taken_from_it(
         self, session, ledger: Ledger, url: str, server: Emulator, create

@@ -331,7 +331,8 @@ def _recording(dialect: str, *, guarded: bool) -> Insert:
             "attempts": 0,
             "changed": _now,
             "lease_until": lease if guarded else case((is_guarded, _table.lease_until), else_=lease),
-            "tracked_until": _table.tracked_until if guarded else new.tracked_until,
+            # A row without a lease has ended, and with it the time of its track.
+            "tracked_until": case((_has_lease, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
             "expires": expires,
             "error": None,
             "request_id": None,
