@@ -189,7 +189,7 @@ class TestBlockingLedgers:
         ]
 
     def test_every_method_that_a_script_needs_exists(self) -> None:
-        internal = {"open", "close", "attach", "tracker", "pages"}
+        internal = {"open", "close", "attach", "detach", "tracker", "pages"}
         public = {name for name in vars(Ledger) if not name.startswith("_")}
         assert public - internal == {name for name in vars(BlockingLedger) if not name.startswith("_")}
 
@@ -197,7 +197,7 @@ class TestBlockingLedgers:
         class Other:
             def attach(self) -> None: ...
 
-            close = tracker = attach
+            close = detach = tracker = attach
 
         for ledger in (None, Other()):
             with pytest.raises(ConfigurationError, match="The session has no ledger: create it with `ledger=Ledger"):
@@ -205,7 +205,7 @@ class TestBlockingLedgers:
 
     def test_a_session_that_is_not_open_says_so(self) -> None:
         session = Session(api_key=KEY, ledger=Ledger("sqlite:///ledger.db"))
-        assert repr(session.ledger) == "<BlockingLedger sqlite+aiosqlite:///ledger.db>"
+        assert repr(session.ledger) == "<BlockingLedger sqlite:///ledger.db>"
         for call in (
             lambda: session.ledger.track("resp_1", ttl=60),
             session.ledger.sweep,

@@ -10,7 +10,7 @@ from ledgers import Calls, beat, cancelled_ids, entries, open_calls, open_sessio
 from manual_clock import ManualClock
 from sqlalchemy import update
 
-from openai_cancel import AsyncSession, ConfigurationError, LedgerError, Verdict
+from openai_cancel import AsyncSession, ConfigurationError, LeaseTakenError, LedgerError, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger, claims
 from openai_cancel.ledger.table import RESPONSES
@@ -57,12 +57,15 @@ class TestSelections:
         self, calls: Calls, session, ledger: Ledger, ledger_clock: ManualClock, create
     ) -> None:
         held = create()
-        async with session.guard(held):
+        async with session.guard(held) as guard:
             await beat(ledger_clock)
+            assert guard.outcome is None
             assert await calls.stop(labels={"service": "tests"}) == {held: Verdict.CANCELLED}
             await beat(ledger_clock)
             entry = (await entries(ledger))[held]
             assert (entry.state, entry.lease_left) == ("cancelled", None)
+            assert (guard.outcome.verdict, guard.outcome.stopped) == (Verdict.CANCELLED, True)
+            assert isinstance(guard.outcome.error, LeaseTakenError)
         assert (await states(ledger)) == {held: "cancelled"}
 
     async def test_a_state_and_an_age_can_be_conditions(self, calls: Calls, url: str, server: Emulator, create) -> None:

@@ -10,6 +10,7 @@ from relay import Relay
 
 from openai_cancel import ConfigurationError, LedgerError
 from openai_cancel.ledger import Ledger
+from openai_cancel.ledger.table import MIGRATIONS
 
 
 def socket_folder(postgres: Postgres) -> str:
@@ -41,7 +42,7 @@ class TestPostgreSQL:
         await empty(postgres.url)
         folder = socket_folder(postgres)
         async with Ledger(form.format(folder=folder, quoted=folder.replace("/", "%2F"))):
-            assert await execute(postgres.url, "SELECT version FROM openai_cancel_schema") == [(1,)]
+            assert await execute(postgres.url, "SELECT version FROM openai_cancel_schema") == [(1 + len(MIGRATIONS),)]
 
     async def test_options_reach_the_server(self, postgres: Postgres) -> None:
         await empty(postgres.url)
@@ -49,7 +50,9 @@ class TestPostgreSQL:
         options = "application_name=billing&options=-c%20search_path%3Delsewhere"
         async with Ledger(f"{postgres.url}&{options}"):
             assert "billing" in await sessions(postgres.url)
-            assert await execute(postgres.url, "SELECT version FROM elsewhere.openai_cancel_schema") == [(1,)]
+            assert await execute(postgres.url, "SELECT version FROM elsewhere.openai_cancel_schema") == [
+                (1 + len(MIGRATIONS),)
+            ]
         await execute(postgres.url, "DROP SCHEMA elsewhere CASCADE")
 
     async def test_a_session_has_a_name_unless_the_operator_names_it(

@@ -3,13 +3,13 @@
 from enum import Enum, auto
 
 from openai_cancel.errors import LeaseTakenError
-from openai_cancel.ledger.table import BY_HAND, BY_LEASE, BY_LIMIT, BY_REQUEST, RELEASED, STOPPING, TRACKED, Sighting
+from openai_cancel.ledger.table import BY_HAND, BY_LEASE, BY_LIMIT, BY_STOP, RELEASED, STOPPING, TRACKED, Sighting
 from openai_cancel.outcome import STOPPED_VERDICTS, Outcome, Verdict
 
 _REASONS = {
     BY_LEASE: ", because its lease had expired",
     BY_LIMIT: ", because its max_age is over",
-    BY_REQUEST: ", because it was asked to",
+    BY_STOP: ", because it was asked to",
 }
 
 

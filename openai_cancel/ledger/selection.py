@@ -15,7 +15,7 @@ from sqlalchemy.sql.functions import GenericFunction
 from openai_cancel.checks import check_seconds
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.ledger.table import (
-    BY_REQUEST,
+    BY_STOP,
     RELEASED,
     RESPONSES,
     STOPPING,
@@ -186,7 +186,7 @@ def claim_selected(
         rows.where(tuple_(_table.created, _table.digest) > after).order_by(_table.created, _table.digest).limit(limit),
         owner,
         seconds,
-        BY_REQUEST,
+        BY_STOP,
     )
 
 

@@ -51,7 +51,7 @@ TRACKED, RELEASED, STOPPING = "tracked", "released", "stopping"
 FINAL_VERDICTS = frozenset({Verdict.CANCELLED, Verdict.ALREADY_FINISHED, Verdict.NOT_BACKGROUND, Verdict.NOT_FOUND})
 """The verdicts that another attempt would not change."""
 
-BY_LEASE, BY_LIMIT, BY_REQUEST, BY_HAND = "lease", "max_age", "stop", "release"
+BY_LEASE, BY_LIMIT, BY_STOP, BY_HAND = "lease", "max_age", "stop", "release"
 """Why an owner has lost its row: the lease had lapsed, `max_age` was over, or somebody has stopped or released it."""
 
 MAX_ERROR_LENGTH = 1000
@@ -503,7 +503,7 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
     return take(lapsed, owner, seconds, reason)
 
 
-def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnElement[Any] | str) -> Command:
+def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnElement[str] | str) -> Command:
     """Return the command that gives rows to a sweep, except those that another transaction has locked.
 
     Its rows are those of `Claimed`, with their `created`.
@@ -512,7 +512,7 @@ def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnEle
         rows: selects their digests.
         owner: the new holder of the leases.
         seconds: the length of the new leases.
-        reason: why their owners lose them.
+        reason: why the owners of the rows lose them.
     """
     # SQLite ignores the lock: there, a claim has locked the whole file.
     taken = rows.with_for_update(skip_locked=True).cte("taken")

@@ -21,14 +21,12 @@ from many import emulator
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from ledger import databases
-from ledger_database import lapse
+from ledger_database import connected, lapse
 from postgres import empty
 from sqlalchemy import insert
-from sqlalchemy.ext.asyncio import create_async_engine
 
 from openai_cancel import AsyncSession
 from openai_cancel.ledger import Ledger
-from openai_cancel.ledger.database import read_url
 from openai_cancel.ledger.table import RESPONSES, Account
 
 ROWS = 1_000_000
@@ -63,11 +61,9 @@ def row(number: int, base_url: str) -> dict[str, object]:
 
 async def fill(url: str, base_url: str, count: int) -> None:
     async with Ledger(url):
-        engine = create_async_engine(read_url(url))
-        async with engine.begin() as connection:
+        with connected(url) as connection:
             for numbers in batched(range(count), 10_000):
-                await connection.execute(insert(RESPONSES), [row(number, base_url) for number in numbers])
-        await engine.dispose()
+                connection.execute(insert(RESPONSES), [row(number, base_url) for number in numbers])
 
 
 async def rate_of_list(url: str, **options: object) -> str:
