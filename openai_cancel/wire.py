@@ -34,6 +34,7 @@ from openai_cancel.errors import (
     UnsupportedError,
 )
 from openai_cancel.models import Response
+from openai_cancel.models.fields import keep_body
 from openai_cancel.models.response import record_call
 from openai_cancel.settings import Settings, __version__
 
@@ -175,16 +176,19 @@ def decode(answer: Answer, request: Request) -> Response:
         APIStatusError: the server answered with an error, even if its status is a success.
         ResponseDecodeError: the status is a success, but the body is not a response.
     """
+    exact = False
     try:
         document: Any = orjson.loads(answer.body) if answer.complete else None
     except orjson.JSONDecodeError:
-        document = _parse(answer.body)
+        document, exact = _parse(answer.body), True
     if answer.status in _SUCCESS and document.__class__ is dict:
         known = isinstance(document.get("status"), str) or (
             isinstance(document.get("id"), str) and not document.get("error")
         )
         if known and document.get("object") != "error":
             response = response_hook()(document)
+            if not exact:
+                keep_body(response, answer.body)
             headers = answer.headers
             request_id = headers.get("x-request-id") or headers.get("apim-request-id")
             asked = "retry-after" in headers or "retry-after-ms" in headers
@@ -264,6 +268,8 @@ class _Details(NamedTuple):
             found = inner.get(envelope)
             inner = found if found.__class__ is dict else inner
         code = inner.get("code", inner.get("statusCode"))
+        if code.__class__ is float and code.is_integer():  # JSON does not tell 404.0 from 404
+            code = int(code)
         more = inner.get("additionalInfo")
         more = more if more.__class__ is dict else document
         return cls(

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
-from openai_cancel.cli.documents import error_as_document, to_json
+from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import ExitStatus, exit_status
 from openai_cancel.cli.options import (
     DEFAULT_CONNECTION,
@@ -182,7 +182,7 @@ def _show(response_id: str, response: Response, *, as_json: bool, refusal: str =
 def _show_error(response_id: str, error: OpenAICancelError, *, as_json: bool) -> ExitStatus:
     outcome: StopResult | None = getattr(error, "outcome", None)  # of a wait that has ended before the response
     if as_json:
-        document = {"id": response_id, "error": error_as_document(error)}
+        document = {"id": response_id, "error": error.to_dict()}
         if outcome is not None:
             document["outcome"] = {"verdict": outcome.verdict, "stopped": outcome.stopped}
         print_line(to_json(document))
