@@ -94,7 +94,8 @@ class AsyncSession:
         client_session: aiohttp.ClientSession | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
+        headers, query = hidden(headers), hidden(query)
         settings = Settings.openai(
             api_key=api_key,
             base_url=base_url,
@@ -155,7 +156,8 @@ class AsyncSession:
 
         See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
         """
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, token_provider = hidden(api_key), hidden(token_provider)
+        endpoint, proxy, headers, query = hidden(endpoint), hidden(proxy), hidden(headers), hidden(query)
         settings = Settings.azure(
             endpoint,
             api_key=api_key,
@@ -207,7 +209,7 @@ class AsyncSession:
         Raises:
             ConfigurationError: it is not such a client, or it authenticates in a way that cannot be copied.
         """
-        headers, query = hidden(headers), hidden(query)
+        proxy, headers, query = hidden(proxy), hidden(headers), hidden(query)
         settings = Settings.from_openai(
             client,
             headers=headers,

@@ -68,7 +68,8 @@ class Session:
         account: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
+        headers, query = hidden(headers), hidden(query)
         self._wrap(
             _ThreadSession(
                 api_key=api_key,
@@ -116,7 +117,8 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for Azure OpenAI. See `AsyncSession.azure`."""
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, token_provider = hidden(api_key), hidden(token_provider)
+        endpoint, proxy, headers, query = hidden(endpoint), hidden(proxy), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
             _ThreadSession.azure(
                 endpoint,
@@ -161,7 +163,7 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for the server of an `openai` client. See `AsyncSession.from_openai`."""
-        headers, query = hidden(headers), hidden(query)
+        proxy, headers, query = hidden(proxy), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
             _ThreadSession.from_openai(
                 client,
