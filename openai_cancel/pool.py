@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import Any
 
@@ -53,15 +54,15 @@ class Attempt(Timeout):
         self.until: float = self._end
 
 
-class Connections:
+class Connections(ABC):
     """The connections of a transport, and what is known of the speed of their server."""
 
     _took: float = 0.0  # seconds until an answer of a slow server began
     _measures: bool = False  # whether the speed of the server matters
 
+    @abstractmethod
     def drop_idle(self, seconds: float = 0.0) -> None:
         """Use no connection again that has been idle for longer than that many seconds."""
-        raise NotImplementedError
 
     def note_reuse(self, attempt: Attempt) -> None:
         """Note that the connection of an attempt may have been used before."""

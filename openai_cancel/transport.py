@@ -157,9 +157,9 @@ class Transport:
 
         The next requests then have fresh connections. Those of a caller's client stay open, and are not used again.
         """
-        connections = self._pool or self._borrowed
-        if connections is not None:
-            connections.drop_idle(seconds)
+        for connections in (self._pool, self._borrowed):
+            if connections is not None:
+                connections.drop_idle(seconds)
 
     def send(self, request: Request, attempt: Attempt | None = None) -> Coroutine[Any, Any, Answer]:
         """Send a request without a body. Await the result.
