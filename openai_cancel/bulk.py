@@ -11,6 +11,7 @@ from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
+from openai_cancel.retry import MAX_POLL
 from openai_cancel.stop import stop
 from openai_cancel.wire import ResponseId
 
@@ -23,12 +24,13 @@ def stop_many(
     deadline: float,
     confirm: float | None = None,
     dry_run: bool = False,
+    poll: float = MAX_POLL,
     max_retries: int | None = None,
     give_up_after: float = math.inf,
 ) -> AsyncGenerator[Outcome, None]:
     """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
     pace = Pace(concurrency, caller.clock, give_up_after)
-    bulk = _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+    bulk = _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, poll=poll, max_retries=max_retries)
     return bulk.run(response_ids)
 
 
@@ -43,6 +45,7 @@ class _Bulk:
         deadline: float,
         confirm: float | None,
         dry_run: bool,
+        poll: float,
         max_retries: int | None,
     ) -> None:
         pace.give_up = self._give_up
@@ -51,6 +54,7 @@ class _Bulk:
         self._deadline = deadline
         self._confirm = confirm
         self._dry_run = dry_run
+        self._poll = poll
         self._max_retries = max_retries
         self._results: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
@@ -130,6 +134,7 @@ class _Bulk:
                 deadline=self._deadline,
                 confirm=self._confirm,
                 dry_run=self._dry_run,
+                poll=self._poll,
                 max_retries=self._max_retries,
             )
         except BaseException as error:

@@ -10,6 +10,7 @@ from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.outcome import Outcome
+from openai_cancel.retry import MAX_POLL
 from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
 from openai_cancel.watcher import Watcher
@@ -41,6 +42,7 @@ class Guard:
         caller: Caller,
         *,
         grace: float,
+        poll: float = MAX_POLL,
         max_retries: int | None = None,
         tracker: Tracker | None = None,
         watcher: Watcher | None = None,
@@ -49,7 +51,7 @@ class Guard:
         self._caller = caller
         self._tracker = tracker
         self._watcher = watcher
-        self._stops = Stops(caller, grace=grace, max_retries=max_retries, tracker=tracker)
+        self._stops = Stops(caller, grace=grace, poll=poll, max_retries=max_retries, tracker=tracker)
         self._open_guards = OpenGuards() if open_guards is None else open_guards
         self._entered = False
         self._cancelling = 0  # the number of cancellations of the task when the block began
@@ -170,9 +172,12 @@ class Stops:
         closed: whether the session was closed while the block ran.
     """
 
-    def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker | None) -> None:
+    def __init__(
+        self, caller: Caller, *, grace: float, poll: float, max_retries: int | None, tracker: Tracker | None
+    ) -> None:
         self._caller = caller
         self._grace = grace
+        self._poll = poll
         self._max_retries = max_retries
         self._tracker = tracker
         self._run: asyncio.Future[None] | None = None  # done when the stops that are under way have ended
@@ -247,7 +252,7 @@ class Stops:
         try:
             young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
             self.outcomes[name] = await stop(
-                self._caller, name, deadline=left, max_retries=self._max_retries, young=young
+                self._caller, name, deadline=left, poll=self._poll, max_retries=self._max_retries, young=young
             )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())

@@ -21,7 +21,7 @@ from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.transport import Transport
-from openai_cancel.wait import wait
+from openai_cancel.wait import OnUpdate, WaitLimits, check_poll, wait
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
@@ -426,6 +426,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -442,6 +443,7 @@ class AsyncSession:
             confirm: seconds after which a cancelled response is checked again, or fewer if the deadline is near. If it
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
+            poll: the longest time between two looks, in seconds, at least 0.25.
             timeout: as for `cancel`.
             max_retries: how many failed requests in a row are followed by another one; None for as many as the
                 deadline allows.
@@ -465,13 +467,21 @@ class AsyncSession:
         if max_retries is not None:
             check_count("max_retries", max_retries)
         caller = self._caller.with_options(timeout=timeout, headers=headers, query=query)
-        name = caller.identify(response_id)
-        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+        return await stop(
+            caller,
+            caller.identify(response_id),
+            deadline=deadline,
+            confirm=confirm,
+            dry_run=dry_run,
+            poll=check_poll(poll),
+            max_retries=max_retries,
+        )
 
     def guard(
         self,
         *response_ids: ResponseId,
         grace: float = 10.0,
+        poll: float = 60.0,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -490,6 +500,7 @@ class AsyncSession:
         Args:
             response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
             grace: seconds that stopping them may take.
+            poll: as for `stop`.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
                 its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
@@ -520,6 +531,7 @@ class AsyncSession:
         guard = Guard(
             caller,
             grace=check_seconds("grace", grace),
+            poll=check_poll(poll),
             max_retries=max_retries,
             tracker=tracker,
             watcher=None if abandoned is None else Watcher(abandoned),
@@ -534,6 +546,10 @@ class AsyncSession:
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
         abandoned: Abandoned | None = None,
@@ -546,9 +562,20 @@ class AsyncSession:
         Errors that may pass do not end the wait. If it ends before the response does, because of a time-out, a
         cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
+        It looks often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
+        has passed.
+
         Args:
             response_id: the id, or an object that has it as `.id`.
             timeout: seconds to wait; None to wait as long as the response takes.
+            queued_timeout: seconds after which the wait ends, as for a time-out, if the response is still `queued`;
+                None for no such limit. A response with a completion window may rightly be queued for hours.
+            stalled_timeout: seconds without any change of its status, its output or its times of updates after which
+                the wait ends, as for a time-out; None for no such limit.
+            poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
+                longer one, up to this.
+            on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
+                one. Its exceptions are logged and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
             abandoned: as for `guard`. It ends the wait.
@@ -575,14 +602,24 @@ class AsyncSession:
         headers, query = hidden(headers), hidden(query)
         if on_abandon not in {"stop", "leave"}:
             raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
-        seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        if on_update is not None and not callable(on_update):
+            raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")
         guard = self.guard(
-            response_id, grace=grace, abandoned=abandoned, max_retries=max_retries, headers=headers, query=query
+            response_id,
+            grace=grace,
+            poll=poll,
+            abandoned=abandoned,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
         )
         if on_abandon == "leave":
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
-        return await wait(caller, guard, caller.identify(response_id), timeout=seconds)
+        return await wait(caller, guard, caller.identify(response_id), limits=limits, on_update=on_update)
 
     def stop_many(
         self,
@@ -592,6 +629,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -617,6 +655,7 @@ class AsyncSession:
             deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
+            poll: as for `stop`.
             give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
                 last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
@@ -647,6 +686,7 @@ class AsyncSession:
             deadline=check_seconds("deadline", deadline),
             confirm=confirm,
             dry_run=dry_run,
+            poll=check_poll(poll),
             max_retries=max_retries,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )

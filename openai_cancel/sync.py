@@ -20,6 +20,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
+from openai_cancel.wait import OnUpdate
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
 
@@ -279,6 +280,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -292,6 +294,7 @@ class Session:
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             timeout=timeout,
             max_retries=max_retries,
             headers=headers,
@@ -302,6 +305,7 @@ class Session:
         self,
         *response_ids: ResponseId,
         grace: float = 10.0,
+        poll: float = 60.0,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -314,7 +318,9 @@ class Session:
         ```
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*response_ids, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(
+            *response_ids, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+        )
         return BlockingGuard(guard, self._loop_thread, self)
 
     def wait(
@@ -322,18 +328,29 @@ class Session:
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Response:
-        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out."""
+        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out.
+
+        `on_update` is called in the session's thread.
+        """
         headers, query = hidden(headers), hidden(query)
         return self._loop_thread.run(
             self._session.wait,
             response_id,
             timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
             on_abandon=on_abandon,
             grace=grace,
             max_retries=max_retries,
@@ -349,6 +366,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -375,6 +393,7 @@ class Session:
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             give_up_after=give_up_after,
             timeout=timeout,
             max_retries=max_retries,

@@ -60,7 +60,13 @@ class TestTypedDictsOfOptions:
         assert typing.get_type_hints(CallOptions) == self.keywords(getattr(session, call))
 
     @pytest.mark.parametrize("session", [AsyncSession, Session])
-    @pytest.mark.parametrize(("call", "own"), [("guard", {"grace"}), ("wait", {"timeout", "on_abandon", "grace"})])
+    @pytest.mark.parametrize(
+        ("call", "own"),
+        [
+            ("guard", {"grace", "poll"}),
+            ("wait", {"timeout", "queued_timeout", "stalled_timeout", "poll", "on_update", "on_abandon", "grace"}),
+        ],
+    )
     def test_request_options_are_the_keywords_of_guard_and_wait_except_their_own(
         self, session: type, call: str, own: set[str]
     ) -> None:
