@@ -32,6 +32,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
 from openai_cancel.sync import Session
 from openai_cancel.wait import WaitTimeoutError
+from openai_cancel.wait_many import WaitResult
 from openai_cancel.wire import HasId, ResponseId
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "UnprocessableEntityError",
     "UnsupportedError",
     "Verdict",
+    "WaitResult",
     "WaitTimeoutError",
     "__version__",
 ]

@@ -22,6 +22,7 @@ from openai_cancel.stop import stop
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.transport import Transport
 from openai_cancel.wait import OnUpdate, WaitLimits, check_poll, wait
+from openai_cancel.wait_many import WaitResult, wait_many
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
@@ -600,13 +601,10 @@ class AsyncSession:
         See https://platform.openai.com/docs/guides/background.
         """
         headers, query = hidden(headers), hidden(query)
-        if on_abandon not in {"stop", "leave"}:
-            raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
         limits = WaitLimits.checked(
             timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
         )
-        if on_update is not None and not callable(on_update):
-            raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")
+        _check_wait(on_update, on_abandon)
         guard = self.guard(
             response_id,
             grace=grace,
@@ -620,6 +618,88 @@ class AsyncSession:
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
         return await wait(caller, guard, caller.identify(response_id), limits=limits, on_update=on_update)
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[WaitResult, None]:
+        """Wait for any number of responses, and yield how each wait has ended, in the order in which they end.
+
+        ```python
+        async for result in session.wait_many(ids):
+            print(result.response_id, result.response and result.response.status, result.error)
+        ```
+
+        The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
+        requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
+        already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
+        that are being waited for are then stopped, unless `on_abandon` is `leave`.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            concurrency: the largest number of responses that are waited for at once.
+            max_rate: the largest number of requests a second.
+            timeout: as for `wait`, for each response, from the time at which it is first asked for.
+            queued_timeout: as for `wait`.
+            stalled_timeout: as for `wait`.
+            poll: as for `wait`. With many responses, the rate of requests may allow only longer intervals.
+            on_update: as for `wait`.
+            on_abandon: as for `wait`.
+            grace: as for `wait`.
+            give_up_after: as for `stop_many`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
+
+        An exception of the iterable is raised after the results of the ids before it.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_ids("wait_many", response_ids)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
+        check_seconds("grace", grace)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+
+        def guard(response_id: str) -> Guard:
+            guard = self.guard(
+                response_id, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+            )
+            if on_abandon == "leave":
+                guard.disarm()
+            return guard
+
+        return wait_many(
+            self._caller.with_options(max_retries=max_retries, headers=headers, query=query),
+            response_ids,
+            concurrency=check_count("concurrency", concurrency, least=1),
+            max_rate=check_seconds("max_rate", max_rate),
+            limits=limits,
+            guard=guard,
+            on_update=on_update,
+            give_up_after=check_seconds("give_up_after", give_up_after),
+        )
 
     def stop_many(
         self,
@@ -671,10 +751,7 @@ class AsyncSession:
         An exception of the iterable is raised after the outcomes of the ids before it.
         """
         headers, query = hidden(headers), hidden(query)
-        if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
-            raise ConfigurationError(
-                f"stop_many takes an iterable of ids, such as a list, not {type(response_ids).__name__}."
-            )
+        _check_ids("stop_many", response_ids)
         if confirm is not None:
             check_seconds("confirm", confirm)
         if max_retries is not None:
@@ -690,3 +767,15 @@ class AsyncSession:
             max_retries=max_retries,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )
+
+
+def _check_ids(call: str, response_ids: object) -> None:
+    if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
+        raise ConfigurationError(f"{call} takes an iterable of ids, such as a list, not {type(response_ids).__name__}.")
+
+
+def _check_wait(on_update: object, on_abandon: object) -> None:
+    if on_abandon not in {"stop", "leave"}:
+        raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+    if on_update is not None and not callable(on_update):
+        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")

@@ -21,6 +21,7 @@ from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 from openai_cancel.wait import OnUpdate
+from openai_cancel.wait_many import WaitResult
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
 
@@ -358,6 +359,49 @@ class Session:
             query=query,
         )
 
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[WaitResult, None, None]:
+        """Wait for any number of responses, and yield how each wait has ended. See `AsyncSession.wait_many`.
+
+        An iterable is read as by `stop_many`, and `on_update` is called as by `wait`. Leaving the loop early stops the
+        responses that are being waited for, unless `on_abandon` is `leave`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        feed = _feed(response_ids, concurrency)
+        results = self._session.wait_many(
+            response_ids if feed is None else feed,
+            concurrency=concurrency,
+            max_rate=max_rate,
+            timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
+            on_abandon=on_abandon,
+            grace=grace,
+            give_up_after=give_up_after,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return BlockingIteration(results, feed, self._loop_thread).run()
+
     def stop_many(
         self,
         response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
@@ -384,9 +428,7 @@ class Session:
         read in the session's thread. Leaving the loop early ends the requests that are under way.
         """
         headers, query = hidden(headers), hidden(query)
-        feed: Feed[ResponseId] | None = None
-        if isinstance(response_ids, Iterable) and not isinstance(response_ids, str | bytes | AsyncIterable):
-            feed = Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
+        feed = _feed(response_ids, concurrency)
         outcomes = self._session.stop_many(
             response_ids if feed is None else feed,
             concurrency=concurrency,
@@ -401,6 +443,13 @@ class Session:
             query=query,
         )
         return BlockingIteration(outcomes, feed, self._loop_thread).run()
+
+
+def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concurrency: int) -> Feed[ResponseId] | None:
+    """Return the feed of an iterable, which is read in the caller's thread; None for an async iterable."""
+    if isinstance(response_ids, str | bytes | AsyncIterable) or not isinstance(response_ids, Iterable):
+        return None
+    return Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
 
 
 class _ThreadSession(AsyncSession):

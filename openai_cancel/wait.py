@@ -66,7 +66,8 @@ class WaitTimeoutError(OpenAICancelError, TimeoutError):
         if self.outcome is None:
             return f"{super().__str__()} It was left running."
         stopped = "stopped" if self.outcome.stopped else "not stopped"
-        return f"{super().__str__()} It was {stopped} ({self.outcome.verdict})."
+        reason = f": {self.outcome.error}" if self.outcome.error and not self.outcome.stopped else ""
+        return f"{super().__str__()} It was {stopped} ({self.outcome.verdict}{reason})."
 
 
 @attrs.frozen(kw_only=True)
