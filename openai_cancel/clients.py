@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from inspect import iscoroutinefunction
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import attrs
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
@@ -56,8 +56,8 @@ def http_client(client: object) -> Any:
 
 def is_async(inner: Any) -> bool:
     """Return whether an httpx client is one for asyncio."""
-    kind: Any = type(inner)  # `send` may have been replaced in this one
-    return iscoroutinefunction(kind.send)
+    original = getattr(type(inner), "send")  # noqa: B009 -
+    return iscoroutinefunction(original)
 
 
 @attrs.frozen

@@ -141,7 +141,7 @@ class _Tap:
             return [one for one in self.listeners if one.holds(response_id)], response_id
         if request.method != "POST":
             return [], None
-        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and one.is_concerned()]
+        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and _is_concerned(one)]
         if not there or not _is_background(request):
             return [], None
         ours = [one for one in there if one.account.has_sent(request.headers)]
@@ -169,6 +169,10 @@ class _Tap:
             works = [(one, work) for one in creation.listeners if (work := one.join(response_id)) is not None]
         _end(creation)
         return works
+
+
+def _is_concerned(listener: Listener) -> bool:
+    return listener.is_concerned() and listener.home.is_alive
 
 
 def _is_background(request: Any) -> bool:
