@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from inspect import iscoroutinefunction
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import attrs
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
@@ -54,10 +54,9 @@ def http_client(client: object) -> Any:
     return inner
 
 
-def is_async(inner: Any) -> bool:
+def is_async(inner: object) -> bool:
     """Return whether an httpx client is one for asyncio."""
-    original = getattr(type(inner), "send")  # noqa: B009 -
-    return iscoroutinefunction(original)
+    return iscoroutinefunction(getattr(type(inner), "send", None))  # in the object it may have been replaced
 
 
 @attrs.frozen

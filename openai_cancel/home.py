@@ -17,6 +17,15 @@ Work: TypeAlias = Callable[[], Coroutine[Any, Any, object]]
 """A coroutine function that has to run in the event loop of a session."""
 
 
+def in_asyncio() -> bool:
+    """Return whether an event loop of asyncio runs the caller, and not one of trio, or none."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
 class Home:
     """The event loop of a session, in which its requests and its ledger work.
 
@@ -39,15 +48,14 @@ class Home:
     @property
     def is_here(self) -> bool:
         """Whether the caller runs in the loop."""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
+        return in_asyncio() and asyncio.get_running_loop() is self.loop
 
     async def run_async(self, work: Work) -> None:
         """Run work in the loop, called in any loop, and wait for it."""
         if self.is_here:
             await work()
+        elif not in_asyncio():
+            self.run_blocking(work)
         else:
             await asyncio.wait_for(asyncio.wrap_future(self.start(work)), PATIENCE)
 
