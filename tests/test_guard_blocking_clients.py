@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+import trio
 from conftest import KEY, notes
 from openai_clients import REQUEST, async_client, blocking_client, inside, states
 
@@ -151,6 +152,18 @@ def test_an_async_client_is_guarded_in_another_event_loop(session: Session, serv
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(work())
+    assert states(server) == ["cancelled"]
+
+
+def test_an_async_client_is_guarded_in_an_event_loop_of_trio(session: Session, server: Emulator) -> None:
+    async def work() -> None:
+        async with async_client(server) as client:
+            with session.guard(client):
+                await client.responses.create(**REQUEST)
+                raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trio.run(work)
     assert states(server) == ["cancelled"]
 
 

@@ -272,6 +272,36 @@ class TestClients:
             assert guard.armed
         assert inner.send is send
 
+    async def test_guards_around_a_replacement_end_in_any_order(self, odd: Server, client: openai.AsyncOpenAI) -> None:
+        inner = client._client
+        odd.answer = documents(b'{"id": "resp_1", "status": "queued"}')
+        outer, other = odd.session.guard(client), odd.session.guard(client)
+        await outer.__aenter__()
+        ours = inner.send
+
+        async def send(request: Any, **options: Any) -> Any:
+            return await ours(request, **options)
+
+        inner.send = send
+        async with other:
+            await client.responses.create(**REQUEST)
+            assert outer.armed
+            assert other.armed
+        await outer.__aexit__(None, None, None)
+        assert inner.send is send
+
+    async def test_a_stream_of_another_kind_is_looked_at(self, odd: Server, client: openai.AsyncOpenAI) -> None:
+        async def replace(answer: Any) -> None:
+            answer.stream = another_stream(answer.stream)
+
+        odd.answer = documents(CREATED + DELTA, **EVENTS)
+        client._client.event_hooks = {"response": [replace]}
+        async with odd.session.guard(client) as guard:
+            async with await client.responses.create(**REQUEST, stream=True) as events:
+                assert [event.type async for event in events] == ["response.created", "response.output_text.delta"]
+            async with await client.responses.create(**REQUEST, stream=True):
+                assert guard.armed
+
     async def test_a_failure_of_a_listener_is_logged_and_nothing_else(
         self, odd: Server, client: openai.AsyncOpenAI, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -280,6 +310,34 @@ class TestClients:
             monkeypatch.setattr(type(guard.stops), "join", lambda _, __: failing)
             assert (await client.responses.create(**REQUEST)).id == "resp_1"
         assert "may run on: ZeroDivisionError" in caplog.text
+
+
+def another_stream(stream: Any) -> Any:
+    """Return a stream whose iterator is no generator."""
+    kind = next(kind for kind in type(stream).__mro__ if kind.__name__ in {"AsyncByteStream", "SyncByteStream"})
+
+    class Stream(kind):
+        def __aiter__(self) -> Any:
+            self.chunks = aiter(stream)
+            return self
+
+        def __anext__(self) -> Any:
+            return anext(self.chunks)
+
+        async def aclose(self) -> None:
+            await stream.aclose()
+
+        def __iter__(self) -> Any:
+            self.chunks = iter(stream)
+            return self
+
+        def __next__(self) -> Any:
+            return next(self.chunks)
+
+        def close(self) -> None:
+            stream.close()
+
+    return Stream()
 
 
 async def failing() -> None:
@@ -322,3 +380,20 @@ async def test_a_blocking_failure_to_send_is_the_same(odd: Server, blocking: ope
         with pytest.raises(openai.APIConnectionError):
             await asyncio.to_thread(blocking.responses.create, **REQUEST)
         assert not guard.armed
+
+
+async def test_a_blocking_stream_of_another_kind_is_looked_at(odd: Server, blocking: openai.OpenAI) -> None:
+    def replace(answer: Any) -> None:
+        answer.stream = another_stream(answer.stream)
+
+    def read() -> list[str]:
+        with blocking.responses.create(**REQUEST, stream=True):
+            pass
+        with blocking.responses.create(**REQUEST, stream=True) as events:
+            return [event.type for event in events]
+
+    odd.answer = documents(CREATED + DELTA, **EVENTS)
+    blocking._client.event_hooks = {"response": [replace]}
+    async with odd.session.guard(blocking) as guard:
+        assert await asyncio.to_thread(read) == ["response.created", "response.output_text.delta"]
+        assert guard.armed
