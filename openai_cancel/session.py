@@ -1,5 +1,6 @@
 """`AsyncSession`: every call of this package, for asyncio."""
 
+import asyncio
 import math
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,17 +13,21 @@ import aiohttp
 from openai_cancel import bulk
 from openai_cancel.caller import Caller
 from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OpenGuards
+from openai_cancel.home import Home, Work
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
 from openai_cancel.threads import run_in_thread
-from openai_cancel.tracking import SessionLedger
+from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
-from openai_cancel.wait import wait
+from openai_cancel.wait import OnUpdate, WaitLimits, check_poll, wait
+from openai_cancel.wait_many import WaitResult, wait_many
+from openai_cancel.watch import Watch
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
@@ -70,7 +75,9 @@ class AsyncSession:
 
     _caller: Caller
     _open_guards: OpenGuards
+    _watches: list[Watch]
     _attached_ledger: SessionLedger | None = None
+    _run: Callable[[Work], object] | None = None  # runs work in the session's loop, called in another thread
 
     def __init__(
         self,
@@ -95,7 +102,8 @@ class AsyncSession:
         client_session: aiohttp.ClientSession | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
+        headers, query = hidden(headers), hidden(query)
         settings = Settings.openai(
             api_key=api_key,
             base_url=base_url,
@@ -156,7 +164,8 @@ class AsyncSession:
 
         See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
         """
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, token_provider = hidden(api_key), hidden(token_provider)
+        endpoint, proxy, headers, query = hidden(endpoint), hidden(proxy), hidden(headers), hidden(query)
         settings = Settings.azure(
             endpoint,
             api_key=api_key,
@@ -208,7 +217,7 @@ class AsyncSession:
         Raises:
             ConfigurationError: it is not such a client, or it authenticates in a way that cannot be copied.
         """
-        headers, query = hidden(headers), hidden(query)
+        proxy, headers, query = hidden(proxy), hidden(headers), hidden(query)
         settings = Settings.from_openai(
             client,
             headers=headers,
@@ -238,6 +247,7 @@ class AsyncSession:
         transport = Transport(settings, wire.headers, client_session)
         self._caller = Caller.from_settings(settings, transport, wire, clock)
         self._open_guards = OpenGuards()
+        self._watches = []
         return self
 
     def __repr__(self) -> str:
@@ -305,7 +315,7 @@ class AsyncSession:
 
         If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
         and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
-        not stopped are logged as warnings. Meanwhile a cancellation of the task is held back.
+        not stopped are logged as warnings. Then the watches end. Meanwhile a cancellation of the task is held back.
 
         Other calls that are under way fail before their next attempt at the latest.
 
@@ -322,6 +332,11 @@ class AsyncSession:
         if transport.state == "open":
             transport.check_open()
             cancellation = await self._open_guards.close()
+            for watch in [*self._watches]:
+                try:
+                    await watch.close()
+                except asyncio.CancelledError as error:
+                    cancellation = error
         try:
             await transport.close()
         finally:
@@ -434,6 +449,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -450,6 +466,7 @@ class AsyncSession:
             confirm: seconds after which a cancelled response is checked again, or fewer if the deadline is near. If it
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
+            poll: the longest time between two looks, in seconds, at least 0.25.
             timeout: as for `cancel`.
             max_retries: how many failed requests in a row are followed by another one; None for as many as the
                 deadline allows.
@@ -473,13 +490,21 @@ class AsyncSession:
         if max_retries is not None:
             check_count("max_retries", max_retries)
         caller = self._caller.with_options(timeout=timeout, headers=headers, query=query)
-        name = caller.identify(response_id)
-        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+        return await stop(
+            caller,
+            caller.identify(response_id),
+            deadline=deadline,
+            confirm=confirm,
+            dry_run=dry_run,
+            poll=check_poll(poll),
+            max_retries=max_retries,
+        )
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
+        poll: float = 60.0,
         max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
@@ -489,16 +514,28 @@ class AsyncSession:
         """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
 
         ```python
-        async with session.guard(response_id):
-            ...
+        async with session.guard(client):
+            await agent.run("...")
         ```
 
         The responses are stopped first, then the exception is raised. A block that ends normally leaves them alone.
         If the session is closed while the block runs, they are stopped then.
 
+        A client adds each response that it creates in the background inside of the block, whatever framework calls it,
+        and however: with `stream=True`, too, or through a copy by `with_options`. A response that the client sees end
+        leaves the guard. Only what the block does counts, in its own task and in tasks and threads that inherit its
+        context (https://docs.python.org/3/library/contextvars.html), as those of `asyncio.create_task` and
+        `asyncio.to_thread`. Others may use the same client, each with a guard of its own or without one.
+
+        If the block is left while a request that creates a response is under way, its answer is waited for, within the
+        `grace`, and the response is stopped. If the answer never comes, the id is unknown, and the response runs on.
+
         Args:
-            response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
+            guarded: the ids, or objects that have them as `.id`; and clients: of the openai package, for the server and
+                the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
+                more inside the block.
             grace: seconds that stopping them may take.
+            poll: as for `stop`.
             max_age: seconds since a response was first recorded in the session's ledger after which a sweep stops it,
                 although its process lives. It survives restarts of the process, and the earliest limit of several
                 guards counts. The `outcome` of the guard then says so, and its block goes on. None for no limit but
@@ -515,7 +552,8 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work, such as `max_age` without a ledger.
+            ConfigurationError: an option cannot work, such as `max_age` without a ledger; or a client is none, or is
+                one of another server or account.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -523,38 +561,110 @@ class AsyncSession:
         headers, query = hidden(headers), hidden(query)
         if max_retries is not None:
             check_count("max_retries", max_retries)
-        caller = self._caller.with_options(headers=headers, query=query)
-        settings = caller.settings
-        tracker = None
+        guard = Guard(
+            self._caller.with_options(headers=headers, query=query),
+            grace=check_seconds("grace", grace),
+            poll=check_poll(poll),
+            max_retries=max_retries,
+            tracker=self._tracker(max_age),
+            watcher=None if abandoned is None else Watcher(abandoned),
+            open_guards=self._open_guards,
+            run=self._run,
+        )
+        for one in guarded:
+            guard.add(one)
+        return guard
+
+    def watch(
+        self,
+        *clients: Client,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Watch:
+        """Record every background response that clients create, in any task, in the ledger of the session.
+
+        ```python
+        async with AsyncSession(ledger=Ledger("sqlite:///ledger.db")) as session:
+            session.watch(client)
+            ...
+        ```
+
+        A response is recorded before the code that creates it has its id, and is taken out when a client, or this
+        session, sees it end. If this process dies, a sweep stops what still runs. The watch begins at once, and ends
+        with the session, with `Watch.close`, or with an `async with` block.
+
+        If the task that creates a response is cancelled before it has the id, or the answer is cut off after the id,
+        the response is stopped at once. If no answer comes, the id is unknown, and the response runs on.
+
+        Args:
+            clients: of the openai package, for the server and the account of the session, or the httpx clients that
+                they were given as `http_client`. `Watch.add` adds more.
+            grace: seconds that stopping such a response may take, and that `Watch.close` waits for creations.
+            max_retries: as for `stop`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: the session has no ledger, an option cannot work, or a client is none, or is one of
+                another server or account.
+            SessionStateError: the session is not open, or belongs to another event loop.
+
+        If the ledger is required and fails, the client's call raises a `LedgerError`, and the response is stopped.
+        """
+        headers, query = hidden(headers), hidden(query)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+        check_seconds("grace", grace)
+        tracker = self._tracker()
+        if tracker is None:
+            raise ConfigurationError(
+                "watch needs a ledger in which it records the responses: create the session with "
+                'ledger=openai_cancel.ledger.Ledger("sqlite:///ledger.db").'
+            )
+        self._caller.transport.check_open()
+        watch = Watch(
+            self._caller.with_options(headers=headers, query=query),
+            grace=grace,
+            max_retries=max_retries,
+            tracker=tracker,
+            home=Home(asyncio.get_running_loop(), self._run),
+            watches=self._watches,
+        )
+        try:
+            for client in clients:
+                watch.add(client)
+        except BaseException:
+            watch.end()
+            raise
+        return watch
+
+    def _tracker(self, max_age: float | None = None) -> Tracker | None:
+        settings = self._caller.settings
         if settings.ledger is not None:
-            tracker = settings.ledger.tracker(
+            return settings.ledger.tracker(
                 account=self.account,
                 base_url=settings.base_url,
                 required=settings.ledger_required,
                 max_age=None if max_age is None else check_seconds("max_age", max_age),
             )
-        elif max_age is not None:
+        if max_age is not None:
             raise ConfigurationError(
                 "max_age needs a ledger, whose sweeps stop the response: pass ledger= to the session. To end a block "
                 "or a wait of this process, use asyncio.timeout or the timeout of wait."
             )
-        guard = Guard(
-            caller,
-            grace=check_seconds("grace", grace),
-            max_retries=max_retries,
-            tracker=tracker,
-            watcher=None if abandoned is None else Watcher(abandoned),
-            open_guards=self._open_guards,
-        )
-        for response_id in response_ids:
-            guard.add(response_id)
-        return guard
+        return None
 
     async def wait(
         self,
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
         max_age: float | None = None,
@@ -568,9 +678,20 @@ class AsyncSession:
         Errors that may pass do not end the wait. If it ends before the response does, because of a time-out, a
         cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
+        It looks often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
+        has passed.
+
         Args:
             response_id: the id, or an object that has it as `.id`.
             timeout: seconds to wait; None to wait as long as the response takes.
+            queued_timeout: seconds after which the wait ends, as for a time-out, if the response is still `queued`;
+                None for no such limit. A response with a completion window may rightly be queued for hours.
+            stalled_timeout: seconds without any change of its status, its output or its times of updates after which
+                the wait ends, as for a time-out; None for no such limit.
+            poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
+                longer one, up to this.
+            on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
+                one. Its exceptions are logged and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
             max_age: as for `guard`. The wait returns the response when a sweep has stopped it.
@@ -596,14 +717,16 @@ class AsyncSession:
         See https://platform.openai.com/docs/guides/background.
         """
         headers, query = hidden(headers), hidden(query)
-        if on_abandon not in {"stop", "leave"}:
-            raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
         if on_abandon == "leave" and max_age is not None:
             raise ConfigurationError("max_age cannot be combined with on_abandon='leave', which records nothing.")
-        seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
         guard = self.guard(
             response_id,
             grace=grace,
+            poll=poll,
             max_age=max_age,
             abandoned=abandoned,
             max_retries=max_retries,
@@ -613,7 +736,89 @@ class AsyncSession:
         if on_abandon == "leave":
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
-        return await wait(caller, guard, caller.identify(response_id), timeout=seconds)
+        return await wait(caller, guard, caller.identify(response_id), limits=limits, on_update=on_update)
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[WaitResult, None]:
+        """Wait for any number of responses, and yield how each wait has ended, in the order in which they end.
+
+        ```python
+        async for result in session.wait_many(ids):
+            print(result.response_id, result.response and result.response.status, result.error)
+        ```
+
+        The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
+        requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
+        already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
+        that are being waited for are then stopped, unless `on_abandon` is `leave`.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            concurrency: the largest number of responses that are waited for at once.
+            max_rate: the largest number of requests a second.
+            timeout: as for `wait`, for each response, from the time at which it is first asked for.
+            queued_timeout: as for `wait`.
+            stalled_timeout: as for `wait`.
+            poll: as for `wait`. With many responses, the rate of requests may allow only longer intervals.
+            on_update: as for `wait`.
+            on_abandon: as for `wait`.
+            grace: as for `wait`.
+            give_up_after: as for `stop_many`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
+
+        An exception of the iterable is raised after the results of the ids before it.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_ids("wait_many", response_ids)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
+        check_seconds("grace", grace)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+
+        def guard(response_id: str) -> Guard:
+            guard = self.guard(
+                response_id, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+            )
+            if on_abandon == "leave":
+                guard.disarm()
+            return guard
+
+        return wait_many(
+            self._caller.with_options(max_retries=max_retries, headers=headers, query=query),
+            response_ids,
+            concurrency=check_count("concurrency", concurrency, least=1),
+            max_rate=check_seconds("max_rate", max_rate),
+            limits=limits,
+            guard=guard,
+            on_update=on_update,
+            give_up_after=check_seconds("give_up_after", give_up_after),
+        )
 
     def stop_many(
         self,
@@ -623,6 +828,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -648,6 +854,7 @@ class AsyncSession:
             deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
+            poll: as for `stop`.
             give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
                 last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
@@ -663,10 +870,7 @@ class AsyncSession:
         An exception of the iterable is raised after the outcomes of the ids before it.
         """
         headers, query = hidden(headers), hidden(query)
-        if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
-            raise ConfigurationError(
-                f"stop_many takes an iterable of ids, such as a list, not {type(response_ids).__name__}."
-            )
+        _check_ids("stop_many", response_ids)
         if confirm is not None:
             check_seconds("confirm", confirm)
         if max_retries is not None:
@@ -678,6 +882,19 @@ class AsyncSession:
             deadline=check_seconds("deadline", deadline),
             confirm=confirm,
             dry_run=dry_run,
+            poll=check_poll(poll),
             max_retries=max_retries,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )
+
+
+def _check_ids(call: str, response_ids: object) -> None:
+    if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
+        raise ConfigurationError(f"{call} takes an iterable of ids, such as a list, not {type(response_ids).__name__}.")
+
+
+def _check_wait(on_update: object, on_abandon: object) -> None:
+    if on_abandon not in {"stop", "leave"}:
+        raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+    if on_update is not None and not callable(on_update):
+        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")

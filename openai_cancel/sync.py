@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 import aiohttp
 
 from openai_cancel.checks import check_count, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError, detached
 from openai_cancel.guard import Guard
+from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
@@ -20,6 +22,9 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
+from openai_cancel.wait import OnUpdate
+from openai_cancel.wait_many import WaitResult
+from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
 
@@ -71,7 +76,8 @@ class Session:
         account: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
+        headers, query = hidden(headers), hidden(query)
         self._wrap(
             _ThreadSession(
                 api_key=api_key,
@@ -119,7 +125,8 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for Azure OpenAI. See `AsyncSession.azure`."""
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, token_provider = hidden(api_key), hidden(token_provider)
+        endpoint, proxy, headers, query = hidden(endpoint), hidden(proxy), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
             _ThreadSession.azure(
                 endpoint,
@@ -164,7 +171,7 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for the server of an `openai` client. See `AsyncSession.from_openai`."""
-        headers, query = hidden(headers), hidden(query)
+        proxy, headers, query = hidden(proxy), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
             _ThreadSession.from_openai(
                 client,
@@ -188,6 +195,7 @@ class Session:
     def _wrap(self, session: "_ThreadSession") -> Self:
         self._session = session
         self._loop_thread = LoopThread(session, session.helper)
+        session.serve_threads(self._loop_thread.run)
         return self
 
     @property
@@ -295,6 +303,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -308,6 +317,7 @@ class Session:
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             timeout=timeout,
             max_retries=max_retries,
             headers=headers,
@@ -316,8 +326,9 @@ class Session:
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
+        poll: float = 60.0,
         max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -326,21 +337,62 @@ class Session:
         """Stop responses if a block is left by an exception: an error, Ctrl-C, `sys.exit`. See `AsyncSession.guard`.
 
         ```python
-        with session.guard(response_id):
+        with session.guard(client):
             ...
         ```
+
+        A client adds the responses that the block's own thread creates, and those of threads that run in its context:
+        of `asyncio.to_thread` and of functions that `contextvars.copy_context().run` calls. If the main thread is in
+        the block, threads that are started meanwhile belong to it, too, also those of a `ThreadPoolExecutor`. What
+        other threads create, such as those that were there before, is not seen.
+
+        If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown.
         """
         headers, query = hidden(headers), hidden(query)
         guard = self._session.guard(
-            *response_ids, grace=grace, max_age=max_age, max_retries=max_retries, headers=headers, query=query
+            *guarded,
+            grace=grace,
+            poll=poll,
+            max_age=max_age,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
         )
         return BlockingGuard(guard, self._loop_thread, self)
+
+    def watch(
+        self,
+        *clients: Client,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> "BlockingWatch":
+        """Record every background response that clients create, in any thread, in the ledger of the session.
+
+        ```python
+        with Session(ledger=Ledger("sqlite:///ledger.db")) as session:
+            session.watch(client)
+            ...
+        ```
+
+        See `AsyncSession.watch`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        watch = self._loop_thread.run(
+            self._session.begin_watch, *clients, grace=grace, max_retries=max_retries, headers=headers, query=query
+        )
+        return BlockingWatch(watch, self._loop_thread, self)
 
     def wait(
         self,
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
         max_age: float | None = None,
@@ -348,12 +400,19 @@ class Session:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Response:
-        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out."""
+        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out.
+
+        `on_update` is called in the session's thread.
+        """
         headers, query = hidden(headers), hidden(query)
         return self._loop_thread.run(
             self._session.wait,
             response_id,
             timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
             on_abandon=on_abandon,
             grace=grace,
             max_age=max_age,
@@ -361,6 +420,49 @@ class Session:
             headers=headers,
             query=query,
         )
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[WaitResult, None, None]:
+        """Wait for any number of responses, and yield how each wait has ended. See `AsyncSession.wait_many`.
+
+        An iterable is read as by `stop_many`, and `on_update` is called as by `wait`. Leaving the loop early stops the
+        responses that are being waited for, unless `on_abandon` is `leave`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        feed = _feed(response_ids, concurrency)
+        results = self._session.wait_many(
+            response_ids if feed is None else feed,
+            concurrency=concurrency,
+            max_rate=max_rate,
+            timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
+            on_abandon=on_abandon,
+            grace=grace,
+            give_up_after=give_up_after,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return BlockingIteration(results, feed, self._loop_thread).run()
 
     def stop_many(
         self,
@@ -370,6 +472,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -387,15 +490,14 @@ class Session:
         read in the session's thread. Leaving the loop early ends the requests that are under way.
         """
         headers, query = hidden(headers), hidden(query)
-        feed: Feed[ResponseId] | None = None
-        if isinstance(response_ids, Iterable) and not isinstance(response_ids, str | bytes | AsyncIterable):
-            feed = Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
+        feed = _feed(response_ids, concurrency)
         outcomes = self._session.stop_many(
             response_ids if feed is None else feed,
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             give_up_after=give_up_after,
             timeout=timeout,
             max_retries=max_retries,
@@ -403,6 +505,13 @@ class Session:
             query=query,
         )
         return BlockingIteration(outcomes, feed, self._loop_thread).run()
+
+
+def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concurrency: int) -> Feed[ResponseId] | None:
+    """Return the feed of an iterable, which is read in the caller's thread; None for an async iterable."""
+    if isinstance(response_ids, str | bytes | AsyncIterable) or not isinstance(response_ids, Iterable):
+        return None
+    return Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
 
 
 class _ThreadSession(AsyncSession):
@@ -417,6 +526,21 @@ class _ThreadSession(AsyncSession):
         self.helper = HelperThread("openai-cancel-key")
         return super()._configure(settings.calling_keys_in(self.helper), client_session, clock)
 
+    async def begin_watch(
+        self,
+        *clients: Client,
+        grace: float,
+        max_retries: int | None,
+        headers: Mapping[str, str] | None,
+        query: Mapping[str, str] | None,
+    ) -> Watch:
+        """Call `watch` in the event loop."""
+        return self.watch(*clients, grace=grace, max_retries=max_retries, headers=headers, query=query)
+
+    def serve_threads(self, run: Callable[[Work], object]) -> None:
+        """Set how other threads run work in the event loop."""
+        self._run = run
+
 
 class BlockingGuard:
     """The block of `Session.guard`. The responses are stopped in the session's thread."""
@@ -428,9 +552,19 @@ class BlockingGuard:
 
     def __enter__(self) -> Guard:
         self._loop_thread.run(self._guard.__aenter__)
+        self._scope = self._guard.scope
+        self._scope.enter_thread()
         return self._guard
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._leave(kind, error, traceback)
+        finally:
+            self._scope.close()
+
+    def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._guard.armed or (error is None and not self._guard.tracked):
@@ -449,3 +583,42 @@ class BlockingGuard:
                 raise
             with suppress(Exception):  # some exceptions cannot take a note
                 error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
+
+
+class BlockingWatch:
+    """The watch of `Session.watch`. See `Watch`."""
+
+    def __init__(self, watch: Watch, loop_thread: LoopThread, session: Session) -> None:
+        self._watch = watch
+        self._loop_thread = loop_thread
+        self._session = session  # a session that is garbage-collected is closed, and ends the watch
+
+    def __repr__(self) -> str:
+        """Return the number of responses."""
+        return repr(self._watch)
+
+    @property
+    def response_ids(self) -> tuple[str, ...]:
+        """The ids of the responses that are in the ledger and were not seen to end."""
+        return self._watch.response_ids
+
+    def add(self, client: Client) -> None:
+        """Watch another client. See `Watch.add`."""
+        self._watch.add(client)
+
+    def release(self, response_id: ResponseId) -> None:
+        """Let a response run on without a lease. See `Watch.release`."""
+        self._watch.release(response_id)
+
+    def close(self) -> None:
+        """End the watch, and leave the responses that run to the next sweep. Closing twice does nothing."""
+        with suppress(SessionStateError):  # the session was closed, and has ended it
+            self._loop_thread.run(self._watch.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

@@ -169,7 +169,7 @@ class TestResponsesThatAreNotStopped:
         assert entry.error.startswith("Given up after 2 attempts: 503")
 
     async def test_a_response_that_only_keeps_running_is_given_up_with_its_status_as_the_reason(
-        self, session, ledger: Ledger, server: Emulator, track_lapsed
+        self, ledger: Ledger, server: Emulator, track_lapsed
     ) -> None:
         (name,) = await track_lapsed(1)
         running = {"id": name, "status": "in_progress"}
