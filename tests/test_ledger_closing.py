@@ -1,6 +1,7 @@
 """The end of a ledger: it comes within the time-out, or soon after a cancellation, and it says what was not written."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,18 @@ class TestADatabaseThatHangs:
                 with pytest.raises(LedgerError, match="The ledger is closed"):
                     await tracking
         assert "resp_1 (tracked)" in warnings(caplog)[0]
+
+
+class TestConnections:
+    async def test_a_connection_is_closed_by_its_thread_even_if_nobody_waits_for_that(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "END_TIME", 0)
+        for _ in range(10):
+            async with Ledger(url):
+                pass
+        await until(lambda: not [thread for thread in threading.enumerate() if "ledger" in thread.name])
+        gc.collect()  # a connection that is open warns
 
 
 class TestMissedChanges:

@@ -116,12 +116,11 @@ class Connection:
         self._aborted = True
         if self._handle is not None:
             self._handle.interrupt()
-        self._thread.close()
+        self._thread.finish(self._close)
 
     async def close(self) -> None:
-        """Close the connection and end the thread."""
-        await self._thread.call(self._close)
-        self._thread.close()
+        """Close the connection and end the thread. A cancellation ends the wait, and not the rest."""
+        await asyncio.wrap_future(self._thread.finish(self._close))
 
     def _transact(self, jobs: Sequence[Collection[Command]], reads_only: bool) -> list[Rows]:  # noqa: FBT001 - in a thread
         try:
