@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, aclosing
 from functools import partial
 
 import pytest
-from conftest import reported, until
+from conftest import QuickClock, reported, until
 from ledger_database import execute, lapse, without_table
 from ledgers import beat, cancelled_ids, entries, open_session, states, sweep
 from manual_clock import ManualClock
@@ -173,8 +173,9 @@ class TestResponsesThatAreNotStopped:
     ) -> None:
         (name,) = await track_lapsed(1)
         running = {"id": name, "status": "in_progress"}
-        server.faults += [Fault(on=call, status=200, body=running) for call in ("cancel", "retrieve")] * 20
-        assert await sweep(ledger, session, max_attempts=1, deadline=0.6) == {name: Verdict.STILL_RUNNING}
+        server.faults += [Fault(on=call, status=200, body=running) for call in ("cancel", "retrieve")] * 100
+        async with open_session(server, ledger, clock=QuickClock()) as quick:
+            assert await sweep(ledger, quick, max_attempts=1) == {name: Verdict.STILL_RUNNING}
         assert (await entries(ledger))[name].error == (
             "Given up after 1 attempt: The server reports the status 'in_progress'."
         )
