@@ -95,7 +95,7 @@ class TestClaims:
         assert await sweep(ledger, session) == {}
         async with without_table(url):
             await beat(ledger_clock)  # it would fail if it had something to renew
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name == "openai_cancel"]
 
     async def test_several_sweeps_at_once_share_the_responses(self, url: str, server: Emulator, create) -> None:
         names = [create() for _ in range(200)]
@@ -169,7 +169,7 @@ class TestResponsesThatAreNotStopped:
         assert entry.error.startswith("Given up after 2 attempts: 503")
 
     async def test_a_response_that_only_keeps_running_is_given_up_with_its_status_as_the_reason(
-        self, session, ledger: Ledger, server: Emulator, track_lapsed
+        self, ledger: Ledger, server: Emulator, track_lapsed
     ) -> None:
         (name,) = await track_lapsed(1)
         running = {"id": name, "status": "in_progress"}
