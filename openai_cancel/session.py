@@ -12,9 +12,11 @@ import aiohttp
 from openai_cancel import bulk
 from openai_cancel.caller import Caller
 from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OpenGuards
+from openai_cancel.home import Work
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
@@ -70,6 +72,7 @@ class AsyncSession:
     _caller: Caller
     _open_guards: OpenGuards
     _attached_ledger: SessionLedger | None = None
+    _run: Callable[[Work], object] | None = None  # runs work in the session's loop, called in another thread
 
     def __init__(
         self,
@@ -468,7 +471,7 @@ class AsyncSession:
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
@@ -478,15 +481,26 @@ class AsyncSession:
         """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
 
         ```python
-        async with session.guard(response_id):
-            ...
+        async with session.guard(client):
+            await agent.run("...")
         ```
 
         The responses are stopped first, then the exception is raised. A block that ends normally leaves them alone.
         If the session is closed while the block runs, they are stopped then.
 
+        A client adds each response that it creates in the background inside of the block, whatever framework calls it,
+        and however: with `stream=True`, too, or through a copy by `with_options`. A response that the client sees end
+        leaves the guard. Only what the block does counts, in its own task and in tasks and threads that inherit its
+        context (https://docs.python.org/3/library/contextvars.html), as those of `asyncio.create_task` and
+        `asyncio.to_thread`. Others may use the same client, each with a guard of its own or without one.
+
+        If the block is left while a request that creates a response is under way, its answer is waited for, within the
+        `grace`, and the response is stopped. If the answer never comes, the id is unknown, and the response runs on.
+
         Args:
-            response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
+            guarded: the ids, or objects that have them as `.id`; and clients: of the openai package, for the server and
+                the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
+                more inside the block.
             grace: seconds that stopping them may take.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
@@ -500,7 +514,7 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work.
+            ConfigurationError: an option cannot work, or a client is none, or is one of another server or account.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -522,9 +536,10 @@ class AsyncSession:
             tracker=tracker,
             watcher=None if abandoned is None else Watcher(abandoned),
             open_guards=self._open_guards,
+            run=self._run,
         )
-        for response_id in response_ids:
-            guard.add(response_id)
+        for one in guarded:
+            guard.add(one)
         return guard
 
     async def wait(

@@ -10,9 +10,11 @@ from typing import Any, Literal, NoReturn, Self
 import aiohttp
 
 from openai_cancel.checks import check_count, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import SessionStateError, detached
 from openai_cancel.guard import Guard
+from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
@@ -185,6 +187,7 @@ class Session:
     def _wrap(self, session: "_ThreadSession") -> Self:
         self._session = session
         self._loop_thread = LoopThread(session, session.helper)
+        session.serve_threads(self._loop_thread.run)
         return self
 
     def __repr__(self) -> str:
@@ -298,7 +301,7 @@ class Session:
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -307,12 +310,19 @@ class Session:
         """Stop responses if a block is left by an exception: an error, Ctrl-C, `sys.exit`. See `AsyncSession.guard`.
 
         ```python
-        with session.guard(response_id):
+        with session.guard(client):
             ...
         ```
+
+        A client adds the responses that the block's own thread creates, and those of threads that run in its context:
+        of `asyncio.to_thread` and of functions that `contextvars.copy_context().run` calls. If the main thread is in
+        the block, threads that are started meanwhile belong to it, too, also those of a `ThreadPoolExecutor`. What
+        other threads create, such as those that were there before, is not seen.
+
+        If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown.
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*response_ids, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(*guarded, grace=grace, max_retries=max_retries, headers=headers, query=query)
         return BlockingGuard(guard, self._loop_thread, self)
 
     def wait(
@@ -394,6 +404,10 @@ class _ThreadSession(AsyncSession):
         self.helper = HelperThread("openai-cancel-key")
         return super()._configure(settings.calling_keys_in(self.helper), client_session, clock)
 
+    def serve_threads(self, run: Callable[[Work], object]) -> None:
+        """Set how other threads run work in the event loop."""
+        self._run = run
+
 
 class BlockingGuard:
     """The block of `Session.guard`. The responses are stopped in the session's thread."""
@@ -405,9 +419,19 @@ class BlockingGuard:
 
     def __enter__(self) -> Guard:
         self._loop_thread.run(self._guard.__aenter__)
+        self._scope = self._guard.scope
+        self._scope.enter_thread()
         return self._guard
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._leave(kind, error, traceback)
+        finally:
+            self._scope.close()
+
+    def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._guard.armed or (error is None and not self._guard.tracked):
