@@ -154,7 +154,7 @@ async def agno(client: openai.AsyncOpenAI, _: Step) -> None:
     from agno.models.openai import OpenAIResponses
 
     model = OpenAIResponses(id="gpt-5", async_client=client, background=True, background_poll_interval=EVERY)
-    await Agent(model=model, telemetry=False).arun("How much wood?")
+    _raise_error(await Agent(model=model, telemetry=False).arun("How much wood?"))
 
 
 def agno_blocking(client: openai.OpenAI, _: Step) -> None:
@@ -164,7 +164,13 @@ def agno_blocking(client: openai.OpenAI, _: Step) -> None:
     model = OpenAIResponses(
         id="gpt-5", client=client, background=True, background_poll_interval=EVERY, background_max_wait=1.5
     )
-    Agent(model=model, telemetry=False).run("How much wood?")
+    _raise_error(Agent(model=model, telemetry=False).run("How much wood?"))
+
+
+def _raise_error(output: Any) -> None:
+    """Raise an exception in place of the status: agno's agents return their errors."""
+    if output.status.value == "ERROR":
+        raise RuntimeError(output.content)
 
 
 async def agent_framework(client: openai.AsyncOpenAI, step: Step) -> None:

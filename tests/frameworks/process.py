@@ -1,4 +1,4 @@
-"""Run a driver in a process that a signal ends: `process.py DRIVER BASE_URL LEDGER_URL PROTECTED`."""
+"""Run a driver in a process that a signal ends: `process.py DRIVER PROTECTED BASE_URL LEDGER_URL`."""
 
 import asyncio
 import signal
@@ -15,22 +15,20 @@ def step() -> bool:
 
 
 async def run(driver: Driver, base_url: str, ledger_url: str, *, protected: bool) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asyncio.current_task().cancel)
     client = driver.client(api_key=KEY, base_url=base_url)
-    async with protecting(driver.guards(client), base_url, protected=protected, ledger_url=ledger_url):
+    async with protecting(driver.guards(client), base_url, ledger_url, protected=protected):
         await driver.run(client, step)
 
 
 def run_blocking(driver: Driver, base_url: str, ledger_url: str, *, protected: bool) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     client = driver.client(api_key=KEY, base_url=base_url)
-    with protecting_blocking(driver.guards(client), base_url, protected=protected, ledger_url=ledger_url):
+    with protecting_blocking(driver.guards(client), base_url, ledger_url, protected=protected):
         driver.run(client, step)
 
 
-def main(name: str, base_url: str, ledger_url: str, protected: str) -> None:
+def main(name: str, protected: str, base_url: str, ledger_url: str) -> None:
     driver = DRIVERS[name]
     if driver.blocks:
         run_blocking(driver, base_url, ledger_url, protected=protected == "True")

@@ -8,11 +8,13 @@ from openai_cancel import AsyncSession, Session
 from openai_cancel.ledger import Ledger
 
 KEY = "sk-of-the-matrix"
+LEASE = 2.0
+"""Seconds after which a sweep may stop what a dead process has left."""
 
 
 @asynccontextmanager
-async def protecting(client: Any, base_url: str, *, protected: bool, ledger_url: str = "") -> AsyncIterator[None]:
-    """Guard what a client creates in the block. With a ledger, also watch it."""
+async def protecting(client: Any, base_url: str, ledger_url: str = "", *, protected: bool) -> AsyncIterator[None]:
+    """Guard what a client creates in the block; with a ledger, watch it."""
     if not protected:
         yield
     elif not ledger_url:
@@ -20,15 +22,15 @@ async def protecting(client: Any, base_url: str, *, protected: bool, ledger_url:
             yield
     else:
         async with (
-            Ledger(ledger_url) as ledger,
+            Ledger(ledger_url, lease=LEASE) as ledger,
             AsyncSession(api_key=KEY, base_url=base_url, ledger=ledger) as session,
-            session.watch(client),
         ):
+            session.watch(client)
             yield
 
 
 @contextmanager
-def protecting_blocking(client: Any, base_url: str, *, protected: bool, ledger_url: str = "") -> Iterator[None]:
+def protecting_blocking(client: Any, base_url: str, ledger_url: str = "", *, protected: bool) -> Iterator[None]:
     """Do the same for a blocking client."""
     if not protected:
         yield
@@ -36,8 +38,6 @@ def protecting_blocking(client: Any, base_url: str, *, protected: bool, ledger_u
         with Session(api_key=KEY, base_url=base_url) as session, session.guard(client):
             yield
     else:
-        with (
-            Session(api_key=KEY, base_url=base_url, ledger=Ledger(ledger_url)) as session,
-            session.watch(client),
-        ):
+        with Session(api_key=KEY, base_url=base_url, ledger=Ledger(ledger_url, lease=LEASE)) as session:
+            session.watch(client)
             yield
