@@ -54,10 +54,9 @@ def http_client(client: object) -> Any:
     return inner
 
 
-def is_async(inner: Any) -> bool:
+def is_async(inner: object) -> bool:
     """Return whether an httpx client is one for asyncio."""
-    kind: Any = type(inner)  # `send` may have been replaced in this one
-    return iscoroutinefunction(kind.send)
+    return iscoroutinefunction(getattr(type(inner), "send", None))  # in the object it may have been replaced
 
 
 @attrs.frozen

@@ -11,7 +11,7 @@ from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
-from openai_cancel.home import Arrivals, Home, Work
+from openai_cancel.home import Arrivals, Home, Work, in_asyncio
 from openai_cancel.outcome import Outcome, ended
 from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
@@ -59,7 +59,6 @@ class Guard:
         self._watcher = watcher
         self._stops = Stops(caller, grace=grace, max_retries=max_retries, tracker=tracker)
         self._open_guards = OpenGuards() if open_guards is None else open_guards
-        self._account: Account = Account.from_settings(caller.settings)
         self._clients: list[Any] = []
         self._entered = False
         self._cancelling = 0  # the number of cancellations of the task when the block began
@@ -119,7 +118,7 @@ class Guard:
 
     def _add_client(self, client: object) -> None:
         inner = http_client(client)
-        self._account.check(client)
+        Account.from_settings(self._caller.settings).check(client)
         self._clients.append(inner)
         if self._entered:
             self._scope.add(self._clients)
@@ -141,7 +140,7 @@ class Guard:
         self._entered = True
         self._cancelling = cast("asyncio.Task[Any]", asyncio.current_task()).cancelling()
         self._stops.begin()
-        self._scope = Scope(self._account, Home(asyncio.get_running_loop(), self._run), self._stops)
+        self._scope = Scope(self._caller.settings, Home(asyncio.get_running_loop(), self._run), self._stops)
         self._open_guards.add(self._stops)
         try:
             self._open_guards.check_open()
@@ -159,7 +158,7 @@ class Guard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._watcher is None or not _loop_is_running():
+        if self._watcher is None or not in_asyncio():
             await self._leave(error)
             return
         abandonment, cancellation = await self._watcher.end(error)
@@ -185,7 +184,7 @@ class Guard:
                 self._scope.close()
                 if self._tracker and (names := stops.unsettled()):
                     await self._tracker.release(names)
-            elif (stops.ids or stops.arrivals) and _loop_is_running():
+            elif (stops.ids or stops.arrivals) and in_asyncio():
                 cancellation = await stops.run() or cancellation
                 stops.report(error)
                 stops.raise_exit(error)
@@ -403,15 +402,6 @@ class OpenGuards:
                 tasks = [asyncio.create_task(stops.close()) for stops in open_ones]
                 cancellation = await wait_through_cancellation(*tasks) or cancellation
         return cancellation
-
-
-def _loop_is_running() -> bool:
-    """Return whether a loop runs this coroutine. Otherwise the loop is closed, and the interpreter discards it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _cancel_again(task: "asyncio.Task[Any]", cancelling: int, arguments: tuple[Any, ...]) -> None:

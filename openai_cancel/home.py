@@ -8,12 +8,22 @@ from typing import Any, TypeAlias
 
 from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.clock import Clock
+from openai_cancel.process import HomeProcess
 
 PATIENCE = 10.0
 """Seconds for which a thread waits for the event loop of another one."""
 
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, object]]
 """A coroutine function that has to run in the event loop of a session."""
+
+
+def in_asyncio() -> bool:
+    """Return whether an event loop of asyncio runs the caller, and not one of trio, or none."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class Home:
@@ -27,22 +37,27 @@ class Home:
     def __init__(self, loop: asyncio.AbstractEventLoop, run: Callable[[Work], object] | None = None) -> None:
         self.loop = loop
         self._run = run
+        self._process = HomeProcess(lacks="event loop")
         self._works: set[Future[object]] = set()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the loop can run anything: it is not closed, and this is not the child of a fork."""
+        return self._process.is_current and not self.loop.is_closed()
 
     @property
     def is_here(self) -> bool:
         """Whether the caller runs in the loop."""
-        try:
-            return asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            return False
+        return in_asyncio() and asyncio.get_running_loop() is self.loop
 
     async def run_async(self, work: Work) -> None:
         """Run work in the loop, called in any loop, and wait for it."""
         if self.is_here:
             await work()
+        elif not in_asyncio():
+            self.run_blocking(work)
         else:
-            await asyncio.wrap_future(self.start(work))
+            await asyncio.wait_for(asyncio.wrap_future(self.start(work)), PATIENCE)
 
     def run_blocking(self, work: Work) -> None:
         """Run work in the loop, called in any thread, and wait for it, unless that would block the loop itself."""

@@ -12,6 +12,7 @@ from weakref import WeakSet
 
 from openai_cancel.clients import Account
 from openai_cancel.home import Arrivals, Home, Work
+from openai_cancel.settings import Settings
 from openai_cancel.tap import tap, untap
 
 _scopes: ContextVar["tuple[Scope, ...] | None"] = ContextVar("openai_cancel_scopes", default=None)
@@ -50,23 +51,30 @@ class Scope:
     """One run of a guard's block. It is a `Listener` of the clients of the guard.
 
     Args:
-        account: the account of the session.
+        settings: the settings of the session.
         home: the event loop of the session.
         members: the responses of the guard.
 
     Attributes:
-        account: as above.
         home: as above.
     """
 
-    def __init__(self, account: Account, home: Home, members: Members) -> None:
-        self.account = account
-        self.home = home
+    def __init__(self, settings: Settings, home: Home, members: Members) -> None:
+        self.home: Home = home
+        self._settings = settings
+        self._account: Account | None = None
         self._members = members
         self._clients: list[Any] = []
         self._is_open = True
         self._has_failed = False
         self._older: WeakSet[threading.Thread] | None = None  # threads that the block has not started
+
+    @property
+    def account(self) -> Account:
+        """The account of the session."""
+        if self._account is None:
+            self._account = Account.from_settings(self._settings)
+        return self._account
 
     def enter(self) -> None:
         """Let the current context create for this block."""

@@ -22,6 +22,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
+from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
 
@@ -325,6 +326,30 @@ class Session:
         guard = self._session.guard(*guarded, grace=grace, max_retries=max_retries, headers=headers, query=query)
         return BlockingGuard(guard, self._loop_thread, self)
 
+    def watch(
+        self,
+        *clients: Client,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> "BlockingWatch":
+        """Record every background response that clients create, in any thread, in the ledger of the session.
+
+        ```python
+        with Session(ledger=Ledger("sqlite:///ledger.db")) as session:
+            session.watch(client)
+            ...
+        ```
+
+        See `AsyncSession.watch`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        watch = self._loop_thread.run(
+            self._session.begin_watch, *clients, grace=grace, max_retries=max_retries, headers=headers, query=query
+        )
+        return BlockingWatch(watch, self._loop_thread, self)
+
     def wait(
         self,
         response_id: ResponseId,
@@ -404,6 +429,17 @@ class _ThreadSession(AsyncSession):
         self.helper = HelperThread("openai-cancel-key")
         return super()._configure(settings.calling_keys_in(self.helper), client_session, clock)
 
+    async def begin_watch(
+        self,
+        *clients: Client,
+        grace: float,
+        max_retries: int | None,
+        headers: Mapping[str, str] | None,
+        query: Mapping[str, str] | None,
+    ) -> Watch:
+        """Call `watch` in the event loop."""
+        return self.watch(*clients, grace=grace, max_retries=max_retries, headers=headers, query=query)
+
     def serve_threads(self, run: Callable[[Work], object]) -> None:
         """Set how other threads run work in the event loop."""
         self._run = run
@@ -450,3 +486,42 @@ class BlockingGuard:
                 raise
             with suppress(Exception):  # some exceptions cannot take a note
                 error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
+
+
+class BlockingWatch:
+    """The watch of `Session.watch`. See `Watch`."""
+
+    def __init__(self, watch: Watch, loop_thread: LoopThread, session: Session) -> None:
+        self._watch = watch
+        self._loop_thread = loop_thread
+        self._session = session  # a session that is garbage-collected is closed, and ends the watch
+
+    def __repr__(self) -> str:
+        """Return the number of responses."""
+        return repr(self._watch)
+
+    @property
+    def response_ids(self) -> tuple[str, ...]:
+        """The ids of the responses that are in the ledger and were not seen to end."""
+        return self._watch.response_ids
+
+    def add(self, client: Client) -> None:
+        """Watch another client. See `Watch.add`."""
+        self._watch.add(client)
+
+    def release(self, response_id: ResponseId) -> None:
+        """Let a response run on without a lease. See `Watch.release`."""
+        self._watch.release(response_id)
+
+    def close(self) -> None:
+        """End the watch, and leave the responses that run to the next sweep. Closing twice does nothing."""
+        with suppress(SessionStateError):  # the session was closed, and has ended it
+            self._loop_thread.run(self._watch.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

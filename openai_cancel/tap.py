@@ -20,7 +20,7 @@ import attrs
 
 from openai_cancel.clients import Account, is_async
 from openai_cancel.errors import LedgerError
-from openai_cancel.home import Home, Work
+from openai_cancel.home import Home, Work, in_asyncio
 from openai_cancel.sight import Sight, observed
 from openai_cancel.wire import SEGMENT
 
@@ -34,12 +34,15 @@ class Listener(Protocol):
     """A guard or a watch, as a tap sees it. Its methods can be called from any thread, and do not block.
 
     Attributes:
-        account: the account whose responses it can stop.
         home: the event loop of its session.
     """
 
-    account: Account
     home: Home
+
+    @property
+    def account(self) -> Account:
+        """The account whose responses it can stop."""
+        ...
 
     def is_concerned(self) -> bool:
         """Return whether it wants to know what the current task, or thread, creates."""
@@ -141,7 +144,7 @@ class _Tap:
             return [one for one in self.listeners if one.holds(response_id)], response_id
         if request.method != "POST":
             return [], None
-        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and one.is_concerned()]
+        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and _is_concerned(one)]
         if not there or not _is_background(request):
             return [], None
         ours = [one for one in there if one.account.has_sent(request.headers)]
@@ -169,6 +172,10 @@ class _Tap:
             works = [(one, work) for one in creation.listeners if (work := one.join(response_id)) is not None]
         _end(creation)
         return works
+
+
+def _is_concerned(listener: Listener) -> bool:
+    return listener.is_concerned() and listener.home.is_alive
 
 
 def _is_background(request: Any) -> bool:
@@ -233,6 +240,8 @@ class _AsyncTap(_Tap):
             _observe(response, Sight(response, partial(_leave, listeners, response_id)))
             return response
         creation = self._begin(request, listeners)
+        if not in_asyncio():
+            return await self._create(creation, request, stream=stream, options=options)
         task = asyncio.create_task(self._create(creation, request, stream=stream, options=options))
         try:
             await asyncio.wait((task,))
