@@ -252,7 +252,7 @@ def _langchain_model(client: openai.AsyncOpenAI) -> Any:
 
 def _http(client: openai.AsyncOpenAI) -> Any:
     """Return the httpx client of a client, which is given to a framework as its own."""
-    return client._client  # noqa: SLF001
+    return client._client
 
 
 BLOCKS: dict[str, Any] = {"blocks": True, "client": openai.OpenAI}
