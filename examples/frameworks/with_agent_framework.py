@@ -1,17 +1,18 @@
-"""Ask an agent of Microsoft's Agent Framework for some seconds: `with_agent_framework.py SECONDS QUESTION`."""
+"""Poll for an answer of Microsoft's Agent Framework for some seconds: `with_agent_framework.py SECONDS QUESTION`."""
 
 import asyncio
 import sys
+from typing import Any
 
 from agent_framework import Agent
-from agent_framework.openai import OpenAIChatClient, OpenAIChatOptions
+from agent_framework.openai import OpenAIChatClient
 from openai import AsyncOpenAI
 
 from openai_cancel import AsyncSession
 
 
-async def ask(agent: Agent[OpenAIChatOptions], question: str) -> str:
-    """Poll for the answer."""
+async def ask(agent: Agent[Any], question: str) -> str:
+    """Ask, and poll until there is an answer."""
     answer = await agent.run(question, options={"background": True})
     while answer.continuation_token is not None:
         await asyncio.sleep(0.5)

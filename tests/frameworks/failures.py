@@ -144,6 +144,10 @@ def is_async(driver: Driver) -> bool:
     return not driver.blocks
 
 
+def dies(driver: Driver) -> bool:
+    return driver.dies
+
+
 def steps(driver: Driver) -> bool:
     return driver.steps
 
@@ -180,6 +184,6 @@ FAILURES = {
     "connection cut": Failure(nothing, cuts),
     "client closed": Failure(close_the_client),
     "consumer leaves early": Failure(leave, applies=steps),
-    "SIGTERM": Failure(nothing, kills=SIGTERM),
-    "SIGKILL": Failure(nothing, kills=SIGKILL),
+    "SIGTERM": Failure(nothing, applies=dies, kills=SIGTERM),
+    "SIGKILL": Failure(nothing, applies=dies, kills=SIGKILL),
 }

@@ -27,15 +27,16 @@ from openai_cancel.ledger import Ledger
 Cell = tuple[str, str]
 """The names of a driver and of a failure."""
 
-AT_ONCE = 10
+AT_ONCE = 12
+PROCESSES = os.cpu_count() or 1
 # Streams send a word every 0.1 s, for longer than anything waits.
 SCRIPT = Script(runs_for=120, says="A woodchuck would chuck " * 300)
 
 PROTECTIONS = {
     "without": NOTHING,
     "guard": Protection.GUARD,
-    "watch, sweep": Protection.WATCH,
-    "guard, watch, sweep": Protection.GUARD | Protection.WATCH,
+    "watch and sweep": Protection.WATCH,
+    "guard, watch and sweep": Protection.GUARD | Protection.WATCH,
 }
 
 
@@ -170,11 +171,11 @@ async def _quiet(server: Emulator) -> None:
 
 async def run_all(chosen: Collection[Cell], protection: Protection) -> dict[Cell, int | str]:
     """Return how many responses are left running, or the traceback of an error, by cell."""
-    limit = asyncio.Semaphore(AT_ONCE)
+    limits = {True: asyncio.Semaphore(PROCESSES), False: asyncio.Semaphore(AT_ONCE)}
     found: dict[Cell, int | str] = {}
 
     async def run(cell: Cell) -> None:
-        async with limit:
+        async with limits[FAILURES[cell[1]].kills is not None]:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     found[cell] = await Experiment(cell[0], FAILURES[cell[1]], protection, Path(folder)).run()
@@ -200,7 +201,7 @@ def table(found: Mapping[str, Mapping[Cell, Any]]) -> str:
 
 
 def main(*wanted: str) -> None:
-    """Print a table, and the runs that have left a response running in spite of a protection."""
+    """Print a table, and the runs that have left a response running in spite of a protection, or failed."""
     chosen = cells(wanted)
     found = {name: asyncio.run(run_all(chosen, protection)) for name, protection in PROTECTIONS.items()}
     print(table(found))  # noqa: T201
