@@ -31,7 +31,7 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
-from openai_cancel.sync import Session
+from openai_cancel.sync import BlockingWatch, Session
 from openai_cancel.wait import WaitTimeoutError
 from openai_cancel.watch import Watch
 from openai_cancel.wire import HasId, ResponseId
@@ -46,6 +46,7 @@ __all__ = [
     "AsyncSession",
     "AuthenticationError",
     "BadRequestError",
+    "BlockingWatch",
     "CallOptions",
     "Client",
     "Clock",

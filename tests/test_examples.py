@@ -171,6 +171,21 @@ async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
     assert server.responses[running].cancelled
 
 
+async def test_watch_openai_leaves_its_responses_to_the_sweep_when_it_is_killed(
+    python: str, server: Emulator, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    process = await asyncio.create_subprocess_exec(python, example("watch_openai"), url, "Why?", "How?", stdout=PIPE)
+    printed = {(await process.stdout.readline()).decode().removesuffix(" runs\n") for _ in range(2)}
+    process.kill()
+    await process.communicate()
+    await lapse(url)
+    await execute(python, "-m", "openai_cancel", "ledger", "sweep", "--ledger", url, "--quiet")
+    assert {name for name, work in server.responses.items() if work.cancelled} == printed
+    server.script = Script(runs_for=0)
+    assert (await execute(python, example("watch_openai"), url, "Why?")).endswith("Forty-two.\n")
+
+
 async def test_service_cancels_a_response_and_passes_errors_on(server: Emulator, create: Callable[..., str]) -> None:
     app = runpy.run_path(str(ROOT / "examples" / "service.py"))["make_app"]()
     identifier = create()
@@ -193,7 +208,12 @@ async def test_a_python_block_of_the_readme_runs(
 ) -> None:
     identifier = create()
     await execute(python, *STRICT, "-c", block.replace("resp_123", identifier))
-    if "Ledger(" in block:  # the block succeeds, so its response is released and runs on
+    if "watch(client)" in block:
+        async with Ledger("sqlite:///ledger.db") as ledger:
+            assert [*(await states(ledger)).values()] == ["already_finished"]
+    elif "guard(client)" in block:
+        assert [work.cancelled is None for work in server.responses.values()] == [True, False]
+    elif "Ledger(" in block:  # the block succeeds, so its response is released and runs on
         async with Ledger("sqlite:///ledger.db") as ledger:
             assert await states(ledger) == {identifier: "released"}
     else:

@@ -98,7 +98,9 @@ def in_a_pool(client: openai.OpenAI) -> None:
         pool.submit(create, client).result()
 
 
-@pytest.mark.parametrize("way", [create, leave_stream, leave_stream_unread, helper, raw, streamed, in_a_thread, in_a_pool])
+@pytest.mark.parametrize(
+    "way", [create, leave_stream, leave_stream_unread, helper, raw, streamed, in_a_thread, in_a_pool]
+)
 def test_a_response_is_stopped_however_it_was_created(
     session: Session, server: Emulator, client: openai.OpenAI, way: Any
 ) -> None:

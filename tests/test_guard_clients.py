@@ -266,7 +266,7 @@ class TestWhatJoins:
 
     @pytest.mark.parametrize("stream", [False, True])
     async def test_a_response_that_does_not_run_in_the_background_does_not_join(
-        self, session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI, stream: bool
+        self, session: AsyncSession, client: openai.AsyncOpenAI, *, stream: bool
     ) -> None:
         async with session.guard(client) as guard:
             await client.responses.create(model="m", input='"background": true', metadata={"background": "true"})
@@ -366,7 +366,7 @@ class TestCreationsUnderWay:
 
     @pytest.mark.parametrize("stream", [False, True])
     async def test_a_creation_that_a_block_gives_up_is_stopped_while_the_block_goes_on(
-        self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI, stream: bool
+        self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI, *, stream: bool
     ) -> None:
         server.faults = [Fault(on="create", delay=0.1)]
         async with real_session.guard(client) as guard:
@@ -403,7 +403,7 @@ class TestCreationsUnderWay:
 
     @pytest.mark.parametrize("cancelled", [False, True])
     async def test_a_creation_that_ends_after_a_normal_end_is_left_alone(
-        self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI, cancelled: bool
+        self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI, *, cancelled: bool
     ) -> None:
         server.faults = [Fault(on="create", delay=0.05)]
         async with real_session.guard(client):
@@ -476,7 +476,7 @@ class TestRefusals:
         assert "another-key" not in str(caught.value)
 
     async def test_requests_of_another_account_or_server_are_left_alone(
-        self, session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI, caplog: pytest.LogCaptureFixture
+        self, session: AsyncSession, client: openai.AsyncOpenAI, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with session.guard(client) as guard, Emulator() as elsewhere:
             for _ in range(2):

@@ -107,7 +107,7 @@ def test_a_document_is_read_however_it_is_split(sizes: list[int]) -> None:
         (b'{"id": "re\\u0073p"', None, False),
     ],
 )
-def test_documents_may_be_strange_or_cut_off(body: bytes, response_id: str | None, has_ended: bool) -> None:
+def test_documents_may_be_strange_or_cut_off(body: bytes, response_id: str | None, *, has_ended: bool) -> None:
     reader = read(DocumentReader(), body, [])
     assert (reader.response_id, reader.has_ended) == (response_id, has_ended)
 

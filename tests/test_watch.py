@@ -227,7 +227,7 @@ class TestResponsesThatNobodyKnows:
 
 class TestFailuresOfTheLedger:
     async def test_the_call_of_the_client_goes_on(
-        self, session: AsyncSession, ledger: Ledger, url: str, client: openai.AsyncOpenAI
+        self, session: AsyncSession, url: str, client: openai.AsyncOpenAI
     ) -> None:
         watch = session.watch(client)
         async with without_table(url):

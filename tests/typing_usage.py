@@ -14,6 +14,7 @@ from openai.types.responses import Response as TheirResponse
 from openai_cancel import (
     APIStatusError,
     AsyncSession,
+    BlockingWatch,
     Guard,
     Outcome,
     Response,
@@ -21,6 +22,7 @@ from openai_cancel import (
     Session,
     Verdict,
     WaitTimeoutError,
+    Watch,
 )
 from openai_cancel.ledger import Entry, Ledger
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
@@ -61,6 +63,29 @@ async def guarding(session: AsyncSession, blocking: Session) -> None:
     except WaitTimeoutError as error:
         assert_type(error.outcome, Outcome | None)
     session.guard("x", deadline=5)  # type: ignore[call-arg]  # the name is grace
+
+
+async def clients(
+    session: AsyncSession,
+    blocking: Session,
+    client: openai.AsyncOpenAI,
+    other: openai.OpenAI,
+    azure: openai.AzureOpenAI,
+) -> None:
+    async with session.guard(client, "resp_123", other, azure, grace=5) as guard:
+        guard.add(openai.DefaultAsyncHttpxClient())
+    with blocking.guard(other):
+        pass
+    watch = session.watch(client, other, grace=5)
+    assert_type(watch, Watch)
+    assert_type(watch.response_ids, tuple[str, ...])
+    watch.add(azure)
+    async with session.watch(client) as same:
+        assert_type(same, Watch)
+    with blocking.watch(other) as third:
+        assert_type(third, BlockingWatch)
+    session.guard(5)  # type: ignore[arg-type]  # neither an id nor a client
+    session.watch("resp_123")  # type: ignore[arg-type]  # no client
 
 
 async def many(session: AsyncSession, blocking: Session, theirs: list[TheirResponse]) -> None:
