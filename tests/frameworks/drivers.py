@@ -1,6 +1,7 @@
 """Ways to create a background response and to wait for it: the official client's own, and those of agent frameworks."""
 
 import asyncio
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -256,6 +257,17 @@ def _langchain_model(client: openai.AsyncOpenAI) -> Any:
 def _http(client: openai.AsyncOpenAI) -> Any:
     """Return the httpx client of a client, which is given to a framework as its own."""
     return client._client
+
+
+def import_frameworks() -> None:
+    for name in (
+        "agent_framework.openai",
+        "agents",
+        "agno.models.openai",
+        "langchain_openai",
+        "pydantic_ai.models.openai",
+    ):
+        importlib.import_module(name)
 
 
 BLOCKS: dict[str, Any] = {"blocks": True, "client": openai.OpenAI}

@@ -12,8 +12,8 @@ from drivers import Driver, Step
 
 from openai_cancel.emulator import Emulator, Fault
 
-PATIENCE = 20.0
-"""Seconds after which a caller gives up whatever happens."""
+PATIENCE = 60.0
+"""Seconds after which a caller gives up whatever happens. The machine may be busy."""
 READ_TIMEOUT = 1.5
 """The time-out of a blocking client, in seconds."""
 SOON = 0.2
@@ -72,10 +72,17 @@ async def nothing(run: Run, _client: Any, _server: Emulator) -> None:
 
 
 async def time_out(run: Run, _client: Any, server: Emulator) -> None:
-    watcher = asyncio.ensure_future(created(server))
     async with asyncio.timeout(None) as limit:
-        watcher.add_done_callback(lambda _: limit.reschedule(0))
-        await run(never)
+
+        async def expire() -> None:
+            await created(server)
+            limit.reschedule(0)
+
+        watcher = asyncio.ensure_future(expire())
+        try:
+            await run(never)
+        finally:
+            watcher.cancel()
 
 
 async def time_out_of_a_thread(run: Run, _client: Any, _server: Emulator) -> None:
@@ -131,9 +138,11 @@ async def close_the_client(run: Run, client: Any, server: Emulator) -> None:
             await closed
 
     closing = asyncio.ensure_future(close())
-    async with asyncio.timeout(5):
+    try:
         await run(never)
-    await closing
+        await closing
+    finally:
+        closing.cancel()
 
 
 def polls(driver: Driver) -> bool:

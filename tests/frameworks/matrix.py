@@ -1,6 +1,6 @@
 """How many responses are left running, by driver and failure: the emulator knows. `python matrix.py` prints a table.
 
-Names of drivers or failures after it select some of them.
+Names of drivers, failures or columns after it select some of them.
 """
 
 import asyncio
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from drivers import DRIVERS, Driver, Step
+from drivers import DRIVERS, Driver, Step, import_frameworks
 from failures import FAILURES, PATIENCE, READ_TIMEOUT, Failure, running, time_out, time_out_of_a_thread, until
-from protection import KEY, NOTHING, Protection, protecting, protecting_blocking
+from protection import GRACE, KEY, NOTHING, Protection, protecting, protecting_blocking
 
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Script
@@ -27,7 +27,7 @@ from openai_cancel.ledger import Ledger
 Cell = tuple[str, str]
 """The names of a driver and of a failure."""
 
-AT_ONCE = 12
+AT_ONCE = 6
 PROCESSES = os.cpu_count() or 1
 # Streams send a word every 0.1 s, for longer than anything waits.
 SCRIPT = Script(runs_for=120, says="A woodchuck would chuck " * 300)
@@ -95,10 +95,14 @@ class Experiment:
             async with protecting(driver.guards(client), self.protection, server.base_url, self.ledger_url):
                 await driver.run(client, step)
 
-        with contextlib.suppress(Exception, asyncio.CancelledError):
+        try:
             async with asyncio.timeout(PATIENCE):
                 await self.failure.strike(run, client, server)
-        await client.close()
+        except (Exception, asyncio.CancelledError):
+            if not server.responses:
+                raise  # something else went wrong before
+        finally:
+            await client.close()
 
     async def _strike_a_thread(self, server: Emulator) -> None:
         driver = self.driver
@@ -109,21 +113,27 @@ class Experiment:
             done = loop.create_future()
 
             def main() -> None:
-                with (
-                    contextlib.suppress(Exception),
-                    protecting_blocking(driver.guards(client), self.protection, server.base_url, self.ledger_url),
-                ):
-                    driver.run(client, step)
-                loop.call_soon_threadsafe(done.set_result, None)
+                error = None
+                try:
+                    with protecting_blocking(driver.guards(client), self.protection, server.base_url, self.ledger_url):
+                        driver.run(client, step)
+                except Exception as raised:  # noqa: BLE001 - handed on to the event loop
+                    error = raised
+                loop.call_soon_threadsafe(done.set_result, error)
 
             threading.Thread(target=main, daemon=True).start()
-            await asyncio.shield(done)
+            if (error := await asyncio.shield(done)) is not None:
+                raise error
 
         strike = time_out_of_a_thread if self.failure.strike is time_out else self.failure.strike
-        with contextlib.suppress(Exception):
+        try:
             async with asyncio.timeout(PATIENCE):
                 await strike(run, client, server)
-        client.close()
+        except Exception:
+            if not server.responses:
+                raise
+        finally:
+            client.close()
 
     async def _kill(self, server: Emulator) -> None:
         """Run the driver in a process, and send it a signal when its code has seen the response."""
@@ -150,7 +160,7 @@ class Experiment:
     async def _sweep(self, server: Emulator) -> None:
         """Stop what is left when its leases have lapsed."""
         async with (
-            Ledger(self.ledger_url) as ledger,
+            Ledger(self.ledger_url, timeout=GRACE) as ledger,
             AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
         ):
             with contextlib.suppress(TimeoutError):
@@ -171,6 +181,7 @@ async def _quiet(server: Emulator) -> None:
 
 async def run_all(chosen: Collection[Cell], protection: Protection) -> dict[Cell, int | str]:
     """Return how many responses are left running, or the traceback of an error, by cell."""
+    await asyncio.to_thread(import_frameworks)  # an import blocks the event loop for seconds
     limits = {True: asyncio.Semaphore(PROCESSES), False: asyncio.Semaphore(AT_ONCE)}
     found: dict[Cell, int | str] = {}
 
@@ -202,8 +213,9 @@ def table(found: Mapping[str, Mapping[Cell, Any]]) -> str:
 
 def main(*wanted: str) -> None:
     """Print a table, and the runs that have left a response running in spite of a protection, or failed."""
-    chosen = cells(wanted)
-    found = {name: asyncio.run(run_all(chosen, protection)) for name, protection in PROTECTIONS.items()}
+    chosen = cells([word for word in wanted if word not in PROTECTIONS])
+    names = [name for name in PROTECTIONS if name in wanted] or [*PROTECTIONS]
+    found = {name: asyncio.run(run_all(chosen, PROTECTIONS[name])) for name in names}
     print(table(found))  # noqa: T201
     for name, left in found.items():
         for cell, count in left.items():

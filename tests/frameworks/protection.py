@@ -11,6 +11,8 @@ from openai_cancel.ledger import Ledger
 KEY = "sk-of-the-matrix"
 LEASE = 2.0
 """Seconds after which a sweep may stop what a dead process has left."""
+GRACE = 30.0
+"""Seconds that a stop, or a transaction of the ledger, may take. The machine may be busy."""
 
 
 class Protection(Flag):
@@ -29,14 +31,14 @@ async def protecting(client: Any, protection: Protection, base_url: str, ledger_
     async with AsyncExitStack() as stack:
         ledger = None
         if protection & Protection.WATCH:
-            ledger = await stack.enter_async_context(Ledger(ledger_url, lease=LEASE))
+            ledger = await stack.enter_async_context(Ledger(ledger_url, lease=LEASE, timeout=GRACE))
         if protection:
             session = AsyncSession(api_key=KEY, base_url=base_url, ledger=ledger)
             await stack.enter_async_context(session)
             if ledger:
-                session.watch(client)
+                session.watch(client, grace=GRACE)
             if protection & Protection.GUARD:
-                await stack.enter_async_context(session.guard(client))
+                await stack.enter_async_context(session.guard(client, grace=GRACE))
         yield
 
 
@@ -44,11 +46,11 @@ async def protecting(client: Any, protection: Protection, base_url: str, ledger_
 def protecting_blocking(client: Any, protection: Protection, base_url: str, ledger_url: str) -> Iterator[None]:
     """Do the same for a blocking client."""
     with ExitStack() as stack:
-        ledger = Ledger(ledger_url, lease=LEASE) if protection & Protection.WATCH else None
+        ledger = Ledger(ledger_url, lease=LEASE, timeout=GRACE) if protection & Protection.WATCH else None
         if protection:
             session = stack.enter_context(Session(api_key=KEY, base_url=base_url, ledger=ledger))
             if ledger:
-                session.watch(client)
+                session.watch(client, grace=GRACE)
             if protection & Protection.GUARD:
-                stack.enter_context(session.guard(client))
+                stack.enter_context(session.guard(client, grace=GRACE))
         yield
