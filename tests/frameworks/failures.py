@@ -14,8 +14,8 @@ from openai_cancel.emulator import Emulator, Fault
 
 PATIENCE = 60.0
 """Seconds after which a caller gives up whatever happens. The machine may be busy."""
-READ_TIMEOUT = 1.5
-"""The time-out of a blocking client, in seconds."""
+A_WHILE = 1.5
+"""Seconds after which a thread gives up."""
 SOON = 0.2
 """Seconds after the creation in which something goes wrong."""
 STEPS = 3
@@ -87,7 +87,7 @@ async def time_out(run: Run, _client: Any, server: Emulator) -> None:
 
 async def time_out_of_a_thread(run: Run, _client: Any, _server: Emulator) -> None:
     """A thread cannot be interrupted: its own code looks at the time."""
-    end = time.monotonic() + READ_TIMEOUT
+    end = time.monotonic() + A_WHILE
 
     def step() -> bool:
         if time.monotonic() > end:

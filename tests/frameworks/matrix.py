@@ -17,7 +17,7 @@ from typing import Any
 
 import attrs
 from drivers import DRIVERS, Driver, Step, import_frameworks
-from failures import FAILURES, PATIENCE, READ_TIMEOUT, Failure, running, time_out, time_out_of_a_thread, until
+from failures import FAILURES, PATIENCE, Failure, running, time_out, time_out_of_a_thread, until
 from protection import GRACE, KEY, NOTHING, Protection, protecting, protecting_blocking
 
 from openai_cancel import AsyncSession
@@ -106,7 +106,7 @@ class Experiment:
 
     async def _strike_a_thread(self, server: Emulator) -> None:
         driver = self.driver
-        client = driver.client(api_key=KEY, base_url=server.base_url, timeout=READ_TIMEOUT)
+        client = driver.client(api_key=KEY, base_url=server.base_url)
         loop = asyncio.get_running_loop()
 
         async def run(step: Step) -> None:
@@ -149,8 +149,11 @@ class Experiment:
             async with asyncio.timeout(60):
                 await until(lambda: seen.done() or any(request.method == "GET" for request in server.received))
                 assert running(server), errors.read_text()
-                process.send_signal(self.failure.kills)
-                await process.wait()
+                while process.returncode is None:
+                    process.send_signal(self.failure.kills)
+                    # In a blocking library, the exception of a signal handler may be lost.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(process.wait(), 10)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
