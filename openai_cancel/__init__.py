@@ -33,6 +33,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
 from openai_cancel.sync import BlockingWatch, Session
 from openai_cancel.wait import WaitTimeoutError
+from openai_cancel.wait_many import WaitResult
 from openai_cancel.watch import Watch
 from openai_cancel.wire import HasId, ResponseId
 
@@ -73,6 +74,7 @@ __all__ = [
     "UnprocessableEntityError",
     "UnsupportedError",
     "Verdict",
+    "WaitResult",
     "WaitTimeoutError",
     "Watch",
     "__version__",

@@ -5,7 +5,8 @@ import math
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
@@ -42,6 +43,23 @@ class SecretMapping(dict[Any, Any]):
         super().__init__((name, hidden(value)) for name, value in values.items())
 
 
+class SecretFunction:
+    """A function that does not show in a repr: a `functools.partial` or a method may hold a secret.
+
+    Attributes:
+        function: the function.
+    """
+
+    __slots__ = ("function",)
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+
+    def __call__(self) -> Any:
+        """Call the function."""
+        return self.function()
+
+
 class Withheld:
     """The place of a value of a wrong type, which may contain a secret all the same.
 
@@ -58,12 +76,14 @@ class Withheld:
 
 
 def hidden(value: _T) -> _T:
-    """Return a value that the locals of a traceback do not show: a string, a mapping, or `Withheld` for others.
+    """Return a value that the locals of a traceback do not show.
 
-    None and functions stay as they are.
+    This is a string, a mapping, a function, or `Withheld` for others. None and plain functions stay as they are.
     """
-    if value is None or callable(value):
+    if value is None or isinstance(value, FunctionType | SecretFunction):
         return value
+    if callable(value):
+        return cast("_T", SecretFunction(value))
     if isinstance(value, str):
         return cast("_T", Secret(value))
     if isinstance(value, Mapping):
@@ -85,6 +105,15 @@ def check_seconds(name: str, value: float) -> float:
         raise ConfigurationError(
             f"{name} must be a number of seconds greater than 0 (math.inf for no limit), not {value!r}."
         )
+    return value
+
+
+def check_limit(name: str, value: float | None, *, least: float = 0.0) -> float | None:
+    """Refuse a limit in seconds that is not a finite number, or is shorter than `least`. None is no limit."""
+    if value is not None and check_seconds(name, value) == math.inf:
+        raise ConfigurationError(f"{name} must be finite; leave it out for no limit.")
+    if value is not None and value < least:
+        raise ConfigurationError(f"{name} must be at least {least:g} s, not {value:g}.")
     return value
 
 
@@ -148,18 +177,23 @@ def check_key(key: object, source: str) -> Secret:
 def check_url(url: str, source: str, like: str) -> URL:
     """Parse an http(s) URL. The error does not quote it, since it may contain a password."""
     if not isinstance(url, str):
-        raise ConfigurationError(f"{source} must be a string, not {type(url).__name__}.")
+        raise ConfigurationError(f"{source} must be a string, not {_kind(url)}.")
+    if fault := _find_fault(url):
+        raise ConfigurationError(f"{source} {fault} like {like}.")
+    return URL(url)
+
+
+def _find_fault(url: str) -> str:
+    """Return what is wrong with an http(s) URL, or an empty string. No local of `check_url` is the parsed URL."""
     try:
         parsed = URL(url)
         _ = parsed.port  # a property that raises if the port is not a number
         (parsed.raw_host or "").encode("idna")  # as the resolver does later
     except ValueError:  # the base class of UnicodeError
-        raise ConfigurationError(f"{source} is not a URL: write it like {like}.") from None
+        return "is not a URL: write it"
     if parsed.scheme not in {"http", "https"} or not parsed.host or re.search(r"[\s\x00-\x1f]", url):
-        raise ConfigurationError(
-            f"{source} must be an http:// or https:// URL with a host and without white space, like {like}."
-        )
-    return parsed
+        return "must be an http:// or https:// URL with a host and without white space,"
+    return ""
 
 
 def warn_caller(message: str, category: type[Warning]) -> None:

@@ -9,11 +9,12 @@ from functools import cache
 from types import UnionType
 from typing import Any, Union, cast, get_args, get_origin
 
-from cattrs import Converter
+from cattrs import Converter, global_converter
 from cattrs.preconf.orjson import make_converter as make_orjson_converter
 
 from openai_cancel.models import Response, Unknown
 from openai_cancel.models.fields import maker_of, union_maker
+from openai_cancel.models.serialization import Serializable
 from openai_cancel.models.shared import Model
 
 
@@ -40,7 +41,7 @@ def configure_converter(converter: Converter) -> None:
 
     converter.register_structure_hook_factory(_is_model, make_hook)
     converter.register_structure_hook_factory(_is_union_of_models, make_hook)
-    converter.register_unstructure_hook_func(_is_model, Model.to_dict)
+    converter.register_unstructure_hook_func(_is_serializable, _to_dict)
 
 
 @cache
@@ -50,9 +51,20 @@ def response_hook() -> Callable[[dict[str, Any]], Response]:
     return cast("Callable[[dict[str, Any]], Response]", make_converter().get_structure_hook(Response))
 
 
+def _is_serializable(cls: Any) -> bool:
+    return isinstance(cls, type) and issubclass(cls, Serializable)
+
+
+def _to_dict(value: Serializable) -> Any:
+    return value.to_dict()
+
+
 def _is_model(cls: Any) -> bool:
     return isinstance(cls, type) and issubclass(cls, Model)
 
 
 def _is_union_of_models(annotation: Any) -> bool:
     return get_origin(annotation) in {Union, UnionType} and all(map(_is_model, get_args(annotation)))
+
+
+configure_converter(global_converter)  # so that `cattrs.structure` and `cattrs.unstructure` need no preparation

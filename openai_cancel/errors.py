@@ -40,6 +40,10 @@ class OpenAICancelError(Exception):
     attempts: int = 0
     """The number of attempts that the failed call made."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the class and the message of the error as a JSON document."""
+        return {"type": type(self).__name__, "message": str(self)}
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Exception pickles by calling the class with `args`, which keyword-only constructors do not accept.
         return _restore, (type(self), self.args, self.__dict__)
@@ -178,6 +182,10 @@ class APIStatusError(_AnswerError):
         self.param = param
         self.retry_after = retry_after
         self.should_retry = should_retry
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the class, the message, the status, the code and the request ID as a JSON document."""
+        return {**super().to_dict(), "status": self.status, "code": self.code, "request_id": self.request_id}
 
     def __str__(self) -> str:
         """Return the status, the server's message, what to do next, and the request id."""

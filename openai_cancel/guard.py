@@ -13,6 +13,7 @@ from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.home import Arrivals, Home, Work, in_asyncio
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
@@ -47,6 +48,7 @@ class Guard:
         caller: Caller,
         *,
         grace: float,
+        poll: float = MAX_POLL,
         max_retries: int | None = None,
         tracker: Tracker | None = None,
         watcher: Watcher | None = None,
@@ -57,7 +59,7 @@ class Guard:
         self._run = run  # in the loop, for other threads
         self._tracker = tracker
         self._watcher = watcher
-        self._stops = Stops(caller, grace=grace, max_retries=max_retries, tracker=tracker)
+        self._stops = Stops(caller, grace=grace, poll=poll, max_retries=max_retries, tracker=tracker)
         self._open_guards = OpenGuards() if open_guards is None else open_guards
         self._clients: list[Any] = []
         self._entered = False
@@ -208,9 +210,12 @@ class Stops:
         arrivals: the creations that are under way.
     """
 
-    def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker | None) -> None:
+    def __init__(
+        self, caller: Caller, *, grace: float, poll: float, max_retries: int | None, tracker: Tracker | None
+    ) -> None:
         self._caller = caller
         self._grace = grace
+        self._poll = poll
         self._max_retries = max_retries
         self._tracker = tracker
         self._run: asyncio.Future[None] | None = None  # done when the stops that are under way have ended
@@ -318,7 +323,7 @@ class Stops:
         try:
             young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
             self.outcomes[name] = await stop(
-                self._caller, name, deadline=left, max_retries=self._max_retries, young=young
+                self._caller, name, deadline=left, poll=self._poll, max_retries=self._max_retries, young=young
             )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())

@@ -7,7 +7,7 @@ The state that the server reports decides.
 import re
 from enum import StrEnum
 from http import HTTPStatus
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import attrs
 
@@ -28,6 +28,7 @@ from openai_cancel.errors import (
 )
 from openai_cancel.models import Response
 from openai_cancel.models.response import CANCELLED_STATUSES
+from openai_cancel.models.serialization import Serializable
 from openai_cancel.retry import is_transient
 
 _ENDED = "(completed|failed|incomplete|cancelled|canceled|finished)"
@@ -84,7 +85,7 @@ NOT_FOUND_STATUSES = frozenset({"not_found"})
 
 
 @attrs.frozen(kw_only=True)
-class Outcome:
+class Outcome(Serializable):
     """The result of `stop`.
 
     Attributes:
@@ -109,6 +110,19 @@ class Outcome:
     def stopped(self) -> bool:
         """Whether the server has reported that the work is over."""
         return self.verdict in STOPPED_VERDICTS or (self.response is not None and self.response.is_terminal)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a JSON document, with the document of the response, and `stopped`."""
+        return {
+            "response_id": self.response_id,
+            "verdict": str(self.verdict),
+            "stopped": self.stopped,
+            "response": None if self.response is None else self.response.to_dict(),
+            "error": None if self.error is None else self.error.to_dict(),
+            "attempts": self.attempts,
+            "elapsed": self.elapsed,
+            "request_id": self.request_id,
+        }
 
 
 def ended(response_id: str) -> Outcome:

@@ -1,7 +1,8 @@
-"""The connection pool, which replaces connections that died without a word, and the attempts that notice it."""
+"""Connection pools that replace connections which died without a word, and the attempts that notice it."""
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from time import monotonic
 from typing import Any
 
@@ -26,18 +27,18 @@ class Attempt(Timeout):
 
     Attributes:
         share: seconds after which it ends early on a used connection; `math.inf` if no other attempt would follow.
-        used: the pool, if the connection was used before; otherwise None.
+        used: the pool, if the connection may have been used before; otherwise None.
         ends_early: whether it ends before the whole of its time is over.
     """
 
     share: float = math.inf
-    used: "Pool | None" = None
+    used: "Connections | None" = None
     ends_early: bool = False
 
     _end: float = math.inf
 
-    def on_reuse(self, pool: "Pool", patience: float) -> None:
-        """Note that the connection was used before, so that an answer should begin within `patience` seconds."""
+    def on_reuse(self, pool: "Connections", patience: float) -> None:
+        """Note that the connection may have been used before. An answer should begin within `patience` seconds."""
         self.used = pool
         self.share = min(patience, self.share)
         self._end, early = self.until, self.scheduler.loop.time() + self.share
@@ -53,7 +54,39 @@ class Attempt(Timeout):
         self.until: float = self._end
 
 
-class Pool(aiohttp.TCPConnector):
+class Connections(ABC):
+    """The connections of a transport, and what is known of the speed of their server."""
+
+    _took: float = 0.0  # seconds until an answer of a slow server began
+    _measures: bool = False  # whether the speed of the server matters
+
+    @abstractmethod
+    def drop_idle(self, seconds: float = 0.0) -> None:
+        """Use no connection again that has been idle for longer than that many seconds."""
+
+    def note_reuse(self, attempt: Attempt) -> None:
+        """Note that the connection of an attempt may have been used before."""
+        attempt.on_reuse(self, self._patience)
+
+    @property
+    def _patience(self) -> float:
+        return max(PATIENCE, 2 * self._took)
+
+    def note_silence(self) -> None:
+        """Note that a used connection had no answer: the others may be dead, too."""
+        self._measures = True
+        self.drop_idle()
+
+    def note_answer(self, attempt: Attempt) -> None:
+        """Note that an answer begins. A slow server is not mistaken for a dead connection again and again."""
+        if attempt.ends_early:
+            attempt.on_answer()
+        if self._measures:
+            self._took = attempt.scheduler.loop.time() - (attempt.until - attempt.seconds)
+            self._measures = self._patience > PATIENCE
+
+
+class Pool(Connections, aiohttp.TCPConnector):
     """A connector that tells attempts whether their connection was used before.
 
     It also drops idle connections with unsolicited data, which would be read as the next answer. A gateway may report
@@ -66,22 +99,6 @@ class Pool(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # pyright: ignore[reportUnknownMemberType] - aiohttp's annotations have a gap
         self.attempts: dict[asyncio.Task[Any] | None, Attempt] = {}
-        self._patience = PATIENCE
-        self._measures = False  # whether the speed of the server matters
-
-    def note_silence(self) -> None:
-        """Note that a used connection had no answer: close the others, which may be dead, too."""
-        self._measures = True
-        self.drop_idle()
-
-    def note_answer(self, attempt: Attempt) -> None:
-        """Note that an answer begins. A slow server is not mistaken for a dead connection again and again."""
-        if attempt.ends_early:
-            attempt.on_answer()
-        if self._measures:
-            took = attempt.scheduler.loop.time() - (attempt.until - attempt.seconds)
-            self._patience = max(PATIENCE, 2 * took)
-            self._measures = self._patience > PATIENCE
 
     def drop_idle(self, seconds: float = 0.0) -> None:
         """Close the connections that have been idle for longer than that many seconds."""
@@ -99,7 +116,34 @@ class Pool(aiohttp.TCPConnector):
             if not connection.protocol.should_close:
                 attempt = self.attempts.get(asyncio.current_task())
                 if attempt is not None:
-                    attempt.on_reuse(self, self._patience)
+                    self.note_reuse(attempt)
                 break
             connection.close()
         return connection
+
+
+class BorrowedConnections(Connections):
+    """The connections of a caller's client, which are never closed here.
+
+    Attributes:
+        generation: a number that changes when no connection may be used again that was used before.
+    """
+
+    def __init__(self) -> None:
+        self.generation = 0
+        self._may_be_idle = True  # whether a connection of this generation may have been used before
+
+    def drop_idle(self, seconds: float = 0.0) -> None:  # noqa: ARG002 - the age of these connections is not known
+        """Use no connection again that was used before."""
+        self.generation += 1
+        self._may_be_idle = False
+
+    def note_request(self, attempt: Attempt) -> None:
+        """Note that an attempt sends its request."""
+        if self._may_be_idle:
+            self.note_reuse(attempt)
+
+    def note_answer(self, attempt: Attempt) -> None:
+        """Note that an answer begins, whose connection may be used again."""
+        self._may_be_idle = True
+        super().note_answer(attempt)

@@ -7,7 +7,7 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 from yarl import URL  # aiohttp's own URL type
 
-from openai_cancel.checks import check_url
+from openai_cancel.checks import check_url, hidden
 
 # [scheme://] host or [address] [/length of a network] [:port]
 _ENTRY = re.compile(
@@ -24,16 +24,20 @@ def environment_proxy(base_url: str) -> str | None:
         ConfigurationError: it is not an HTTP proxy.
     """
     url = URL(base_url)
+    proxy = hidden(_proxy_for(url))
+    if proxy is not None:
+        check_url(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
+    return proxy
+
+
+def _proxy_for(url: URL) -> str | None:
     proxies = getproxies()
     proxy = proxies.get(url.scheme) or proxies.get("all")
     if not proxy or is_exempt(url, proxies.get("no", "")):
         return None
     if not getproxies_environment() and proxy_bypass(f"{url.host}:{url.port}"):  # the settings of the system
         return None
-    if "://" not in proxy:
-        proxy = f"http://{proxy}"
-    check_url(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
-    return proxy
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def is_exempt(url: URL, no_proxy: str) -> bool:

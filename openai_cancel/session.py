@@ -24,7 +24,8 @@ from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
 from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
-from openai_cancel.wait import wait
+from openai_cancel.wait import OnUpdate, WaitLimits, check_poll, wait
+from openai_cancel.wait_many import WaitResult, wait_many
 from openai_cancel.watch import Watch
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
@@ -100,7 +101,8 @@ class AsyncSession:
         client_session: aiohttp.ClientSession | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
+        headers, query = hidden(headers), hidden(query)
         settings = Settings.openai(
             api_key=api_key,
             base_url=base_url,
@@ -161,7 +163,8 @@ class AsyncSession:
 
         See https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle.
         """
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, token_provider = hidden(api_key), hidden(token_provider)
+        endpoint, proxy, headers, query = hidden(endpoint), hidden(proxy), hidden(headers), hidden(query)
         settings = Settings.azure(
             endpoint,
             api_key=api_key,
@@ -213,7 +216,7 @@ class AsyncSession:
         Raises:
             ConfigurationError: it is not such a client, or it authenticates in a way that cannot be copied.
         """
-        headers, query = hidden(headers), hidden(query)
+        proxy, headers, query = hidden(proxy), hidden(headers), hidden(query)
         settings = Settings.from_openai(
             client,
             headers=headers,
@@ -436,6 +439,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -452,6 +456,7 @@ class AsyncSession:
             confirm: seconds after which a cancelled response is checked again, or fewer if the deadline is near. If it
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
+            poll: the longest time between two looks, in seconds, at least 0.25.
             timeout: as for `cancel`.
             max_retries: how many failed requests in a row are followed by another one; None for as many as the
                 deadline allows.
@@ -475,13 +480,21 @@ class AsyncSession:
         if max_retries is not None:
             check_count("max_retries", max_retries)
         caller = self._caller.with_options(timeout=timeout, headers=headers, query=query)
-        name = caller.identify(response_id)
-        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+        return await stop(
+            caller,
+            caller.identify(response_id),
+            deadline=deadline,
+            confirm=confirm,
+            dry_run=dry_run,
+            poll=check_poll(poll),
+            max_retries=max_retries,
+        )
 
     def guard(
         self,
         *guarded: ResponseId | Client,
         grace: float = 10.0,
+        poll: float = 60.0,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -511,6 +524,7 @@ class AsyncSession:
                 the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
                 more inside the block.
             grace: seconds that stopping them may take.
+            poll: as for `stop`.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
                 its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
@@ -534,6 +548,7 @@ class AsyncSession:
         guard = Guard(
             self._caller.with_options(headers=headers, query=query),
             grace=check_seconds("grace", grace),
+            poll=check_poll(poll),
             max_retries=max_retries,
             tracker=self._tracker(),
             watcher=None if abandoned is None else Watcher(abandoned),
@@ -622,6 +637,10 @@ class AsyncSession:
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
         abandoned: Abandoned | None = None,
@@ -634,9 +653,20 @@ class AsyncSession:
         Errors that may pass do not end the wait. If it ends before the response does, because of a time-out, a
         cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
+        It looks often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
+        has passed.
+
         Args:
             response_id: the id, or an object that has it as `.id`.
             timeout: seconds to wait; None to wait as long as the response takes.
+            queued_timeout: seconds after which the wait ends, as for a time-out, if the response is still `queued`;
+                None for no such limit. A response with a completion window may rightly be queued for hours.
+            stalled_timeout: seconds without any change of its status, its output or its times of updates after which
+                the wait ends, as for a time-out; None for no such limit.
+            poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
+                longer one, up to this.
+            on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
+                one. Its exceptions are logged and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
             abandoned: as for `guard`. It ends the wait.
@@ -661,16 +691,105 @@ class AsyncSession:
         See https://platform.openai.com/docs/guides/background.
         """
         headers, query = hidden(headers), hidden(query)
-        if on_abandon not in {"stop", "leave"}:
-            raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
-        seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
         guard = self.guard(
-            response_id, grace=grace, abandoned=abandoned, max_retries=max_retries, headers=headers, query=query
+            response_id,
+            grace=grace,
+            poll=poll,
+            abandoned=abandoned,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
         )
         if on_abandon == "leave":
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
-        return await wait(caller, guard, caller.identify(response_id), timeout=seconds)
+        return await wait(caller, guard, caller.identify(response_id), limits=limits, on_update=on_update)
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[WaitResult, None]:
+        """Wait for any number of responses, and yield how each wait has ended, in the order in which they end.
+
+        ```python
+        async for result in session.wait_many(ids):
+            print(result.response_id, result.response and result.response.status, result.error)
+        ```
+
+        The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
+        requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
+        already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
+        that are being waited for are then stopped, unless `on_abandon` is `leave`.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            concurrency: the largest number of responses that are waited for at once.
+            max_rate: the largest number of requests a second.
+            timeout: as for `wait`, for each response, from the time at which it is first asked for.
+            queued_timeout: as for `wait`.
+            stalled_timeout: as for `wait`.
+            poll: as for `wait`. With many responses, the rate of requests may allow only longer intervals.
+            on_update: as for `wait`.
+            on_abandon: as for `wait`.
+            grace: as for `wait`.
+            give_up_after: as for `stop_many`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
+
+        An exception of the iterable is raised after the results of the ids before it.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_ids("wait_many", response_ids)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
+        check_seconds("grace", grace)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+
+        def guard(response_id: str) -> Guard:
+            guard = self.guard(
+                response_id, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+            )
+            if on_abandon == "leave":
+                guard.disarm()
+            return guard
+
+        return wait_many(
+            self._caller.with_options(max_retries=max_retries, headers=headers, query=query),
+            response_ids,
+            concurrency=check_count("concurrency", concurrency, least=1),
+            max_rate=check_seconds("max_rate", max_rate),
+            limits=limits,
+            guard=guard,
+            on_update=on_update,
+            give_up_after=check_seconds("give_up_after", give_up_after),
+        )
 
     def stop_many(
         self,
@@ -680,6 +799,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -705,6 +825,7 @@ class AsyncSession:
             deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
+            poll: as for `stop`.
             give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
                 last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
@@ -720,10 +841,7 @@ class AsyncSession:
         An exception of the iterable is raised after the outcomes of the ids before it.
         """
         headers, query = hidden(headers), hidden(query)
-        if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
-            raise ConfigurationError(
-                f"stop_many takes an iterable of ids, such as a list, not {type(response_ids).__name__}."
-            )
+        _check_ids("stop_many", response_ids)
         if confirm is not None:
             check_seconds("confirm", confirm)
         if max_retries is not None:
@@ -735,6 +853,19 @@ class AsyncSession:
             deadline=check_seconds("deadline", deadline),
             confirm=confirm,
             dry_run=dry_run,
+            poll=check_poll(poll),
             max_retries=max_retries,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )
+
+
+def _check_ids(call: str, response_ids: object) -> None:
+    if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
+        raise ConfigurationError(f"{call} takes an iterable of ids, such as a list, not {type(response_ids).__name__}.")
+
+
+def _check_wait(on_update: object, on_abandon: object) -> None:
+    if on_abandon not in {"stop", "leave"}:
+        raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+    if on_update is not None and not callable(on_update):
+        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")

@@ -249,10 +249,10 @@ class Settings:
                 "This client authenticates in a way that cannot be copied: create the session with api_key= and a "
                 "function that returns a token."
             )
-        url = str(client.base_url)
+        url = hidden(str(client.base_url))
         if private("azure_endpoint") and private("azure_deployment"):
             # The client uses the deployment's path for a few old endpoints only.
-            url = str(private("azure_endpoint")).rstrip("/") + "/openai"
+            url = hidden(str(private("azure_endpoint")).rstrip("/") + "/openai")
         base_url, url_query = _split(url, "the client's base_url")
         is_azure = hasattr(client, "_azure_ad_token_provider")
         return cls(
@@ -289,7 +289,7 @@ class Settings:
     def calling_keys_in(self, helper: HelperThread) -> Self:
         """Return settings whose key function is called in another thread, unless it is a coroutine function."""
         function = self.api_key
-        if not callable(function) or inspect.iscoroutinefunction(function):
+        if not callable(function) or inspect.iscoroutinefunction(getattr(function, "function", function)):
             return self
         settings = copy(self)  # `attrs.evolve` would warn of plain text once more
         object.__setattr__(settings, "api_key", partial(_call_in, helper, function))
@@ -325,7 +325,7 @@ _NO_KEYS = frozenset({"", "workload-identity-auth", "<missing API key>"})
 
 
 def _environment(name: str) -> str | None:
-    return os.environ.get(name) or None
+    return hidden(os.environ.get(name) or None)
 
 
 def _given(value: str | None, argument: str, variable: str) -> tuple[str | None, str]:
@@ -348,15 +348,22 @@ def _custom_headers(*, with_credentials: bool) -> dict[str, str]:
 
 def _split(base_url: str, source: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Return the base URL without its query and trailing slash, and the query."""
-    url = check_url(base_url, source, DEFAULT_BASE_URL)
+    if fault := _find_fault(check_url(base_url, source, DEFAULT_BASE_URL)):
+        raise ConfigurationError(f"{source} must {fault}.")
+    url = URL(base_url)
+    query = parse_qsl(url.raw_query_string, keep_blank_values=True)
+    return str(url.with_query(None)).rstrip("/"), merge_query(query, {})
+
+
+def _find_fault(url: URL) -> str:
+    """Return what a base URL must not have, or an empty string. No local of `_split` is the parsed URL."""
     if url.user is not None or url.password is not None:
-        raise ConfigurationError(f"{source} must not contain a user or a password: pass api_key or headers.")
+        return "not contain a user or a password: pass api_key or headers"
     if url.fragment:
-        raise ConfigurationError(f"{source} must not contain a fragment: remove everything from the # on.")
-    base_url = str(url.with_query(None)).rstrip("/")
-    if base_url.endswith("/responses"):
-        raise ConfigurationError(f"{source} must be the address of the API: remove /responses from its end.")
-    return base_url, merge_query(parse_qsl(url.raw_query_string, keep_blank_values=True), {})
+        return "not contain a fragment: remove everything from the # on"
+    if url.raw_path.rstrip("/").endswith("/responses"):
+        return "be the address of the API: remove /responses from its end"
+    return ""
 
 
 def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> Secret | Callable[[], Any] | None:

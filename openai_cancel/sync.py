@@ -22,6 +22,8 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
+from openai_cancel.wait import OnUpdate
+from openai_cancel.wait_many import WaitResult
 from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
@@ -71,7 +73,8 @@ class Session:
         account: str | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
+        headers, query = hidden(headers), hidden(query)
         self._wrap(
             _ThreadSession(
                 api_key=api_key,
@@ -119,7 +122,8 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for Azure OpenAI. See `AsyncSession.azure`."""
-        api_key, headers, query = hidden(api_key), hidden(headers), hidden(query)
+        api_key, token_provider = hidden(api_key), hidden(token_provider)
+        endpoint, proxy, headers, query = hidden(endpoint), hidden(proxy), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
             _ThreadSession.azure(
                 endpoint,
@@ -164,7 +168,7 @@ class Session:
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for the server of an `openai` client. See `AsyncSession.from_openai`."""
-        headers, query = hidden(headers), hidden(query)
+        proxy, headers, query = hidden(proxy), hidden(headers), hidden(query)
         return cls.__new__(cls)._wrap(
             _ThreadSession.from_openai(
                 client,
@@ -281,6 +285,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -294,6 +299,7 @@ class Session:
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             timeout=timeout,
             max_retries=max_retries,
             headers=headers,
@@ -304,6 +310,7 @@ class Session:
         self,
         *guarded: ResponseId | Client,
         grace: float = 10.0,
+        poll: float = 60.0,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -323,7 +330,9 @@ class Session:
         If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown.
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*guarded, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(
+            *guarded, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+        )
         return BlockingGuard(guard, self._loop_thread, self)
 
     def watch(
@@ -355,24 +364,78 @@ class Session:
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Response:
-        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out."""
+        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out.
+
+        `on_update` is called in the session's thread.
+        """
         headers, query = hidden(headers), hidden(query)
         return self._loop_thread.run(
             self._session.wait,
             response_id,
             timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
             on_abandon=on_abandon,
             grace=grace,
             max_retries=max_retries,
             headers=headers,
             query=query,
         )
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[WaitResult, None, None]:
+        """Wait for any number of responses, and yield how each wait has ended. See `AsyncSession.wait_many`.
+
+        An iterable is read as by `stop_many`, and `on_update` is called as by `wait`. Leaving the loop early stops the
+        responses that are being waited for, unless `on_abandon` is `leave`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        feed = _feed(response_ids, concurrency)
+        results = self._session.wait_many(
+            response_ids if feed is None else feed,
+            concurrency=concurrency,
+            max_rate=max_rate,
+            timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
+            on_abandon=on_abandon,
+            grace=grace,
+            give_up_after=give_up_after,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return BlockingIteration(results, feed, self._loop_thread).run()
 
     def stop_many(
         self,
@@ -382,6 +445,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -399,15 +463,14 @@ class Session:
         read in the session's thread. Leaving the loop early ends the requests that are under way.
         """
         headers, query = hidden(headers), hidden(query)
-        feed: Feed[ResponseId] | None = None
-        if isinstance(response_ids, Iterable) and not isinstance(response_ids, str | bytes | AsyncIterable):
-            feed = Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
+        feed = _feed(response_ids, concurrency)
         outcomes = self._session.stop_many(
             response_ids if feed is None else feed,
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             give_up_after=give_up_after,
             timeout=timeout,
             max_retries=max_retries,
@@ -415,6 +478,13 @@ class Session:
             query=query,
         )
         return BlockingIteration(outcomes, feed, self._loop_thread).run()
+
+
+def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concurrency: int) -> Feed[ResponseId] | None:
+    """Return the feed of an iterable, which is read in the caller's thread; None for an async iterable."""
+    if isinstance(response_ids, str | bytes | AsyncIterable) or not isinstance(response_ids, Iterable):
+        return None
+    return Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
 
 
 class _ThreadSession(AsyncSession):

@@ -11,12 +11,13 @@ from typing import Any
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
+from multidict import CIMultiDict
 from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.cancellation import TimeoutScheduler, contain
 from openai_cancel.certificates import advise, trusted_authorities
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
-from openai_cancel.pool import Attempt, Pool
+from openai_cancel.pool import Attempt, BorrowedConnections, Pool
 from openai_cancel.process import HomeProcess
 from openai_cancel.resolver import ThreadResolver
 from openai_cancel.settings import Settings
@@ -58,6 +59,7 @@ class Transport:
         self._proxy: str | None = None
         self._default_headers: Mapping[str, str] | None = None
         self._pool: Pool | None = None
+        self._borrowed = BorrowedConnections() if client is not None else None
 
     def __repr__(self) -> str:
         """Return the state."""
@@ -151,12 +153,13 @@ class Transport:
         return SessionStateError("The session was opened in another event loop: open one in each loop.")
 
     def drop_idle(self, seconds: float) -> None:
-        """Close the connections that have been idle for longer than that many seconds. Those of a caller's client stay.
+        """Close the connections that have been idle for longer than that many seconds.
 
-        The next requests then have fresh connections.
+        The next requests then have fresh connections. Those of a caller's client stay open, and are not used again.
         """
-        if self._pool is not None:
-            self._pool.drop_idle(seconds)
+        for connections in (self._pool, self._borrowed):
+            if connections is not None:
+                connections.drop_idle(seconds)
 
     def send(self, request: Request, attempt: Attempt | None = None) -> Coroutine[Any, Any, Answer]:
         """Send a request without a body. Await the result.
@@ -175,17 +178,19 @@ class Transport:
         client = self.client
         if client is None or client.closed:
             raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
-        exchange = self._exchange(client, request, attempt if self._pool else None)
+        exchange = self._exchange(client, request, attempt)
         return contain(exchange) if self._runs_foreign_code else exchange
 
     async def _exchange(self, client: aiohttp.ClientSession, request: Request, attempt: Attempt | None) -> Answer:
         headers, middlewares = self._adapt(client, request)
         response: aiohttp.ClientResponse | None = None
         chunks: list[bytes] = []
-        pool, task = self._pool, None
+        pool, borrowed, task = self._pool, self._borrowed, None
         if pool and attempt:
             task = asyncio.current_task()
             pool.attempts[task] = attempt
+        elif borrowed and attempt:
+            borrowed.note_request(attempt)
         try:
             async with client.request(
                 request.method,
@@ -199,8 +204,8 @@ class Transport:
                 headers=headers,
                 middlewares=middlewares,
             ) as response:
-                if pool and attempt:
-                    pool.note_answer(attempt)
+                if attempt and (connections := pool or borrowed):
+                    connections.note_answer(attempt)
                 complete = await self._read(response, chunks)
                 if not complete:
                     chunks.clear()
@@ -238,12 +243,13 @@ class Transport:
     ) -> tuple[Mapping[str, str] | None, Sequence[aiohttp.ClientMiddlewareType] | None]:
         """Return the headers and the middlewares that a client needs for a request."""
         headers = request.headers
-        if self._foreign_client is None:
+        if self._borrowed is None:
             middlewares = (_SendOnce(),) if request.method == "GET" else None
             return None if headers is self._default_headers else headers, middlewares
         more = {name: value for name, value in headers.items() if name != "authorization"}
         # A client's own middlewares run after ours. They are named here, because these take their place.
-        return more, (_Authorize(headers), _SendOnce(), *getattr(client, "_middlewares", ()))
+        ours = (_Authorize(headers), _SendOnce(), _Freshen(self._borrowed.generation))
+        return more, (*ours, *getattr(client, "_middlewares", ()))
 
     def _translate(self, error: Exception, url: str) -> OpenAICancelError:
         host = URL(url, encoded=True).host
@@ -312,3 +318,21 @@ class _SendOnce:
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
             self._failure = error
             raise
+
+
+class _Freshen:
+    """A middleware that keeps a client from using a connection of an earlier generation.
+
+    A client uses a connection again only for requests with the same headers for the proxy. Without a proxy these are
+    not sent. See https://docs.aiohttp.org/en/stable/client_advanced.html#proxy-support.
+    """
+
+    def __init__(self, generation: int) -> None:
+        self._generation = generation
+
+    async def __call__(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if self._generation:
+            request.proxy_headers = CIMultiDict({"Connection-Generation": str(self._generation)})
+        return await handler(request)

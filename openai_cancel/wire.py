@@ -34,6 +34,7 @@ from openai_cancel.errors import (
     UnsupportedError,
 )
 from openai_cancel.models import Response
+from openai_cancel.models.fields import keep_body
 from openai_cancel.models.response import record_call
 from openai_cancel.settings import Settings, __version__
 
@@ -58,6 +59,8 @@ _PLAIN_LIMIT = 8192  # bytes of a body that is not JSON in which an error messag
 # RFC 9110, section 15.
 _SUCCESS = range(200, 300)
 _REDIRECTION = range(300, 400)
+_ASKED = {"openai-poll-after-ms": 1000.0, "retry-after-ms": 1000.0, "retry-after": 1.0}
+"""The headers with the time to wait, and how many of their units are a second."""
 _SERVER_ERROR = range(500, 600)
 
 _KINDS: dict[int, type[APIStatusError]] = {
@@ -175,19 +178,22 @@ def decode(answer: Answer, request: Request) -> Response:
         APIStatusError: the server answered with an error, even if its status is a success.
         ResponseDecodeError: the status is a success, but the body is not a response.
     """
+    exact = False
     try:
         document: Any = orjson.loads(answer.body) if answer.complete else None
     except orjson.JSONDecodeError:
-        document = _parse(answer.body)
+        document, exact = _parse(answer.body), True
     if answer.status in _SUCCESS and document.__class__ is dict:
         known = isinstance(document.get("status"), str) or (
             isinstance(document.get("id"), str) and not document.get("error")
         )
         if known and document.get("object") != "error":
             response = response_hook()(document)
+            if not exact:
+                keep_body(response, answer.body)
             headers = answer.headers
             request_id = headers.get("x-request-id") or headers.get("apim-request-id")
-            asked = "retry-after" in headers or "retry-after-ms" in headers
+            asked = "retry-after" in headers or "retry-after-ms" in headers or "openai-poll-after-ms" in headers
             record_call(response, request_id=request_id, retry_after=_retry_after(headers) if asked else None)
             return response
     answer = _redact(answer, request)
@@ -264,6 +270,8 @@ class _Details(NamedTuple):
             found = inner.get(envelope)
             inner = found if found.__class__ is dict else inner
         code = inner.get("code", inner.get("statusCode"))
+        if code.__class__ is float and code.is_integer():  # JSON does not tell 404.0 from 404
+            code = int(code)
         more = inner.get("additionalInfo")
         more = more if more.__class__ is dict else document
         return cls(
@@ -314,11 +322,11 @@ def _string(value: Any) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait from `retry-after-ms` or `retry-after` (RFC 9110, section 10.2.3), or None.
+    """Return the seconds to wait from `retry-after` (RFC 9110, section 10.2.3) or a variant of it, or None.
 
     A date is relative to the `date` header of the answer, so that the clock of this machine does not matter.
     """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+    for name, unit in _ASKED.items():
         try:
             seconds = float(headers[name]) / unit
         except (KeyError, ValueError):

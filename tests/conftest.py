@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,10 @@ SHARED = Path(os.environ.get("OPENAI_CANCEL_SHARED", Path(__file__).parents[2] /
 # The same examples in each run, so that only a change turns it red; `--hypothesis-profile=default` draws others.
 settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
+
+# A shell starts background jobs with SIGINT ignored, which all processes of the tests would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the recorded bodies in {SHARED.name}")
 

@@ -104,7 +104,7 @@ class TestSweep:
         monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "postgresql://127.0.0.1:1/d")
         status, _, err = await run("ledger", "sweep")
         assert (status, err.count("\n")) == (3, 1)
-        assert "Connect call failed" in err
+        assert "Connection refused" in err
 
     async def test_a_missing_table_is_status_3(self, run, url: str, server: Emulator) -> None:
         await track(url, server)

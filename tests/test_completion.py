@@ -45,7 +45,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{
         f"{name}.{call}": getattr(cls, call)
         for name, cls in {"asynchronous": AsyncSession, "blocking": Session}.items()
-        for call in ("cancel", "retrieve", "stop", "guard", "wait", "stop_many")
+        for call in ("cancel", "retrieve", "stop", "guard", "wait", "wait_many", "stop_many")
     },
     **{f"ledger.{call}": getattr(Ledger, call) for call in ("track", "release", "entries", "purge", "sweep")},
     "emulator.add": Emulator.add,

@@ -26,13 +26,23 @@ async def relay(server: Emulator):
         yield relay
 
 
-@pytest.mark.parametrize("dead", [1, 2, 20])
+@pytest.fixture(params=["own connections", "connections of a caller's client"])
+async def client(request: pytest.FixtureRequest):
+    """The option for the client of a session."""
+    if request.param == "own connections":
+        yield {}
+    else:
+        async with aiohttp.ClientSession() as client_session:
+            yield {"client_session": client_session}
+
+
+@pytest.mark.parametrize("dead", [1, 20])
 class TestWithDeadConnectionsInThePool:
     async def test_a_cancel_reaches_the_server_with_its_second_attempt(
-        self, relay: Relay, server: Emulator, create, dead: int
+        self, relay: Relay, server: Emulator, create, client, dead: int
     ) -> None:
         ids = [create() for _ in range(dead)]
-        async with hasty_session(api_key=KEY, base_url=relay.base_url, deadline=1) as session:
+        async with hasty_session(api_key=KEY, base_url=relay.base_url, **client, deadline=2) as session:
             await warm(session, server, ids)
             relay.freeze()
             response = await session.cancel(ids[0])
@@ -40,11 +50,11 @@ class TestWithDeadConnectionsInThePool:
         assert relay.connections == dead + 1
 
     async def test_a_guard_starts_with_a_fresh_connection(
-        self, relay: Relay, server: Emulator, create, dead: int, monkeypatch: pytest.MonkeyPatch
+        self, relay: Relay, server: Emulator, create, client, *, dead: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("openai_cancel.guard.TRUSTED_FOR", 0.0)
         ids = [create() for _ in range(dead)]
-        async with AsyncSession(api_key=KEY, base_url=relay.base_url) as session:
+        async with AsyncSession(api_key=KEY, base_url=relay.base_url, **client) as session:
             await warm(session, server, ids)
             relay.freeze()
             began = time.monotonic()
@@ -56,10 +66,10 @@ class TestWithDeadConnectionsInThePool:
         assert not hasattr(caught.value, "__notes__")
 
     async def test_a_guard_that_trusts_a_connection_has_time_for_a_fresh_one(
-        self, relay: Relay, server: Emulator, create, dead: int
+        self, relay: Relay, server: Emulator, create, client, dead: int
     ) -> None:
         ids = [create() for _ in range(dead)]
-        async with hasty_session(api_key=KEY, base_url=relay.base_url) as session:
+        async with hasty_session(api_key=KEY, base_url=relay.base_url, **client) as session:
             await warm(session, server, ids)
             relay.freeze()
             with pytest.raises(ZeroDivisionError):
@@ -67,9 +77,9 @@ class TestWithDeadConnectionsInThePool:
                     _ = 1 / 0
         assert guard.outcome.verdict is Verdict.CANCELLED
 
-    async def test_stop_many_stops_all(self, relay: Relay, server: Emulator, create, dead: int) -> None:
+    async def test_stop_many_stops_all(self, relay: Relay, server: Emulator, create, client, dead: int) -> None:
         ids = [create() for _ in range(dead)]
-        async with hasty_session(api_key=KEY, base_url=relay.base_url) as session:
+        async with hasty_session(api_key=KEY, base_url=relay.base_url, **client) as session:
             await warm(session, server, ids)
             relay.freeze()
             verdicts = [outcome.verdict async for outcome in session.stop_many(ids, deadline=3)]
@@ -77,21 +87,23 @@ class TestWithDeadConnectionsInThePool:
 
 
 async def test_an_answer_should_begin_within_the_patience_of_the_pool(
-    relay: Relay, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
+    relay: Relay, server: Emulator, create, client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "PATIENCE", 0.1)
     name = create()
-    async with hasty_session(api_key=KEY, base_url=relay.base_url, timeout=math.inf, deadline=math.inf) as session:
+    async with hasty_session(
+        api_key=KEY, base_url=relay.base_url, **client, timeout=math.inf, deadline=math.inf
+    ) as session:
         await warm(session, server, [name])
         relay.freeze()
         assert (await session.cancel(name)).attempts == 2
 
 
 async def test_without_another_attempt_a_used_connection_has_the_whole_time(
-    relay: Relay, server: Emulator, create
+    relay: Relay, server: Emulator, create, client
 ) -> None:
     name = create()
-    async with hasty_session(api_key=KEY, base_url=relay.base_url, timeout=0.3, max_retries=0) as session:
+    async with hasty_session(api_key=KEY, base_url=relay.base_url, **client, timeout=0.3, max_retries=0) as session:
         await warm(session, server, [name])
         relay.freeze()
         with pytest.raises(APITimeoutError, match=r"No complete answer within 0\.3 s"):
@@ -114,11 +126,11 @@ async def test_the_error_says_that_the_connection_may_be_dead(relay: Relay, serv
 
 class TestASlowServer:
     async def test_it_is_not_taken_for_a_dead_connection_again_and_again(
-        self, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
+        self, server: Emulator, create, client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pool, "PATIENCE", 0.1)
         name = create()
-        async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
+        async with hasty_session(api_key=KEY, base_url=server.base_url, **client) as session:
             await session.retrieve(name)
             server.faults += [Fault(delay=0.2)] * 4
             assert [(await session.retrieve(name)).attempts for _ in range(3)] == [2, 1, 1]
@@ -151,7 +163,9 @@ async def test_connections_that_were_used_just_now_are_kept_by_a_guard(relay: Re
     assert relay.connections == 1
 
 
-async def test_the_connections_of_a_callers_client_are_its_own(relay: Relay, create) -> None:
+async def test_the_idle_connections_of_a_callers_client_stay_open_and_are_not_used_by_a_guard(
+    relay: Relay, create
+) -> None:
     name = create()
     async with (
         aiohttp.ClientSession() as client,
@@ -162,7 +176,10 @@ async def test_the_connections_of_a_callers_client_are_its_own(relay: Relay, cre
             async with session.guard(name) as guard:
                 _ = 1 / 0
         assert guard.outcome.verdict is Verdict.CANCELLED
-    assert relay.connections == 1
+        assert relay.connections == 2
+        async with client.get(f"{relay.base_url}/responses/{name}", headers={"Authorization": f"Bearer {KEY}"}) as got:
+            assert got.status == 200
+    assert relay.connections == 2
 
 
 async def test_an_exchange_of_its_own_may_use_a_connection_again(relay: Relay) -> None:

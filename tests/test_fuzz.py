@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from openai_cancel import AsyncSession, OpenAICancelError, Response
-from openai_cancel.cli.documents import error_as_document, to_json
+from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.ids import BadLine, IdReader, Source
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.output import printable
@@ -89,7 +89,7 @@ def read_everything(result: Response | OpenAICancelError) -> None:
         assert result.created is None or result.created.tzinfo
         return
     assert str(pickle.loads(pickle.dumps(result))) == str(result)
-    assert "\n" not in to_json(error_as_document(result))
+    assert "\n" not in to_json(result.to_dict())
     assert printable(result).isprintable()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -10,11 +11,12 @@ from conftest import KEY, until
 from ledger_database import commits, execute, lapse
 from ledgers import beat, open_session, states, sweep
 from manual_clock import ManualClock
-from sqlalchemy import select, text
+from sqlalchemy import Connection, select, text
 
 from openai_cancel import AsyncSession, LedgerError, Verdict
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger, database, table
+from openai_cancel.ledger import connection as connection_module
 from openai_cancel.ledger.table import RESPONSES, VERSIONS
 
 REFUSE_RESP_WRONG = {
@@ -126,13 +128,29 @@ class TestTables:
         async with Ledger(url):
             pass
 
-        async def add(connection) -> None:
-            await connection.execute(text(f"ALTER TABLE {RESPONSES.name} ADD COLUMN new TEXT"))
+        def add(connection) -> None:
+            connection.execute(text(f"ALTER TABLE {RESPONSES.name} ADD COLUMN new TEXT"))
 
         monkeypatch.setattr(table, "MIGRATIONS", (*table.MIGRATIONS, add))
         for _ in range(2):
             async with Ledger(url):
                 assert await execute(url, f"SELECT new FROM {RESPONSES.name}") == []
+
+    async def test_a_migration_may_take_longer_than_a_transaction(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        goes_on = threading.Event()
+
+        def migrate(connection: Connection) -> None:
+            goes_on.wait(10)
+            table.migrate(connection)
+
+        monkeypatch.setattr(connection_module, "migrate", migrate)
+        opening = asyncio.create_task(Ledger(url, timeout=0.5).open())
+        await asyncio.sleep(0.8)
+        goes_on.set()
+        await (await opening).close()
+        assert await execute(url, select(VERSIONS.c.version)) == [(len(table.MIGRATIONS),)]
 
     async def test_tables_of_a_newer_version_are_refused(self, url: str) -> None:
         async with Ledger(url):

@@ -93,7 +93,7 @@ class TestClaims:
         assert await sweep(ledger, session) == {}
         async with without_table(url):
             await beat(ledger_clock)  # it would fail if it had something to renew
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name == "openai_cancel"]
 
     async def test_several_sweeps_at_once_share_the_responses(self, url: str, server: Emulator, create) -> None:
         names = [create() for _ in range(200)]

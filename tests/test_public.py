@@ -61,7 +61,12 @@ class TestTypedDictsOfOptions:
 
     @pytest.mark.parametrize("session", [AsyncSession, Session])
     @pytest.mark.parametrize(
-        ("call", "own"), [("guard", {"grace"}), ("watch", {"grace"}), ("wait", {"timeout", "on_abandon", "grace"})]
+        ("call", "own"),
+        [
+            ("guard", {"grace", "poll"}),
+            ("watch", {"grace"}),
+            ("wait", {"timeout", "queued_timeout", "stalled_timeout", "poll", "on_update", "on_abandon", "grace"}),
+        ],
     )
     def test_request_options_are_the_keywords_of_guard_and_wait_except_their_own(
         self, session: type, call: str, own: set[str]

@@ -1,7 +1,7 @@
 """Against servers and gateways that need an environment of their own, and against the dialects that play them.
 
-OPENAI_CANCEL_TEST_SERVERS names a folder in which they are installed, each as its skip message says. Tests of a server
-that is not there are skipped. The gateways have the emulator as their upstream.
+OPENAI_CANCEL_TEST_SERVERS names the folder in which tests/servers/install.py has installed them. Tests of a server that
+is not there are skipped. The gateways have the emulator as their upstream.
 """
 
 import asyncio
@@ -30,25 +30,21 @@ FOLDER = Path(os.environ.get("OPENAI_CANCEL_TEST_SERVERS", "/nonexistent"))
 if not FOLDER.is_dir():
     pytest.skip("needs real servers: set OPENAI_CANCEL_TEST_SERVERS to their folder", allow_module_level=True)
 SCRIPTS = Path(__file__).parent / "servers"
-PORTKEY = "node_modules/@portkey-ai/gateway/build/start-server.js"
-PIP = "python3.11 -m venv {folder}; {folder}/bin/pip install "
-INSTALLATIONS = {
-    "devui": ("bin/python", PIP + "agent-framework-devui==1.0.0b261022"),
-    "databricks": ("bin/python", PIP + "'databricks-ai-bridge[agent-server]==0.22.0'"),
-    "open_responses_server": ("bin/python", PIP + "open-responses-server==0.4.1"),
-    "smg": ("bin/smg", PIP + "smg==1.13.0"),
-    "portkey": (PORTKEY, "npm install --prefix {folder} @portkey-ai/gateway@1.15.2"),
+FILES = {
+    "databricks": "bin/python",
+    "devui": "bin/python",
+    "open_responses_server": "bin/python",
+    "portkey": "node_modules/@portkey-ai/gateway/build/start-server.js",
+    "smg": "bin/smg",
 }
-"""By dialect: a file that shows that the server is installed, and how to install it."""
+"""By dialect: the file that starts the server."""
 
 
 def installed(name: str) -> str:
     """Return the path of a server's file, or skip the test."""
-    file, command = INSTALLATIONS[name]
-    path = FOLDER / name / file
+    path = FOLDER / name / FILES[name]
     if not path.exists():
-        folder = f"$OPENAI_CANCEL_TEST_SERVERS/{name}"
-        pytest.skip(f"{name} is not installed: {command.format(folder=folder)}")
+        pytest.skip(f"{name} is not installed: run tests/servers/install.py")
     return str(path)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Annotated, Literal
 
-from openai_cancel.cli.documents import error_as_document, to_json
+from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import ExitStatus, exit_status
 from openai_cancel.cli.options import (
     DEFAULT_CONNECTION,
@@ -25,6 +25,7 @@ from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError, StopResult
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession
+from openai_cancel.wait import WaitTimeoutError
 
 
 def stop(
@@ -182,12 +183,13 @@ def _show(response_id: str, response: Response, *, as_json: bool, refusal: str =
 def _show_error(response_id: str, error: OpenAICancelError, *, as_json: bool) -> ExitStatus:
     outcome: StopResult | None = getattr(error, "outcome", None)  # of a wait that has ended before the response
     if as_json:
-        document = {"id": response_id, "error": error_as_document(error)}
+        document = {"id": response_id, "error": error.to_dict()}
         if outcome is not None:
             document["outcome"] = {"verdict": outcome.verdict, "stopped": outcome.stopped}
         print_line(to_json(document))
     else:
-        complain(f"{response_id!r}: {error}{_describe_stop(outcome)}")
+        says_so = isinstance(error, WaitTimeoutError)
+        complain(f"{response_id!r}: {error}{'' if says_so else _describe_stop(outcome)}")
     return exit_status(error)
 
 

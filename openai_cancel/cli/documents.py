@@ -1,4 +1,4 @@
-"""JSON documents of outcomes and errors: the lines of the output and of a log."""
+"""JSON documents of outcomes: the lines of the output and of a log."""
 
 import json
 from datetime import UTC, datetime
@@ -6,16 +6,7 @@ from typing import Any
 
 import orjson
 
-from openai_cancel.errors import APIStatusError, OpenAICancelError
 from openai_cancel.outcome import Outcome
-
-
-def error_as_document(error: OpenAICancelError) -> dict[str, Any]:
-    """Return an error as a JSON document."""
-    described: dict[str, Any] = {"type": type(error).__name__, "message": str(error)}
-    if isinstance(error, APIStatusError):
-        described |= {"status": error.status, "code": error.code, "request_id": error.request_id}
-    return described
 
 
 def outcome_as_document(outcome: Outcome) -> dict[str, Any]:
@@ -28,7 +19,7 @@ def outcome_as_document(outcome: Outcome) -> dict[str, Any]:
         "attempts": outcome.attempts,
         "elapsed": round(outcome.elapsed, 6),
         "request_id": outcome.request_id,
-        "error": outcome.error and error_as_document(outcome.error),
+        "error": outcome.error and outcome.error.to_dict(),
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
 

@@ -11,14 +11,16 @@ from typing import Any
 def handling_signals(handle: Callable[[int], None]) -> Generator[None]:
     """Call a function with the number of each SIGINT and SIGTERM that arrives during the block.
 
-    On Windows and outside the main thread, event loops cannot handle signals: there the function is never called.
+    A signal that the process was started to ignore, as with `nohup`, stays ignored. On Windows and outside the main
+    thread, event loops cannot handle signals: there the function is never called.
     """
     loop = asyncio.get_running_loop()
     handled: list[int] = []
     with suppress(NotImplementedError, RuntimeError):
         for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-            loop.add_signal_handler(number, handle, number)
-            handled.append(number)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                loop.add_signal_handler(number, handle, number)
+                handled.append(number)
     try:
         yield
     finally:

@@ -11,15 +11,18 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
-from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
-from openai_cancel.ledger.database import Database, Rows
+from openai_cancel.ledger.connection import Rows
+from openai_cancel.ledger.database import Database
 from openai_cancel.ledger.table import RELEASED, TRACKED, Account, Change, Record, Settlement, renew, write
 from openai_cancel.outcome import Outcome
 
 MAX_MISSED = 10_000
 """The largest number of changes that are kept, to be written later, while the database fails."""
+
+REPORTED = 100
+"""The largest number of changes in a line of the log."""
 
 Written = asyncio.Future[Rows]
 """The result of a write, for which `Leases.wait` waits."""
@@ -57,10 +60,18 @@ class Leases:
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
-        """Write what is still to be written, and close the database. Leases that are still held lapse."""
+        """Write what is still to be written, and close the database. Leases that are still held lapse.
+
+        It takes no longer than the time-out of the database, and half a second if it is cancelled. What could not be
+        written is logged.
+        """
         self._heart.cancel()
-        if cancellation := await wait_through_cancellation(self._heart, self.database.close()):
-            raise cancellation
+        self.write(self._take_missed())
+        try:
+            await self.database.close()
+            await asyncio.wait((self._heart,))
+        finally:
+            self._report_unwritten()
 
     def hold(self, records: Collection[Record]) -> Written:
         """Hold the leases of rows, and write those that are not held already."""
@@ -114,13 +125,13 @@ class Leases:
 
     def _note(self, changes: Collection[Change], written: Written) -> None:
         """Keep changes that could not be written for a later heartbeat."""
-        error = None if written.cancelled() else written.exception()
-        if error is not None:
-            self._complain(error)
-        elif not written.cancelled():
+        error = written.exception()
+        if error is None:
             self._failing = False
+        else:
+            self._complain(error)
         for change in changes:
-            if error is None and not written.cancelled():
+            if error is None:
                 self._missed.pop(change.digest, None)
             elif len(self._missed) < MAX_MISSED:
                 self._missed[change.digest] = change
@@ -132,11 +143,7 @@ class Leases:
 
     async def _renew(self) -> None:
         """Write the changes that were missed, and renew all leases."""
-        # A row that was let go in the meantime is not held again, and a row that is held again is not let go.
-        missed = [
-            change for digest, change in self._missed.items() if isinstance(change, Record) == (digest in self._held)
-        ]
-        self._missed.clear()
+        missed = self._take_missed()
         owners = {*self._sweeps, self.owner} if self._held else self._sweeps
         try:
             if missed:
@@ -145,6 +152,24 @@ class Leases:
                 await self.database.execute(renew(owners, self.duration))
         except LedgerError as error:
             self._complain(error)
+
+    def _take_missed(self) -> list[Change]:
+        """Return the changes that were missed and still matter."""
+        # A row that was let go in the meantime is not held again, and a row that is held again is not let go.
+        missed = [
+            change for digest, change in self._missed.items() if isinstance(change, Record) == (digest in self._held)
+        ]
+        self._missed.clear()
+        return missed
+
+    def _report_unwritten(self) -> None:
+        changes = [f"{change.response_id} ({_new_state(change)})" for change in self._missed.values()]
+        for start in range(0, len(changes), REPORTED):
+            _log.warning(
+                "the ledger was closed before it could write the new states of these responses, and sweeps go by the "
+                "old ones: %s",
+                ", ".join(changes[start : start + REPORTED]),
+            )
 
     def _complain(self, error: BaseException) -> None:
         """Log that the database fails: once, until it works again."""
@@ -209,12 +234,17 @@ class LeaseTracker:
 
     def _released(self, response_ids: Collection[str]) -> list[Settlement]:
         owner = self._leases.owner
-        return [Settlement(digest=self._account.digest(name), owner=owner, state=RELEASED) for name in response_ids]
+        return [
+            Settlement(digest=self._account.digest(name), response_id=name, owner=owner, state=RELEASED)
+            for name in response_ids
+        ]
 
     def _settled(self, response_id: str, outcome: Outcome | None) -> Settlement:
         digest, owner = self._account.digest(response_id), self._leases.owner
         if outcome is None:
-            return Settlement(digest=digest, owner=owner, state=TRACKED, again_in=0.0, more_attempts=1)
+            return Settlement(
+                digest=digest, response_id=response_id, owner=owner, state=TRACKED, again_in=0.0, more_attempts=1
+            )
         return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1, young=True)
 
     async def _wait(self, written: Written, *, required: bool) -> None:
@@ -236,3 +266,7 @@ class LeaseTracker:
             return
         with suppress(RuntimeError):  # the loop is closed, and the leases lapse
             loop.call_soon_threadsafe(function, changes)
+
+
+def _new_state(change: Change) -> str:
+    return TRACKED if isinstance(change, Record) else str(change.state)

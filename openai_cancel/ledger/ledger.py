@@ -73,11 +73,12 @@ class Ledger:
     ```
 
     Args:
-        url: the URL of the database, such as `sqlite:///ledger.db` (with the driver `sqlite+aiosqlite`) or
-            `postgresql://user@host/database` (with `postgresql+asyncpg`). The tables are created if there are none.
+        url: the URL of the database, such as `sqlite:///ledger.db` or `postgresql://user@host/database`. The latter
+            may have all options of libpq, such as `?sslmode=require`, several hosts, or a service. The tables are
+            created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
             their leases three times as often.
-        timeout: seconds that a transaction may take.
+        timeout: seconds that a transaction may take, and the close.
         labels: stored with each row, for example the name of the service.
         clock: the source of time and chance, for tests.
 
@@ -107,7 +108,7 @@ class Ledger:
     def __repr__(self) -> str:
         """Return the URL without its password."""
         url = getattr(self, "_url", None)  # there is none if the constructor has failed
-        return f"<{type(self).__name__} {url.render_as_string(hide_password=True) if url else '?'}>"
+        return f"<{type(self).__name__} {url.shown if url else '?'}>"
 
     async def open(self, *, check: bool = True) -> Self:
         """Open the ledger in the running event loop. `async with` does this, and closes it at the end.
@@ -134,7 +135,8 @@ class Ledger:
     async def close(self) -> None:
         """Write what is still to be written, and close the ledger. Closing twice does nothing.
 
-        Leases of responses that are still guarded lapse.
+        This takes no longer than the time-out, and a second if it is cancelled. The ids of the responses whose new
+        state could not be written are logged as a warning. Leases of responses that are still guarded lapse.
 
         Raises:
             SessionStateError: the ledger belongs to another event loop.
@@ -249,7 +251,7 @@ class Ledger:
         after = (-1.0, "")
         while True:
             command = page(after, include_ended=include_ended, limit=PAGE_SIZE)
-            rows = await self._open_leases.database.execute(command)
+            rows = await self._open_leases.database.read(command)
             for row in rows:
                 yield _entry(row)
             if len(rows) < PAGE_SIZE:

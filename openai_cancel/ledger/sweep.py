@@ -124,7 +124,16 @@ class Sweep:
     def _give_back(self) -> None:
         """Let other sweeps claim at once what this one has claimed and not stopped."""
         for row in self._claimed.values():
-            self._write(Settlement(digest=row.digest, owner=self._owner, state=TRACKED, again_in=0.0, more_attempts=-1))
+            self._write(
+                Settlement(
+                    digest=row.digest,
+                    response_id=row.response_id,
+                    owner=self._owner,
+                    state=TRACKED,
+                    again_in=0.0,
+                    more_attempts=-1,
+                )
+            )
 
     def _write(self, settlement: Settlement) -> None:
         self._unwritten.append(self.leases.write([settlement]))

@@ -4,12 +4,13 @@ Everything but `migrate` is pure: it builds statements and does not execute them
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import (
     JSON,
     Column,
+    Connection,
     Double,
     Executable,
     Index,
@@ -27,7 +28,6 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
 from sqlalchemy.sql.functions import GenericFunction
@@ -91,10 +91,17 @@ def _compile_for_postgresql(*_: Any, **__: Any) -> str:
 
 
 class Command(NamedTuple):
-    """A statement, and one set of parameters for each of its executions."""
+    """A statement, and one set of parameters for each of its executions.
+
+    Attributes:
+        statement: the statement.
+        parameters: the parameters.
+        is_repeatable: whether it does no harm, and has the same result, if it is executed twice in succession.
+    """
 
     statement: Executable
     parameters: Sequence[Mapping[str, Any]] = ()
+    is_repeatable: bool = True
 
 
 class Record(NamedTuple):
@@ -128,6 +135,7 @@ class Settlement(NamedTuple):
 
     Attributes:
         digest: the key of the row.
+        response_id: the id.
         owner: the holder of the lease that ends.
         state: the new state.
         again_in: seconds until a sweep may claim the row; None for never.
@@ -136,6 +144,7 @@ class Settlement(NamedTuple):
     """
 
     digest: str
+    response_id: str
     owner: str
     state: str
     again_in: float | None = None
@@ -168,6 +177,7 @@ class Settlement(NamedTuple):
         ended = final or again_in is None
         return cls(
             digest=digest,
+            response_id=outcome.response_id,
             owner=owner,
             state=outcome.verdict if ended else TRACKED,
             again_in=None if ended else again_in,
@@ -332,7 +342,8 @@ def release(digest: str) -> Command:
         update(RESPONSES)
         .where(_table.digest == digest, _has_lease)
         .values(state=RELEASED, owner=None, changed=DatabaseTime(), lease_until=None)
-        .returning(_table.digest)
+        .returning(_table.digest),
+        is_repeatable=False,  # the second time it finds no lease
     )
 
 
@@ -357,18 +368,23 @@ def purge(older_than: float, *, limit: int) -> Command:
     return Command(delete(RESPONSES).where(_table.digest.in_(old.limit(limit))).returning(_table.digest))
 
 
-async def _create(connection: AsyncConnection) -> None:
-    await connection.run_sync(METADATA.create_all)
-    await connection.execute(insert(VERSIONS).values(version=0))
+def _create(connection: Connection) -> None:
+    METADATA.create_all(connection)
+    connection.execute(insert(VERSIONS).values(version=0))
 
 
-MIGRATIONS: Sequence[Callable[[AsyncConnection], Awaitable[None]]] = (_create,)
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create,)
 """The steps from each version of the tables to the next one. The first creates them. Steps are only ever added."""
 
 _MIGRATION_LOCK = 7306_5143  # an arbitrary constant that identifies the lock
 
 
-async def migrate(connection: AsyncConnection) -> None:
+def is_migrated(connection: Connection) -> bool:
+    """Return whether the tables have the newest version. This takes no lock."""
+    return _version(connection) == len(MIGRATIONS)
+
+
+def migrate(connection: Connection) -> None:
     """Bring the tables to the newest version, in the transaction that is open.
 
     Raises:
@@ -376,15 +392,19 @@ async def migrate(connection: AsyncConnection) -> None:
     """
     if connection.dialect.name == "postgresql":
         # Two processes that start at once would both try to create the tables. SQLite has locked the file by now.
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-    exists = await connection.run_sync(lambda sync: sync.dialect.has_table(sync, VERSIONS.name))
-    version: int = await connection.scalar(select(VERSIONS.c.version)) or 0 if exists else 0
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+    version = _version(connection)
     if version > len(MIGRATIONS):
         raise LedgerError(
             f"The tables of the ledger have version {version}, but this openai-cancel knows only version "
             f"{len(MIGRATIONS)}: upgrade it."
         )
     for step in MIGRATIONS[version:]:
-        await step(connection)
+        step(connection)
     if version < len(MIGRATIONS):
-        await connection.execute(update(VERSIONS).values(version=len(MIGRATIONS)))
+        connection.execute(update(VERSIONS).values(version=len(MIGRATIONS)))
+
+
+def _version(connection: Connection) -> int:
+    exists = connection.dialect.has_table(connection, VERSIONS.name)
+    return (connection.scalar(select(VERSIONS.c.version)) or 0) if exists else 0

@@ -1,7 +1,7 @@
 """The fields of the models: each is made when it is first read.
 
 An object keeps the JSON document that it was made from. Each field is a descriptor on the class: the first read takes
-the value from the document, checks it against the field's annotation, and stores the result in the object's `__dict__`,
+the value from the document, checks it against the field's annotation, and stores the result in the object's dictionary,
 where Python finds it from then on. The objects inside are made in the same way, so only what is read is made. A value
 of another shape reads as None, and `problems` lists its place.
 """
@@ -9,7 +9,9 @@ of another shape reads as None, and `problems` lists its place.
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from threading import RLock
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, TypeAlias, Union, get_args, get_origin
@@ -17,6 +19,7 @@ from typing import Any, ClassVar, Literal, Self, TypeAlias, Union, get_args, get
 import attrs
 
 from openai_cancel.models.problems import member_path
+from openai_cancel.models.serialization import Serializable
 
 Hook: TypeAlias = Callable[[Any], Any]
 """A function that makes a value from a JSON value of one type, or raises a `ShapeError`."""
@@ -27,15 +30,10 @@ Shapes: TypeAlias = dict[type, Hook | None]
 MAKING = RLock()
 """Held while attrs makes a class: if two threads made it at once, it would lose its defaults."""
 
+_DIGITS = bytes(0x31 if chr(code).isdigit() else 0x30 for code in range(0x80)).ljust(256, b"0")
+_LONG_INTEGER = b"1" * 19  # shorter ones fit into 64 bits
+
 _JSON_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", list: "array", dict: "object"}
-_PLAIN: dict[Any, Shapes] = {
-    str: {str: None},
-    int: {int: None},
-    float: {float: None, int: None},  # JSON has one kind of number, and PEP 484 accepts an int for a float
-    bool: {bool: None},
-    type(None): {type(None): None},
-    Any: dict.fromkeys([*_JSON_NAMES, type(None)]),
-}
 
 
 class ShapeError(Exception):
@@ -58,11 +56,30 @@ class ShapeError(Exception):
         return tuple((f"{step}{path}", expected or _expected(shapes)) for path, expected in self.problems)
 
 
-class Structured:
+def _integer(number: float) -> int:
+    if not number.is_integer():
+        raise ShapeError(("", ""))
+    return int(number)
+
+
+_PLAIN: dict[Any, Shapes] = {
+    str: {str: None},
+    int: {int: None, float: _integer},  # JSON does not tell 12.0 from 12
+    float: {float: None, int: None},  # JSON has one kind of number, and PEP 484 accepts an int for a float
+    bool: {bool: None},
+    type(None): {type(None): None},
+    Any: dict.fromkeys([*_JSON_NAMES, type(None)]),
+}
+
+
+class Structured(Serializable):
     """An object that keeps its document and makes its fields from it: the part of `Model` that `Field` needs."""
 
-    __slots__ = ("__document__",)  # faster to read than an entry of the `__dict__`, which `Model` adds
+    __slots__ = ("__dict__", "__document__")  # the document is faster to read than an entry of the dictionary
     __document__: Any
+
+    __values__: dict[str, Any]
+    """The object's dictionary, with the values that were made so far. To others, its `__dict__` is the document."""
 
     __attrs_attrs__: ClassVar[Any]
 
@@ -83,9 +100,32 @@ class Structured:
 # Looked up once. A user's assignment to an object goes through `Model.__setattr__`, which refuses it.
 _new, _set_document = object.__new__, vars(Structured)["__document__"].__set__
 
+Structured.__values__ = vars(Structured)["__dict__"]
+
+
+def keep_body(instance: Structured, body: bytes) -> None:
+    """Keep the JSON from which orjson has parsed the document of an object, for `document_of`."""
+    instance.__values__["__body__"] = body
+
+
+def document_of(instance: Structured) -> Any:
+    """Return the document of an object, with exact integers.
+
+    orjson reads an integer of more than 64 bits as a float. Such a document is parsed again before it is first used
+    as a whole or in parts, and not when it arrives, since most are only asked for their status.
+    """
+    values = instance.__values__
+    body = values.get("__body__")
+    if body is not None:
+        if _LONG_INTEGER in body.translate(_DIGITS):
+            with suppress(RecursionError):  # orjson follows a document deeper
+                _set_document(instance, json.loads(body))
+        values.pop("__body__", None)  # last: another thread may have come here, too
+    return instance.__document__
+
 
 class Field:
-    """A field of a class, which makes its value at the first read and stores it in the object's `__dict__`.
+    """A field of a class, which makes its value at the first read and stores it in the object's dictionary.
 
     Python looks there before it asks a descriptor without `__set__`. No lock is needed: if two threads, or a thread and
     a signal handler, make the same value, both get the one that was stored first.
@@ -109,9 +149,9 @@ class Field:
         if value is None:
             return self.default
         if type(value) is self._plain:
-            instance.__dict__[self.name] = value
+            instance.__values__[self.name] = value
             return value
-        return instance.__dict__.setdefault(self.name, self._make(instance, value))
+        return instance.__values__.setdefault(self.name, self._make(instance, value))
 
     def _make(self, instance: Structured, value: object) -> Any:
         shapes = self._shapes
@@ -119,11 +159,14 @@ class Field:
             shapes = self._shapes = shapes_of(self._attribute.type)
             self._plain = next((kind for kind, hook in shapes.items() if hook is None), None)
         hook = shapes.get(type(value), _refuse)
+        if hook is not None and "__body__" in instance.__values__:
+            value = document_of(instance)[self.key]
+            hook = shapes.get(type(value), _refuse)
         try:
             return value if hook is None else hook(value)
         except ShapeError as error:
             # Before the value is stored: a thread that finds the value finds its problems, too.
-            problems = instance.__dict__.setdefault("__problems__", {})
+            problems = instance.__values__.setdefault("__problems__", {})
             problems[self.key] = error.seen_from(f".{self.key}", shapes)
             return self.default if error.rest is None else error.rest
 
@@ -145,8 +188,7 @@ class AttributesOnDemand:
             if "__attrs_attrs__" not in vars(cls):
                 attrs.frozen(cls, slots=False, kw_only=True, repr=False, eq=False)
                 for attribute in vars(cls)["__attrs_attrs__"]:
-                    # A field that is not part of the document has its default until it is set.
-                    setattr(cls, attribute.name, Field(attribute) if attribute.init else attribute.default)
+                    setattr(cls, attribute.name, Field(attribute))
         return vars(cls)["__attrs_attrs__"]
 
 
@@ -256,7 +298,7 @@ def _list_hook(item: Any) -> Hook:
                     wrong += error.seen_from(f"[{index}]", shapes)
                 else:
                     stray = maker_of(unknown)(value)
-                    stray.__dict__["__problems__"] = {"": error.seen_from("", shapes)}
+                    stray.__values__["__problems__"] = {"": error.seen_from("", shapes)}
                     result.append(stray)
         if wrong:
             raise ShapeError(*wrong, rest=result)
@@ -287,5 +329,5 @@ def _map_hook(item: Any) -> Hook:
 
 
 def _expected(shapes: Shapes) -> str:
-    names = (name for kind, name in _JSON_NAMES.items() if kind in shapes and not (kind is int and float in shapes))
-    return " or ".join(names)
+    implied = float if shapes.get(float) is _integer else int if float in shapes else None
+    return " or ".join(name for kind, name in _JSON_NAMES.items() if kind in shapes and kind is not implied)

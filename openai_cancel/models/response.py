@@ -6,13 +6,12 @@ See https://platform.openai.com/docs/api-reference/responses/object.
 from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias, TypeVar
-
-import attrs
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from openai_cancel.models.choices import ToolChoice
 from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import InputContent, OutputText
+from openai_cancel.models.fields import document_of
 from openai_cancel.models.inputs import InputItem
 from openai_cancel.models.items import Message, OutputItem
 from openai_cancel.models.problems import SHORT
@@ -284,13 +283,25 @@ class Response(Model):
     safety_identifier: str | None = None
     user: str | None = None
 
-    # These describe the call that returned the document, and are not part of it.
-    request_id: str | None = attrs.field(default=None, init=False)
-    """The request ID that the server sent, or None."""
-    retry_after: float | None = attrs.field(default=None, init=False)
-    """The seconds after which the server asks to be called again, or None."""
-    attempts: int = attrs.field(default=0, init=False)
-    """The number of requests that the call made."""
+    # These describe the call that returned the document, and are no part of it.
+
+    @property
+    def request_id(self) -> str | None:
+        """The request ID that the server sent, or None."""
+        request_id: str | None = self.__values__.get("request_id")
+        return request_id
+
+    @property
+    def retry_after(self) -> float | None:
+        """The seconds after which the server asks to be called again, or None."""
+        retry_after: float | None = self.__values__.get("retry_after")
+        return retry_after
+
+    @property
+    def attempts(self) -> int:
+        """The number of requests that the call made."""
+        attempts: int = self.__values__.get("attempts", 0)
+        return attempts
 
     @property
     def is_terminal(self) -> bool:
@@ -339,13 +350,20 @@ def record_call(
     attempts: int | None = None,
 ) -> None:
     """Set the fields that describe the call, on a response that no user has yet. None leaves a field as it is."""
-    values = response.__dict__
+    values = response.__values__
     if request_id is not None:
         values["request_id"] = request_id
     if retry_after is not None:
         values["retry_after"] = retry_after
     if attempts is not None:
         values["attempts"] = attempts
+
+
+def progress_of(response: Response) -> object:
+    """Return what changes in the document of a response while it makes progress: status, output, times of updates."""
+    document: dict[str, Any] = document_of(response)
+    updates = {name: value for name, value in document.items() if "updated" in name}
+    return document.get("status"), document.get("output"), updates
 
 
 def _moment(timestamp: float | None) -> datetime | None:

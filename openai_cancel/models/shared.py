@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, cast, dataclass_transform
 
 import attrs
 
-from openai_cancel.models.fields import MAKING, AttributesOnDemand, Structured, json_name, maker_of
+from openai_cancel.models.fields import (
+    MAKING,
+    AttributesOnDemand,
+    Structured,
+    document_of,
+    json_name,
+    maker_of,
+)
 from openai_cancel.models.problems import SHORT, Place, Problem, member_path, path_to
 
 if TYPE_CHECKING:
@@ -50,16 +57,18 @@ class Model(Structured):
         raise attrs.exceptions.FrozenInstanceError
 
     def to_dict(self) -> Any:
-        """Return a copy of the server's document, or for an object made by hand, the fields that are not None.
-
-        Numbers are as Python's JSON parsers read them: a float for an integer of more than 64 bits.
-        """
+        """Return a copy of the server's document, or for an object made by hand, the fields that are not None."""
         return _load(_dump(self._to_document()))
+
+    @property
+    def __dict__(self) -> Any:  # type: ignore[override] # see `Serializable`
+        """The document. Of an object made by hand, the fields: there attrs writes them."""
+        return self.to_dict() if hasattr(self, "__document__") else self.__values__
 
     @property
     def extra(self) -> dict[str, Any]:
         """The members of the document for which this class has no field."""
-        known = {json_name(field) for field in attrs.fields(type(self)) if field.init}
+        known = {json_name(field) for field in attrs.fields(type(self))}
         document = self.to_dict()
         if document.__class__ is not dict:  # an `Unknown` may be any value
             return {}
@@ -84,11 +93,11 @@ class Model(Structured):
 
     def _to_document(self) -> Any:
         if hasattr(self, "__document__"):
-            return self.__document__
+            return document_of(self)
         return {
             json_name(field): self._to_json(value)
             for field in attrs.fields(type(self))
-            if field.init and (value := getattr(self, field.name)) is not None
+            if (value := getattr(self, field.name)) is not None
         }
 
     @classmethod
@@ -106,12 +115,12 @@ class Model(Structured):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle or copy an object as its document, which may be deeper than pickle can follow."""
-        values = self.__dict__.copy()
         if not hasattr(self, "__document__"):
-            return _restore, (type(self), None, values)
-        made = {field.name for field in attrs.fields(type(self)) if field.init}
-        kept = {name: value for name, value in values.items() if name not in made}
-        return _restore, (type(self), _dump(self.__document__), kept)
+            return _restore, (type(self), None, self.__values__.copy())
+        document = _dump(self._to_document())
+        made = {field.name for field in attrs.fields(type(self))}
+        kept = {name: value for name, value in self.__values__.copy().items() if name not in made}
+        return _restore, (type(self), document, kept)
 
     def __eq__(self, other: object) -> bool:
         """Compare the documents."""
@@ -149,9 +158,10 @@ class Unknown(Model):
     @classmethod
     def __structure__(cls, document: Any) -> Self:
         unknown = super().__structure__(document)
-        unknown.__dict__["raw"] = document
+        values = unknown.__values__
+        values["raw"] = document
         if document.__class__ is not dict:
-            unknown.__dict__["type"] = None
+            values["type"] = None
         return unknown
 
     def _to_document(self) -> Any:
@@ -184,5 +194,5 @@ def _load(data: bytes) -> Any:
 def _restore(cls: type[Model], document: bytes | None, values: dict[str, Any]) -> Model:
     """Return the object that `__reduce__` described."""
     instance = object.__new__(cls) if document is None else maker_of(cls)(_load(document))
-    instance.__dict__.update(values)
+    instance.__values__.update(values)
     return instance

@@ -1,0 +1,161 @@
+"""Responses and outcomes as other libraries serialize them: as their documents, whatever was read before."""
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import cattrs
+import orjson
+import pytest
+from documents import DOCUMENT
+from fastapi import FastAPI
+from fastapi.encoders import jsonable_encoder
+from fastapi.testclient import TestClient
+from pydantic import TypeAdapter
+
+from openai_cancel import APIStatusError, Outcome, Response, Verdict
+from openai_cancel.converter import response_hook
+from openai_cancel.models import Message
+from openai_cancel.models.response import record_call
+from openai_cancel.models.serialization import Serializable
+
+structure = response_hook()
+
+ERROR = APIStatusError("I am a teapot.", status=418, headers={}, body=b"", code="teapot", request_id="req_1")
+ERROR_DOCUMENT = {
+    "type": "APIStatusError",
+    "message": "418: I am a teapot. (request id req_1)",
+    "status": 418,
+    "code": "teapot",
+    "request_id": "req_1",
+}
+OUTCOME_DOCUMENT = {
+    "response_id": "resp_1",
+    "verdict": "already_finished",
+    "stopped": True,
+    "response": DOCUMENT,
+    "error": ERROR_DOCUMENT,
+    "attempts": 2,
+    "elapsed": 0.5,
+    "request_id": "req_1",
+}
+
+
+def outcome(response: Response | None = None) -> Outcome:
+    return Outcome(
+        response_id="resp_1",
+        verdict=Verdict.ALREADY_FINISHED,
+        response=structure(DOCUMENT) if response is None else response,
+        error=ERROR,
+        attempts=2,
+        elapsed=0.5,
+        request_id="req_1",
+    )
+
+
+def by_default(dumps: Callable[..., Any], default: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: json.loads(dumps(value, default=default))
+
+
+SERIALIZERS = {
+    "to_dict": lambda value: value.to_dict(),
+    "vars": vars,
+    "json, vars": by_default(json.dumps, vars),
+    "json, __dict__": by_default(json.dumps, lambda value: value.__dict__),
+    "orjson, vars": by_default(orjson.dumps, vars),
+    "orjson, cattrs": by_default(orjson.dumps, cattrs.unstructure),
+    "cattrs": cattrs.unstructure,
+    "pydantic": lambda value: TypeAdapter(type(value)).dump_python(value),
+    "pydantic, JSON": lambda value: json.loads(TypeAdapter(type(value)).dump_json(value)),
+    "FastAPI's encoder": jsonable_encoder,
+}
+
+
+@pytest.mark.parametrize("serialize", SERIALIZERS.values(), ids=SERIALIZERS)
+class TestSerializers:
+    def test_a_response_is_its_document_before_and_after_fields_are_read(self, serialize) -> None:
+        response = structure(DOCUMENT)
+        record_call(response, request_id="req_1", retry_after=1.0, attempts=3)
+        assert serialize(response) == DOCUMENT
+        assert (response.status, len(response.output), response.problems) == (DOCUMENT["status"], 4, ())
+        assert serialize(response) == DOCUMENT
+
+    def test_a_part_of_a_response_is_its_part_of_the_document(self, serialize) -> None:
+        for part, document in zip(structure(DOCUMENT).output, DOCUMENT["output"], strict=True):
+            assert part.type
+            assert serialize(part) == document
+
+    def test_an_outcome_contains_the_documents_of_its_response_and_its_error(self, serialize) -> None:
+        assert serialize(outcome()) == OUTCOME_DOCUMENT
+
+    def test_an_outcome_without_response_and_error_has_null_there(self, serialize) -> None:
+        empty = attrs.evolve(outcome(), response=None, error=None, verdict=Verdict.UNKNOWN)
+        assert serialize(empty) == {
+            **OUTCOME_DOCUMENT, "response": None, "error": None, "verdict": "unknown", "stopped": False
+        }  # fmt: skip
+
+
+class TestFastAPI:
+    @pytest.fixture
+    def client(self) -> TestClient:
+        app = FastAPI()
+
+        @app.get("/declared/response")
+        async def declared_response() -> Response:
+            return structure(DOCUMENT)
+
+        @app.get("/declared/outcomes")
+        async def declared_outcomes() -> list[Outcome]:
+            return [outcome()]
+
+        @app.get("/undeclared")
+        async def undeclared():
+            return {"response": structure(DOCUMENT), "outcome": outcome()}
+
+        return TestClient(app)
+
+    def test_handlers_return_responses_and_outcomes(self, client: TestClient) -> None:
+        assert client.get("/declared/response").json() == DOCUMENT
+        assert client.get("/declared/outcomes").json() == [OUTCOME_DOCUMENT]
+        assert client.get("/undeclared").json() == {"response": DOCUMENT, "outcome": OUTCOME_DOCUMENT}
+
+    def test_the_description_of_the_api_includes_them(self, client: TestClient) -> None:
+        assert client.get("/openapi.json").json()["paths"].keys() == {
+            "/declared/response", "/declared/outcomes", "/undeclared"
+        }  # fmt: skip
+
+
+class TestAttrs:
+    def test_asdict_has_the_declared_fields_and_nothing_of_the_call(self) -> None:
+        response = structure({"id": "x", "usage": {"total_tokens": 7}, "new": 1})
+        record_call(response, request_id="req_1", attempts=3)
+        for _ in range(2):
+            declared = attrs.asdict(response, filter=lambda _, value: value is not None)
+            assert declared == {"id": "x", "usage": {"total_tokens": 7}}
+            assert response.usage.total_tokens == 7
+
+    def test_an_outcome_is_copied_and_pickled_with_its_response(self) -> None:
+        original = outcome(Response(id="resp_1"))
+        for again in (copy.copy(original), copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+            assert attrs.evolve(again, error=None) == attrs.evolve(original, error=None)
+            assert str(again.error) == str(ERROR)
+
+
+def test_an_object_made_by_hand_has_its_fields_as_attributes() -> None:
+    response = Response(id="x", output=[Message(id="msg_1")])
+    assert {name: value for name, value in vars(response).items() if value is not None} == {
+        "id": "x", "output": [Message(id="msg_1")]
+    }  # fmt: skip
+    assert cattrs.unstructure(response) == {"id": "x", "output": [{"type": "message", "id": "msg_1"}]}
+
+
+def test_cattrs_structures_a_response_without_preparation() -> None:
+    assert cattrs.structure({"response": DOCUMENT}, dict[str, Response]) == {"response": structure(DOCUMENT)}
+
+
+def test_a_serializable_needs_a_document() -> None:
+    with pytest.raises(NotImplementedError):
+        Serializable().to_dict()
