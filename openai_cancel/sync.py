@@ -559,6 +559,8 @@ class BlockingGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._scope.fail()
         try:
             self._leave(kind, error, traceback)
         finally:
