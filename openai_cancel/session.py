@@ -632,6 +632,7 @@ class AsyncSession:
         on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        abandoned: Abandoned | None = None,
         give_up_after: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -660,6 +661,8 @@ class AsyncSession:
             on_update: as for `wait`.
             on_abandon: as for `wait`.
             grace: as for `wait`.
+            abandoned: as for `guard`. It ends each wait, also those that begin later, with an `AbandonedError` as the
+                error of its result.
             give_up_after: as for `stop_many`.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
@@ -679,12 +682,20 @@ class AsyncSession:
         )
         _check_wait(on_update, on_abandon)
         check_seconds("grace", grace)
+        if abandoned is not None:
+            Watcher(abandoned)  # refuses what is not a function
         if max_retries is not None:
             check_count("max_retries", max_retries)
 
         def guard(response_id: str) -> Guard:
             guard = self.guard(
-                response_id, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+                response_id,
+                grace=grace,
+                poll=poll,
+                abandoned=abandoned,
+                max_retries=max_retries,
+                headers=headers,
+                query=query,
             )
             if on_abandon == "leave":
                 guard.disarm()
