@@ -78,16 +78,14 @@ class TestWaitScreen:
         oldest = create(runs_for=60)
         clock.now += 3600
         file = tmp_path / "ids"
-        file.write_text(
-            "\n".join([oldest, *(create(queued_for=60, runs_for=90) for _ in range(3)), create(runs_for=0)])
-        )
+        others = [*(create(queued_for=60, runs_for=60) for _ in range(3)), create(runs_for=0)]
+        file.write_text("".join(f"{name}\n" for name in [oldest, *others]))
         async with Terminal("wait", "--file", str(file), "--poll", "0.25") as terminal:
             await terminal.shows("waiting 3:  queued 3")
             assert "in_progress" not in terminal.screen.rsplit("waiting 3", 1)[1]
-            await terminal.shows(", queued for 0:00:01")
             clock.now += 60
             await terminal.shows("waiting 3:  in_progress 3")
-            clock.now += 90
+            clock.now += 60
             assert await terminal.end() == 0
         assert "2/5" in terminal.screen
         assert "3 waiting" in terminal.screen
@@ -96,11 +94,11 @@ class TestWaitScreen:
         assert f"{oldest}  completed" not in terminal.screen
 
     async def test_the_line_of_an_argument_goes_into_the_pipe(self, create, tmp_path: Path) -> None:
-        over, out = create(runs_for=0), tmp_path / "out"
-        async with Terminal("wait", over, "resp_none", into=out) as terminal:
+        over, running, out = create(runs_for=0), create(), tmp_path / "out"
+        async with Terminal("wait", over, running, "--timeout", "0.3", into=out) as terminal:
             assert await terminal.end() == 1
         assert out.read_text() == f"{over}  completed\n"
-        assert "openai-cancel: 'resp_none': 404" in terminal.screen
+        assert f"openai-cancel: '{running}': {running} did not end within 0.3 s: its status was" in terminal.screen
 
     async def test_ctrl_c_says_of_each_response_that_it_was_stopped(self, server: Emulator, create) -> None:
         identifiers = [create(), create()]
