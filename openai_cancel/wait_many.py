@@ -13,7 +13,8 @@ from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.models.serialization import Serializable
 from openai_cancel.pace import Pace
-from openai_cancel.wait import OnUpdate, WaitLimits, WaitTimeoutError, wait
+from openai_cancel.updates import OnUpdate
+from openai_cancel.wait import WaitLimits, WaitTimeoutError, wait
 from openai_cancel.wire import ResponseId
 
 FIRST_RATE = 10.0

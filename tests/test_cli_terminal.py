@@ -59,6 +59,19 @@ class TestScreen:
         assert ("{" in terminal.screen) == (arguments == ["--json"])
 
 
+class TestStopScreen:
+    async def test_one_response_has_a_spinner_with_its_status_and_its_age(self, server: Emulator, create) -> None:
+        identifier = create()
+        body = {"id": identifier, "status": "cancelling", "created_at": time.time() - 3600}
+        server.faults += [Fault(on="cancel", status=200, body=body)]
+        async with Terminal("stop", identifier) as terminal:
+            await terminal.shows(f"{identifier}  cancelling  1:00:0")
+            server.responses[identifier].cancelled = server.clock()
+            assert await terminal.end() == 0
+        assert f"{identifier}  cancelled\r\n" in terminal.screen
+        assert re.search(r"in all +1", terminal.screen)
+
+
 class TestWaitScreen:
     async def test_one_response_has_a_spinner_with_its_status_and_its_age(self, clock: QuickClock, create) -> None:
         clock.now = time.time() - 3600

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.ids import Source
 from openai_cancel.cli.lines import Result, line_of
+from openai_cancel.cli.live import Bar, Spinner, Watched
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.options import Connection, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
@@ -54,7 +55,14 @@ def stop_responses(
         ConfigurationError: a setting is missing or cannot work.
     """
     files.check(ids)
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=not files.file)
+    watched = Watched() if len(ids) == 1 and not files.file else None
+    report = Report(
+        as_json=options.as_json,
+        quiet=options.quiet,
+        show_stopped=not files.file,
+        progress=partial(Spinner, watched=watched) if watched else Bar,
+        watched=watched,
+    )
     session = connection.session(max_connections=options.concurrency)
     stop_many = partial(
         session.stop_many,
@@ -62,6 +70,7 @@ def stop_responses(
         deadline=options.deadline,
         confirm=confirm,
         dry_run=dry_run,
+        on_update=watched.see if watched else None,
         give_up_after=GIVE_UP_AFTER,
     )
     return handle_responses(ids, files, report, session, stop_many)
