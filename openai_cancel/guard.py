@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
@@ -23,6 +23,9 @@ from openai_cancel.wire import ResponseId
 TRUSTED_FOR = 1.0
 """Seconds for which an idle connection is trusted by a guard, which has little time: a dead one gives no sign."""
 
+OnExit: TypeAlias = Literal["leave", "stop"]
+"""What becomes of responses if the block of a guard ends normally."""
+
 YOUNG = 60.0
 """Seconds in which a server may not know a new response yet."""
 
@@ -34,7 +37,8 @@ class Guard:
 
     The responses are stopped first. Then the same exception is raised. While the responses are being stopped, further
     cancellations of the task are held back; they take effect afterwards. A response that could not be stopped is
-    mentioned in a note of the exception. A block that ends normally leaves the responses alone.
+    mentioned in a note of the exception. A block that ends normally leaves the responses alone, unless the guard was
+    told to stop them then, too.
 
     If the session is closed while the block runs, the responses are stopped then, and the block goes on.
 
@@ -49,6 +53,7 @@ class Guard:
         *,
         grace: float,
         poll: float = MAX_POLL,
+        on_exit: OnExit = "leave",
         max_retries: int | None = None,
         tracker: Tracker | None = None,
         watcher: Watcher | None = None,
@@ -56,6 +61,7 @@ class Guard:
         run: Callable[[Work], object] | None = None,
     ) -> None:
         self._caller = caller
+        self._on_exit = on_exit
         self._run = run  # in the loop, for other threads
         self._tracker = tracker
         self._watcher = watcher
@@ -90,6 +96,11 @@ class Guard:
     def tracked(self) -> bool:
         """Whether a ledger records the responses."""
         return self._tracker is not None
+
+    @property
+    def stops_on_exit(self) -> bool:
+        """Whether the responses are stopped also if the block ends normally."""
+        return self._on_exit == "stop"
 
     @property
     def stops(self) -> "Stops":
@@ -179,10 +190,11 @@ class Guard:
         """
         self._entered = False
         stops = self._stops
-        if error is not None:
+        lets_run = error is None and not self.stops_on_exit
+        if not lets_run:
             self._scope.fail()
         try:
-            if error is None and not stops.under_way:
+            if lets_run and not stops.under_way:
                 self._open_guards.discard(stops)  # before any await: closing the session must not stop them
                 self._scope.close()
                 if self._tracker and (names := stops.unsettled()):

@@ -16,7 +16,7 @@ from openai_cancel.checks import check_count, check_seconds, hidden
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
-from openai_cancel.guard import Guard, OpenGuards
+from openai_cancel.guard import Guard, OnExit, OpenGuards
 from openai_cancel.home import Home, Work
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
@@ -511,6 +511,7 @@ class AsyncSession:
         *guarded: ResponseId | Client,
         grace: float = 10.0,
         poll: float = 60.0,
+        on_exit: OnExit = "leave",
         max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
@@ -542,6 +543,9 @@ class AsyncSession:
                 more inside the block.
             grace: seconds that stopping them may take.
             poll: as for `stop`.
+            on_exit: `stop` stops the responses also if the block ends normally, for example because the code stops to
+                read a stream, or a framework returns an error instead of raising it. A response that was not stopped
+                is then only logged; `Guard.outcomes` has the details.
             max_age: seconds since a response was first recorded in the session's ledger after which a sweep stops it,
                 although its process lives. It survives restarts of the process, and the earliest limit of several
                 guards counts. The `outcome` of the guard then says so, and its block goes on. None for no limit but
@@ -565,12 +569,15 @@ class AsyncSession:
             AbandonedError: the block raises it if `abandoned` has returned true.
         """
         headers, query = hidden(headers), hidden(query)
+        if on_exit not in {"leave", "stop"}:
+            raise ConfigurationError(f"on_exit must be 'leave' or 'stop', not {on_exit!r}.")
         if max_retries is not None:
             check_count("max_retries", max_retries)
         guard = Guard(
             self._caller.with_options(headers=headers, query=query),
             grace=check_seconds("grace", grace),
             poll=check_poll(poll),
+            on_exit=on_exit,
             max_retries=max_retries,
             tracker=self._tracker(max_age),
             watcher=None if abandoned is None else Watcher(abandoned),

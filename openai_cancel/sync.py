@@ -13,7 +13,7 @@ from openai_cancel.checks import check_count, hidden
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError, detached
-from openai_cancel.guard import Guard
+from openai_cancel.guard import Guard, OnExit
 from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
@@ -334,6 +334,7 @@ class Session:
         *guarded: ResponseId | Client,
         grace: float = 10.0,
         poll: float = 60.0,
+        on_exit: OnExit = "leave",
         max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -358,6 +359,7 @@ class Session:
             *guarded,
             grace=grace,
             poll=poll,
+            on_exit=on_exit,
             max_age=max_age,
             max_retries=max_retries,
             headers=headers,
@@ -576,7 +578,8 @@ class BlockingGuard:
     def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._guard.armed or (error is None and not self._guard.tracked):
+        lets_run = error is None and not self._guard.stops_on_exit
+        if not self._guard.armed or (lets_run and not self._guard.tracked):
             self._guard.leave()
             return
         try:

@@ -63,7 +63,7 @@ class TestTypedDictsOfOptions:
     @pytest.mark.parametrize(
         ("call", "own"),
         [
-            ("guard", {"grace", "poll", "max_age"}),
+            ("guard", {"grace", "poll", "on_exit", "max_age"}),
             ("watch", {"grace"}),
             (
                 "wait",

@@ -38,7 +38,7 @@ async def protecting(client: Any, protection: Protection, base_url: str, ledger_
             if ledger:
                 session.watch(client, grace=GRACE)
             if protection & Protection.GUARD:
-                await stack.enter_async_context(session.guard(client, grace=GRACE))
+                await stack.enter_async_context(session.guard(client, grace=GRACE, on_exit="stop"))
         yield
 
 
@@ -52,5 +52,5 @@ def protecting_blocking(client: Any, protection: Protection, base_url: str, ledg
             if ledger:
                 session.watch(client, grace=GRACE)
             if protection & Protection.GUARD:
-                stack.enter_context(session.guard(client, grace=GRACE))
+                stack.enter_context(session.guard(client, grace=GRACE, on_exit="stop"))
         yield

@@ -22,8 +22,8 @@ pytestmark = [
 ]
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "frameworks").glob("*.py"))
-BY_DESIGN = {"consumer leaves early", "SIGKILL"}
-"""A guard leaves the responses of a block alone that ends normally, and does not survive its process. A watch does."""
+BY_DESIGN = {"SIGKILL"}
+"""A guard does not survive its process. A watch does."""
 
 
 @pytest.mark.timeout(1800)
