@@ -1,6 +1,7 @@
 """Stop background responses of the OpenAI Responses API, on any server that speaks it."""
 
 from openai_cancel.caller import CallOptions, RequestOptions
+from openai_cancel.clients import Client
 from openai_cancel.clock import Clock
 from openai_cancel.errors import (
     AbandonedError,
@@ -15,6 +16,7 @@ from openai_cancel.errors import (
     InsecureTransportWarning,
     InternalServerError,
     InvalidResponseIdError,
+    LeaseTakenError,
     LedgerError,
     NotFoundError,
     OpenAICancelError,
@@ -30,9 +32,10 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
-from openai_cancel.sync import Session
+from openai_cancel.sync import BlockingWatch, Session
 from openai_cancel.wait import WaitTimeoutError
 from openai_cancel.wait_many import WaitResult
+from openai_cancel.watch import Watch
 from openai_cancel.wire import HasId, ResponseId
 
 __all__ = [
@@ -45,7 +48,9 @@ __all__ = [
     "AsyncSession",
     "AuthenticationError",
     "BadRequestError",
+    "BlockingWatch",
     "CallOptions",
+    "Client",
     "Clock",
     "ConfigurationError",
     "ConflictError",
@@ -54,6 +59,7 @@ __all__ = [
     "InsecureTransportWarning",
     "InternalServerError",
     "InvalidResponseIdError",
+    "LeaseTakenError",
     "LedgerError",
     "NotFoundError",
     "OpenAICancelError",
@@ -72,5 +78,6 @@ __all__ = [
     "Verdict",
     "WaitResult",
     "WaitTimeoutError",
+    "Watch",
     "__version__",
 ]

@@ -1,5 +1,6 @@
 """`AsyncSession`: every call of this package, for asyncio."""
 
+import asyncio
 import math
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,18 +13,22 @@ import aiohttp
 from openai_cancel import bulk
 from openai_cancel.caller import Caller
 from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OpenGuards
+from openai_cancel.home import Home, Work
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
-from openai_cancel.tracking import SessionLedger
+from openai_cancel.threads import run_in_thread
+from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
 from openai_cancel.updates import OnUpdate, check_on_update
 from openai_cancel.wait import WaitLimits, check_poll, wait
 from openai_cancel.wait_many import WaitResult, wait_many
+from openai_cancel.watch import Watch
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
@@ -57,7 +62,7 @@ class AsyncSession:
         trace_configs: callbacks for requests and connections, see
             https://docs.aiohttp.org/en/stable/tracing_reference.html.
         ledger: the `openai_cancel.ledger.Ledger` in which `guard` and `wait` record responses. If it is not open, the
-            session opens and closes it.
+            session opens it, and the last session that uses it closes it.
         ledger_required: whether `guard` and `wait` raise a `LedgerError` if they cannot record a response. Otherwise
             the failure is logged, and they continue.
         account: the name of the account in the ledger; a sweep stops only responses of its own account. Defaults to a
@@ -71,7 +76,9 @@ class AsyncSession:
 
     _caller: Caller
     _open_guards: OpenGuards
+    _watches: list[Watch]
     _attached_ledger: SessionLedger | None = None
+    _run: Callable[[Work], object] | None = None  # runs work in the session's loop, called in another thread
 
     def __init__(
         self,
@@ -241,6 +248,7 @@ class AsyncSession:
         transport = Transport(settings, wire.headers, client_session)
         self._caller = Caller.from_settings(settings, transport, wire, clock)
         self._open_guards = OpenGuards()
+        self._watches = []
         return self
 
     def __repr__(self) -> str:
@@ -261,6 +269,12 @@ class AsyncSession:
     def account(self) -> str:
         """The name of the account in a ledger: the one that was passed in, or a fingerprint."""
         return self._caller.settings.fingerprint()
+
+    async def load_account(self) -> str:
+        """Return `account`. A fingerprint is computed in a thread, because that takes some 40 ms."""
+        if "account" not in self.__dict__:  # where a cached property keeps its value
+            await run_in_thread(getattr, self, "account", name="openai-cancel-account")
+        return self.account
 
     @property
     def caller(self) -> Caller:
@@ -287,20 +301,22 @@ class AsyncSession:
         ledger = self._caller.settings.ledger
         if ledger is not None:
             try:
-                _ = self.account
-                if await ledger.attach(required=self._caller.settings.ledger_required):
-                    self._attached_ledger = ledger
+                await self.load_account()
+                await ledger.attach(required=self._caller.settings.ledger_required)
+                self._attached_ledger = ledger
             except BaseException:
                 await self.close()
                 raise
         return self
 
     async def close(self) -> None:
-        """Close the connections, and the ledger if the session has opened it. Closing twice does nothing.
+        """Close the connections. Closing twice does nothing.
+
+        A ledger that a session has opened is closed by the last session that uses it.
 
         If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
         and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
-        not stopped are logged as warnings. Meanwhile a cancellation of the task is held back.
+        not stopped are logged as warnings. Then the watches end. Meanwhile a cancellation of the task is held back.
 
         Other calls that are under way fail before their next attempt at the latest.
 
@@ -317,11 +333,17 @@ class AsyncSession:
         if transport.state == "open":
             transport.check_open()
             cancellation = await self._open_guards.close()
+            for watch in [*self._watches]:
+                try:
+                    await watch.close()
+                except asyncio.CancelledError as error:
+                    cancellation = error
         try:
             await transport.close()
         finally:
             if self._attached_ledger is not None:
-                await self._attached_ledger.close()
+                ledger, self._attached_ledger = self._attached_ledger, None
+                await ledger.detach()
         if cancellation is not None:
             raise cancellation
 
@@ -486,9 +508,10 @@ class AsyncSession:
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
         poll: float = 60.0,
+        max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -497,17 +520,32 @@ class AsyncSession:
         """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
 
         ```python
-        async with session.guard(response_id):
-            ...
+        async with session.guard(client):
+            await agent.run("...")
         ```
 
         The responses are stopped first, then the exception is raised. A block that ends normally leaves them alone.
         If the session is closed while the block runs, they are stopped then.
 
+        A client adds each response that it creates in the background inside of the block, whatever framework calls it,
+        and however: with `stream=True`, too, or through a copy by `with_options`. A response that the client sees end
+        leaves the guard. Only what the block does counts, in its own task and in tasks and threads that inherit its
+        context (https://docs.python.org/3/library/contextvars.html), as those of `asyncio.create_task` and
+        `asyncio.to_thread`. Others may use the same client, each with a guard of its own or without one.
+
+        If the block is left while a request that creates a response is under way, its answer is waited for, within the
+        `grace`, and the response is stopped. If the answer never comes, the id is unknown, and the response runs on.
+
         Args:
-            response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
+            guarded: the ids, or objects that have them as `.id`; and clients: of the openai package, for the server and
+                the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
+                more inside the block.
             grace: seconds that stopping them may take.
             poll: as for `stop`.
+            max_age: seconds since a response was first recorded in the session's ledger after which a sweep stops it,
+                although its process lives. It survives restarts of the process, and the earliest limit of several
+                guards counts. The `outcome` of the guard then says so, and its block goes on. None for no limit but
+                that of the ledger.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
                 its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
@@ -520,7 +558,8 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work.
+            ConfigurationError: an option cannot work, such as `max_age` without a ledger; or a client is none, or is
+                one of another server or account.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -528,25 +567,100 @@ class AsyncSession:
         headers, query = hidden(headers), hidden(query)
         if max_retries is not None:
             check_count("max_retries", max_retries)
-        caller = self._caller.with_options(headers=headers, query=query)
-        settings = caller.settings
-        tracker = None
-        if settings.ledger is not None:
-            tracker = settings.ledger.tracker(
-                account=self.account, base_url=settings.base_url, required=settings.ledger_required
-            )
         guard = Guard(
-            caller,
+            self._caller.with_options(headers=headers, query=query),
             grace=check_seconds("grace", grace),
             poll=check_poll(poll),
             max_retries=max_retries,
-            tracker=tracker,
+            tracker=self._tracker(max_age),
             watcher=None if abandoned is None else Watcher(abandoned),
             open_guards=self._open_guards,
+            run=self._run,
         )
-        for response_id in response_ids:
-            guard.add(response_id)
+        for one in guarded:
+            guard.add(one)
         return guard
+
+    def watch(
+        self,
+        *clients: Client,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Watch:
+        """Record every background response that clients create, in any task, in the ledger of the session.
+
+        ```python
+        async with AsyncSession(ledger=Ledger("sqlite:///ledger.db")) as session:
+            session.watch(client)
+            ...
+        ```
+
+        A response is recorded before the code that creates it has its id, and is taken out when a client, or this
+        session, sees it end. If this process dies, a sweep stops what still runs. The watch begins at once, and ends
+        with the session, with `Watch.close`, or with an `async with` block.
+
+        If the task that creates a response is cancelled before it has the id, or the answer is cut off after the id,
+        the response is stopped at once. If no answer comes, the id is unknown, and the response runs on.
+
+        Args:
+            clients: of the openai package, for the server and the account of the session, or the httpx clients that
+                they were given as `http_client`. `Watch.add` adds more.
+            grace: seconds that stopping such a response may take, and that `Watch.close` waits for creations.
+            max_retries: as for `stop`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: the session has no ledger, an option cannot work, or a client is none, or is one of
+                another server or account.
+            SessionStateError: the session is not open, or belongs to another event loop.
+
+        If the ledger is required and fails, the client's call raises a `LedgerError`, and the response is stopped.
+        """
+        headers, query = hidden(headers), hidden(query)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+        check_seconds("grace", grace)
+        tracker = self._tracker()
+        if tracker is None:
+            raise ConfigurationError(
+                "watch needs a ledger in which it records the responses: create the session with "
+                'ledger=openai_cancel.ledger.Ledger("sqlite:///ledger.db").'
+            )
+        self._caller.transport.check_open()
+        watch = Watch(
+            self._caller.with_options(headers=headers, query=query),
+            grace=grace,
+            max_retries=max_retries,
+            tracker=tracker,
+            home=Home(asyncio.get_running_loop(), self._run),
+            watches=self._watches,
+        )
+        try:
+            for client in clients:
+                watch.add(client)
+        except BaseException:
+            watch.end()
+            raise
+        return watch
+
+    def _tracker(self, max_age: float | None = None) -> Tracker | None:
+        settings = self._caller.settings
+        if settings.ledger is not None:
+            return settings.ledger.tracker(
+                account=self.account,
+                base_url=settings.base_url,
+                required=settings.ledger_required,
+                max_age=None if max_age is None else check_seconds("max_age", max_age),
+            )
+        if max_age is not None:
+            raise ConfigurationError(
+                "max_age needs a ledger, whose sweeps stop the response: pass ledger= to the session. To end a block "
+                "or a wait of this process, use asyncio.timeout or the timeout of wait."
+            )
+        return None
 
     async def wait(
         self,
@@ -559,6 +673,7 @@ class AsyncSession:
         on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -585,6 +700,7 @@ class AsyncSession:
                 one. Its exceptions are logged and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
+            max_age: as for `guard`. The wait returns the response when a sweep has stopped it.
             abandoned: as for `guard`. It ends the wait.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
@@ -611,10 +727,13 @@ class AsyncSession:
             timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
         )
         _check_wait(on_update, on_abandon)
+        if on_abandon == "leave" and max_age is not None:
+            raise ConfigurationError("max_age cannot be combined with on_abandon='leave', which records nothing.")
         guard = self.guard(
             response_id,
             grace=grace,
             poll=poll,
+            max_age=max_age,
             abandoned=abandoned,
             max_retries=max_retries,
             headers=headers,

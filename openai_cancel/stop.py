@@ -152,7 +152,8 @@ class _Stop:
             failures = failures + 1 if refusal or error else 0
             left = self._left()
             if left < LEAST_TIME or failures > self.max_retries:
-                verdict = Verdict.UNKNOWN if self._response is None else Verdict.STILL_RUNNING
+                found = self._response is not None and self._response.status not in NOT_FOUND_STATUSES
+                verdict = Verdict.STILL_RUNNING if found else Verdict.UNKNOWN
                 return verdict, explain(verdict, refusal, error)
             asked: float | None = getattr(error or refusal or self._response, "retry_after", None)
             # The looks come closer together towards the deadline, so that the last one is close to it.
