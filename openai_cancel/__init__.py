@@ -1,6 +1,7 @@
 """Stop background responses of the OpenAI Responses API, on any server that speaks it."""
 
 from openai_cancel.caller import CallOptions, RequestOptions
+from openai_cancel.clients import Client
 from openai_cancel.clock import Clock
 from openai_cancel.errors import (
     AbandonedError,
@@ -32,6 +33,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
 from openai_cancel.sync import Session
 from openai_cancel.wait import WaitTimeoutError
+from openai_cancel.watch import Watch
 from openai_cancel.wire import HasId, ResponseId
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "CallOptions",
+    "Client",
     "Clock",
     "ConfigurationError",
     "ConflictError",
@@ -70,5 +73,6 @@ __all__ = [
     "UnsupportedError",
     "Verdict",
     "WaitTimeoutError",
+    "Watch",
     "__version__",
 ]

@@ -6,7 +6,7 @@ See https://platform.openai.com/docs/api-reference/responses.
 import asyncio
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self, TypedDict
 
 import attrs
@@ -45,6 +45,22 @@ class CallOptions(RequestOptions, total=False):
     deadline: float | None
 
 
+@attrs.define(eq=False)
+class Endings:
+    """Tells watches which responses the session has seen to end.
+
+    Attributes:
+        listeners: are called with the id.
+    """
+
+    listeners: tuple[Callable[[str], None], ...] = ()
+
+    def tell(self, response_id: ResponseId) -> None:
+        """Tell all listeners that a response has ended."""
+        for listener in self.listeners:
+            listener(str(getattr(response_id, "id", response_id)))
+
+
 @attrs.frozen(kw_only=True)
 class Caller:
     """Makes calls of the API, each with its retries.
@@ -61,6 +77,7 @@ class Caller:
         clock: the source of time and chance.
         pace: the pace that this caller shares with others; None for no limit.
         is_repeated: whether the code that makes a call repeats it if it fails.
+        endings: tells others which responses have ended.
     """
 
     settings: Settings
@@ -71,6 +88,7 @@ class Caller:
     clock: Clock
     pace: Pace | None = None
     is_repeated: bool = False
+    endings: Endings = attrs.field(factory=Endings)
 
     @classmethod
     def from_settings(cls, settings: Settings, transport: Transport, wire: Wire, clock: Clock) -> Self:
@@ -173,6 +191,8 @@ class Caller:
             result = await self._attempt(request, policy, left=left, is_last=is_last)
             self._note(request, response_id, result, sent, attempts)
             if isinstance(result, Response):
+                if self.endings.listeners and result.is_terminal:
+                    self.endings.tell(response_id)
                 return result
             elapsed = clock.monotonic() - began
             delay = policy.delay(result, attempts=attempts, elapsed=elapsed, random=clock.random())

@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, cast
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
+from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
-from openai_cancel.outcome import Outcome
+from openai_cancel.home import Arrivals, Home, Work, in_asyncio
+from openai_cancel.outcome import Outcome, ended
+from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
 from openai_cancel.watcher import Watcher
@@ -33,6 +37,8 @@ class Guard:
 
     If the session is closed while the block runs, the responses are stopped then, and the block goes on.
 
+    A client that is guarded adds the responses that it creates in the background, as `AsyncSession.guard` explains.
+
     Guards are created by `AsyncSession.guard` and `Session.guard`.
     """
 
@@ -45,18 +51,22 @@ class Guard:
         tracker: Tracker | None = None,
         watcher: Watcher | None = None,
         open_guards: "OpenGuards | None" = None,
+        run: Callable[[Work], object] | None = None,
     ) -> None:
         self._caller = caller
+        self._run = run  # in the loop, for other threads
         self._tracker = tracker
         self._watcher = watcher
         self._stops = Stops(caller, grace=grace, max_retries=max_retries, tracker=tracker)
         self._open_guards = OpenGuards() if open_guards is None else open_guards
+        self._clients: list[Any] = []
         self._entered = False
         self._cancelling = 0  # the number of cancellations of the task when the block began
 
     def __repr__(self) -> str:
         """Return the guarded ids."""
-        return f"<{type(self).__name__} {', '.join(self._stops.ids) or 'disarmed'}>"
+        nothing = "without a response" if self._clients else "disarmed"
+        return f"<{type(self).__name__} {', '.join(self._stops.ids) or nothing}>"
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
@@ -70,8 +80,8 @@ class Guard:
 
     @property
     def armed(self) -> bool:
-        """Whether any response is guarded."""
-        return bool(self._stops.ids)
+        """Whether any response is guarded, or may still arrive."""
+        return bool(self._stops.ids) or bool(self._stops.arrivals)
 
     @property
     def tracked(self) -> bool:
@@ -83,16 +93,35 @@ class Guard:
         """The stops of the responses, for `BlockingGuard`."""
         return self._stops
 
-    def add(self, response_id: ResponseId) -> None:
-        """Guard another response, for example one that was just created.
+    @property
+    def scope(self) -> Scope:
+        """The run of the block, for `BlockingGuard`."""
+        return self._scope
+
+    def add(self, guarded: ResponseId | Client) -> None:
+        """Guard another response, for example one that was just created, or what a client creates from now on.
+
+        Args:
+            guarded: an id, an object that has it as `.id`, or a client.
 
         Raises:
             InvalidResponseIdError: the id cannot be sent.
+            ConfigurationError: the client cannot be guarded, or its responses cannot be stopped by the session.
         """
-        name = self._caller.identify(response_id)
+        if is_client(guarded):
+            self._add_client(guarded)
+            return
+        name = self._caller.identify(cast("ResponseId", guarded))
         if self._tracker and self._entered and name not in self._stops.ids:
             self._tracker.begin_soon(name)
         self._stops.ids[name] = self._caller.clock.monotonic()
+
+    def _add_client(self, client: object) -> None:
+        inner = http_client(client)
+        Account.from_settings(self._caller.settings).check(client)
+        self._clients.append(inner)
+        if self._entered:
+            self._scope.add(self._clients)
 
     def disarm(self) -> None:
         """Let all responses run on that are guarded so far."""
@@ -104,17 +133,21 @@ class Guard:
         """End a block whose responses may run on and are in no ledger, from any thread, for `BlockingGuard`."""
         self._entered = False
         self._open_guards.discard(self._stops)
+        self._scope.close()
 
     async def __aenter__(self) -> Self:
         self._caller.transport.check_open()  # a guard that could stop nothing refuses its block
         self._entered = True
         self._cancelling = cast("asyncio.Task[Any]", asyncio.current_task()).cancelling()
         self._stops.begin()
+        self._scope = Scope(self._caller.settings, Home(asyncio.get_running_loop(), self._run), self._stops)
         self._open_guards.add(self._stops)
         try:
             self._open_guards.check_open()
             if self._tracker and self._stops.ids:
                 await self._tracker.begin([*self._stops.ids])
+            self._scope.enter()
+            self._scope.add(self._clients)
         except BaseException as error:  # there will be no block that could be left
             await self._leave(error)
             raise
@@ -125,7 +158,7 @@ class Guard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._watcher is None or not _loop_is_running():
+        if self._watcher is None or not in_asyncio():
             await self._leave(error)
             return
         abandonment, cancellation = await self._watcher.end(error)
@@ -143,12 +176,15 @@ class Guard:
         """
         self._entered = False
         stops = self._stops
+        if error is not None:
+            self._scope.fail()
         try:
             if error is None and not stops.under_way:
                 self._open_guards.discard(stops)  # before any await: closing the session must not stop them
+                self._scope.close()
                 if self._tracker and (names := stops.unsettled()):
                     await self._tracker.release(names)
-            elif stops.ids and _loop_is_running():
+            elif (stops.ids or stops.arrivals) and in_asyncio():
                 cancellation = await stops.run() or cancellation
                 stops.report(error)
                 stops.raise_exit(error)
@@ -156,6 +192,7 @@ class Guard:
                 _log.warning("%r could stop nothing: its event loop is closed", self)
         finally:
             self._open_guards.discard(stops)
+            self._scope.close()
         if cancellation is not None and not isinstance(error, asyncio.CancelledError):
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             asyncio.get_running_loop().call_soon(_cancel_again, task, self._cancelling, cancellation.args)
@@ -168,6 +205,7 @@ class Stops:
         ids: the time at which each id was added, in the order in which they were added.
         outcomes: the outcomes of the responses by id, once they were stopped.
         closed: whether the session was closed while the block ran.
+        arrivals: the creations that are under way.
     """
 
     def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker | None) -> None:
@@ -182,6 +220,7 @@ class Stops:
         self.ids: dict[str, float] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.closed: bool = False
+        self.arrivals: Arrivals = Arrivals(caller.clock)
 
     @property
     def under_way(self) -> bool:
@@ -195,6 +234,35 @@ class Stops:
         self._settled.clear()
         self._reported.clear()
         self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
+
+    def holds(self, response_id: str) -> bool:
+        """Return whether a response is guarded."""
+        return response_id in self.ids
+
+    def join(self, response_id: str) -> Work | None:
+        """Guard a response that a client has created, and return what records it. Can be called from any thread."""
+        self.ids[response_id] = self._caller.clock.monotonic()
+        tracker = self._tracker
+        return None if tracker is None else lambda: tracker.begin([response_id])
+
+    def leave(self, response_id: str) -> None:
+        """Let go of a response that was seen to end. Can be called from any thread."""
+        if not self.under_way and self.ids.pop(response_id, None) is not None and self._tracker:
+            self._tracker.settle_soon(ended(response_id))
+
+    async def stop_one(self, response_id: str) -> None:
+        """Stop a response that nobody else knows, while the block goes on."""
+        await self._stop_one(response_id, self._grace)
+        if self._tracker and response_id not in self._settled:
+            self._settled.add(response_id)
+            await self._tracker.settle([response_id], self.outcomes)
+        self.report(None)
+
+    async def stop_late(self) -> None:
+        """Stop the responses that have joined after the block was left by an exception."""
+        if not self.under_way:  # otherwise they are stopped together with the others
+            await self.run()
+            self.report(None)
 
     def unsettled(self) -> list[str]:
         """Return the ids whose outcome the ledger does not have."""
@@ -229,7 +297,10 @@ class Stops:
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
         # A loop that shuts down cancels all tasks, also these, which are then started again.
-        while (left := until - clock.monotonic()) > 0 and (names := self._open()):
+        while (left := until - clock.monotonic()) > 0 and ((names := self._open()) or self.arrivals):
+            if not names:
+                cancellation = await self.arrivals.wait(left) or cancellation
+                continue
             stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
             cancellation = await wait_through_cancellation(*stops) or cancellation
         self._failures.update(dict.fromkeys(self._open()))
@@ -331,15 +402,6 @@ class OpenGuards:
                 tasks = [asyncio.create_task(stops.close()) for stops in open_ones]
                 cancellation = await wait_through_cancellation(*tasks) or cancellation
         return cancellation
-
-
-def _loop_is_running() -> bool:
-    """Return whether a loop runs this coroutine. Otherwise the loop is closed, and the interpreter discards it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _cancel_again(task: "asyncio.Task[Any]", cancelling: int, arguments: tuple[Any, ...]) -> None:

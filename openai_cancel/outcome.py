@@ -125,6 +125,19 @@ class Outcome(Serializable):
         }
 
 
+def ended(response_id: str) -> Outcome:
+    """Return the outcome of a response that somebody else has seen to end."""
+    return Outcome(
+        response_id=response_id,
+        verdict=Verdict.ALREADY_FINISHED,
+        response=None,
+        error=None,
+        attempts=0,
+        elapsed=0.0,
+        request_id=None,
+    )
+
+
 def judge(
     response: Response | None, *, refusal: OpenAICancelError | None, error: OpenAICancelError | None, reached: bool
 ) -> Verdict | None:

@@ -1,5 +1,6 @@
 """`AsyncSession`: every call of this package, for asyncio."""
 
+import asyncio
 import math
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,16 +13,19 @@ import aiohttp
 from openai_cancel import bulk
 from openai_cancel.caller import Caller
 from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OpenGuards
+from openai_cancel.home import Home, Work
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
-from openai_cancel.tracking import SessionLedger
+from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
 from openai_cancel.wait import wait
+from openai_cancel.watch import Watch
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
@@ -69,7 +73,9 @@ class AsyncSession:
 
     _caller: Caller
     _open_guards: OpenGuards
+    _watches: list[Watch]
     _attached_ledger: SessionLedger | None = None
+    _run: Callable[[Work], object] | None = None  # runs work in the session's loop, called in another thread
 
     def __init__(
         self,
@@ -239,6 +245,7 @@ class AsyncSession:
         transport = Transport(settings, wire.headers, client_session)
         self._caller = Caller.from_settings(settings, transport, wire, clock)
         self._open_guards = OpenGuards()
+        self._watches = []
         return self
 
     def __repr__(self) -> str:
@@ -298,7 +305,7 @@ class AsyncSession:
 
         If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
         and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
-        not stopped are logged as warnings. Meanwhile a cancellation of the task is held back.
+        not stopped are logged as warnings. Then the watches end. Meanwhile a cancellation of the task is held back.
 
         Other calls that are under way fail before their next attempt at the latest.
 
@@ -315,6 +322,11 @@ class AsyncSession:
         if transport.state == "open":
             transport.check_open()
             cancellation = await self._open_guards.close()
+            for watch in [*self._watches]:
+                try:
+                    await watch.close()
+                except asyncio.CancelledError as error:
+                    cancellation = error
         try:
             await transport.close()
         finally:
@@ -470,7 +482,7 @@ class AsyncSession:
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
@@ -480,15 +492,26 @@ class AsyncSession:
         """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
 
         ```python
-        async with session.guard(response_id):
-            ...
+        async with session.guard(client):
+            await agent.run("...")
         ```
 
         The responses are stopped first, then the exception is raised. A block that ends normally leaves them alone.
         If the session is closed while the block runs, they are stopped then.
 
+        A client adds each response that it creates in the background inside of the block, whatever framework calls it,
+        and however: with `stream=True`, too, or through a copy by `with_options`. A response that the client sees end
+        leaves the guard. Only what the block does counts, in its own task and in tasks and threads that inherit its
+        context (https://docs.python.org/3/library/contextvars.html), as those of `asyncio.create_task` and
+        `asyncio.to_thread`. Others may use the same client, each with a guard of its own or without one.
+
+        If the block is left while a request that creates a response is under way, its answer is waited for, within the
+        `grace`, and the response is stopped. If the answer never comes, the id is unknown, and the response runs on.
+
         Args:
-            response_ids: the ids, or objects that have them as `.id`. `Guard.add` adds more inside the block.
+            guarded: the ids, or objects that have them as `.id`; and clients: of the openai package, for the server and
+                the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
+                more inside the block.
             grace: seconds that stopping them may take.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
@@ -502,7 +525,7 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work.
+            ConfigurationError: an option cannot work, or a client is none, or is one of another server or account.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -510,24 +533,91 @@ class AsyncSession:
         headers, query = hidden(headers), hidden(query)
         if max_retries is not None:
             check_count("max_retries", max_retries)
-        caller = self._caller.with_options(headers=headers, query=query)
-        settings = caller.settings
-        tracker = None
-        if settings.ledger is not None:
-            tracker = settings.ledger.tracker(
-                account=self.account, base_url=settings.base_url, required=settings.ledger_required
-            )
         guard = Guard(
-            caller,
+            self._caller.with_options(headers=headers, query=query),
             grace=check_seconds("grace", grace),
             max_retries=max_retries,
-            tracker=tracker,
+            tracker=self._tracker(),
             watcher=None if abandoned is None else Watcher(abandoned),
             open_guards=self._open_guards,
+            run=self._run,
         )
-        for response_id in response_ids:
-            guard.add(response_id)
+        for one in guarded:
+            guard.add(one)
         return guard
+
+    def watch(
+        self,
+        *clients: Client,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Watch:
+        """Record every background response that clients create, in any task, in the ledger of the session.
+
+        ```python
+        async with AsyncSession(ledger=Ledger("sqlite:///ledger.db")) as session:
+            session.watch(client)
+            ...
+        ```
+
+        A response is recorded before the code that creates it has its id, and is taken out when a client, or this
+        session, sees it end. If this process dies, a sweep stops what still runs. The watch begins at once, and ends
+        with the session, with `Watch.close`, or with an `async with` block.
+
+        If the task that creates a response is cancelled before it has the id, or the answer is cut off after the id,
+        the response is stopped at once. If no answer comes, the id is unknown, and the response runs on.
+
+        Args:
+            clients: of the openai package, for the server and the account of the session, or the httpx clients that
+                they were given as `http_client`. `Watch.add` adds more.
+            grace: seconds that stopping such a response may take, and that `Watch.close` waits for creations.
+            max_retries: as for `stop`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: the session has no ledger, an option cannot work, or a client is none, or is one of
+                another server or account.
+            SessionStateError: the session is not open, or belongs to another event loop.
+
+        If the ledger is required and fails, the client's call raises a `LedgerError`, and the response is stopped.
+        """
+        headers, query = hidden(headers), hidden(query)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+        check_seconds("grace", grace)
+        tracker = self._tracker()
+        if tracker is None:
+            raise ConfigurationError(
+                "watch needs a ledger in which it records the responses: create the session with "
+                'ledger=openai_cancel.ledger.Ledger("sqlite:///ledger.db").'
+            )
+        self._caller.transport.check_open()
+        watch = Watch(
+            self._caller.with_options(headers=headers, query=query),
+            grace=grace,
+            max_retries=max_retries,
+            tracker=tracker,
+            home=Home(asyncio.get_running_loop(), self._run),
+            watches=self._watches,
+        )
+        try:
+            for client in clients:
+                watch.add(client)
+        except BaseException:
+            watch.end()
+            raise
+        return watch
+
+    def _tracker(self) -> Tracker | None:
+        settings = self._caller.settings
+        if settings.ledger is None:
+            return None
+        return settings.ledger.tracker(
+            account=self.account, base_url=settings.base_url, required=settings.ledger_required
+        )
 
     async def wait(
         self,

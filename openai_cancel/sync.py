@@ -10,9 +10,11 @@ from typing import Any, Literal, NoReturn, Self
 import aiohttp
 
 from openai_cancel.checks import check_count, hidden
+from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import SessionStateError, detached
 from openai_cancel.guard import Guard
+from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
@@ -20,6 +22,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
+from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
 
@@ -187,6 +190,7 @@ class Session:
     def _wrap(self, session: "_ThreadSession") -> Self:
         self._session = session
         self._loop_thread = LoopThread(session, session.helper)
+        session.serve_threads(self._loop_thread.run)
         return self
 
     def __repr__(self) -> str:
@@ -300,7 +304,7 @@ class Session:
 
     def guard(
         self,
-        *response_ids: ResponseId,
+        *guarded: ResponseId | Client,
         grace: float = 10.0,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -309,13 +313,44 @@ class Session:
         """Stop responses if a block is left by an exception: an error, Ctrl-C, `sys.exit`. See `AsyncSession.guard`.
 
         ```python
-        with session.guard(response_id):
+        with session.guard(client):
             ...
         ```
+
+        A client adds the responses that the block's own thread creates, and those of threads that run in its context:
+        of `asyncio.to_thread` and of functions that `contextvars.copy_context().run` calls. If the main thread is in
+        the block, threads that are started meanwhile belong to it, too, also those of a `ThreadPoolExecutor`. What
+        other threads create, such as those that were there before, is not seen.
+
+        If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown.
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*response_ids, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(*guarded, grace=grace, max_retries=max_retries, headers=headers, query=query)
         return BlockingGuard(guard, self._loop_thread, self)
+
+    def watch(
+        self,
+        *clients: Client,
+        grace: float = 10.0,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> "BlockingWatch":
+        """Record every background response that clients create, in any thread, in the ledger of the session.
+
+        ```python
+        with Session(ledger=Ledger("sqlite:///ledger.db")) as session:
+            session.watch(client)
+            ...
+        ```
+
+        See `AsyncSession.watch`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        watch = self._loop_thread.run(
+            self._session.begin_watch, *clients, grace=grace, max_retries=max_retries, headers=headers, query=query
+        )
+        return BlockingWatch(watch, self._loop_thread, self)
 
     def wait(
         self,
@@ -396,6 +431,21 @@ class _ThreadSession(AsyncSession):
         self.helper = HelperThread("openai-cancel-key")
         return super()._configure(settings.calling_keys_in(self.helper), client_session, clock)
 
+    async def begin_watch(
+        self,
+        *clients: Client,
+        grace: float,
+        max_retries: int | None,
+        headers: Mapping[str, str] | None,
+        query: Mapping[str, str] | None,
+    ) -> Watch:
+        """Call `watch` in the event loop."""
+        return self.watch(*clients, grace=grace, max_retries=max_retries, headers=headers, query=query)
+
+    def serve_threads(self, run: Callable[[Work], object]) -> None:
+        """Set how other threads run work in the event loop."""
+        self._run = run
+
 
 class BlockingGuard:
     """The block of `Session.guard`. The responses are stopped in the session's thread."""
@@ -407,9 +457,19 @@ class BlockingGuard:
 
     def __enter__(self) -> Guard:
         self._loop_thread.run(self._guard.__aenter__)
+        self._scope = self._guard.scope
+        self._scope.enter_thread()
         return self._guard
 
     def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self._leave(kind, error, traceback)
+        finally:
+            self._scope.close()
+
+    def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._guard.armed or (error is None and not self._guard.tracked):
@@ -428,3 +488,42 @@ class BlockingGuard:
                 raise
             with suppress(Exception):  # some exceptions cannot take a note
                 error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
+
+
+class BlockingWatch:
+    """The watch of `Session.watch`. See `Watch`."""
+
+    def __init__(self, watch: Watch, loop_thread: LoopThread, session: Session) -> None:
+        self._watch = watch
+        self._loop_thread = loop_thread
+        self._session = session  # a session that is garbage-collected is closed, and ends the watch
+
+    def __repr__(self) -> str:
+        """Return the number of responses."""
+        return repr(self._watch)
+
+    @property
+    def response_ids(self) -> tuple[str, ...]:
+        """The ids of the responses that are in the ledger and were not seen to end."""
+        return self._watch.response_ids
+
+    def add(self, client: Client) -> None:
+        """Watch another client. See `Watch.add`."""
+        self._watch.add(client)
+
+    def release(self, response_id: ResponseId) -> None:
+        """Let a response run on without a lease. See `Watch.release`."""
+        self._watch.release(response_id)
+
+    def close(self) -> None:
+        """End the watch, and leave the responses that run to the next sweep. Closing twice does nothing."""
+        with suppress(SessionStateError):  # the session was closed, and has ended it
+            self._loop_thread.run(self._watch.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()

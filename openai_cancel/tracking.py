@@ -33,6 +33,9 @@ class Tracker(Protocol):
     def release_soon(self, response_ids: Collection[str]) -> None:
         """Let responses run on without a lease."""
 
+    def settle_soon(self, outcome: Outcome) -> None:
+        """Record the outcome of a response that has ended."""
+
     async def settle(self, response_ids: Collection[str], outcomes: Mapping[str, Outcome]) -> None:
         """Record the outcomes of responses. A sweep may take over those without an outcome at once."""
 

@@ -197,7 +197,6 @@ class TestServer:
             (b"\xff", "could not parse the JSON body"),
             (b"{}", "Missing required parameter: 'model'"),
             (b'{"model": "m", "background": true, "store": false}', "Background mode requires 'store'"),
-            (b'{"model": "m", "stream": true}', "does not stream"),
             (b'{"model": "m", "metadata": ["runs_for"]}', "Invalid 'metadata': expected an object of strings."),
             (b'{"model": "m", "metadata": {"runs_for": 1}}', "Invalid 'metadata': expected an object of strings."),
             (b'{"model": "m", "metadata": {"runs_for": "long"}}', "Invalid 'metadata': could not convert"),

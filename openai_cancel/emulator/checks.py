@@ -25,6 +25,16 @@ def check_seconds(_: object, attribute: "attrs.Attribute[Any]", value: object) -
         raise ValueError(f"{attribute.name!r} must be a number of seconds, 0 or more; got {value!r}")
 
 
+def check_length(_: object, attribute: "attrs.Attribute[Any]", value: object) -> None:
+    """Validate an attrs field that holds a number of bytes, or None.
+
+    Raises:
+        ValueError: the value is negative or not a whole number.
+    """
+    if value is not None and not (is_number(value) and isinstance(value, int) and value >= 0):
+        raise ValueError(f"{attribute.name!r} must be a whole number of bytes, 0 or more, or None; got {value!r}")
+
+
 def one_of(*choices: object) -> Callable[[object, "attrs.Attribute[Any]", object], None]:
     """Return a validator for an attrs field that has only these values."""
 

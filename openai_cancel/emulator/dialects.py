@@ -2,17 +2,18 @@
 
 import base64
 import json
+import math
 import re
 import secrets
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 
-from openai_cancel.emulator.checks import check_seconds
+from openai_cancel.emulator.checks import check_seconds, one_of
 
 SYNCHRONOUS = "Cannot cancel a synchronous response."
 NOT_FOUND = "Response with id '{id}' not found."
@@ -20,6 +21,11 @@ NO_MODEL = (
     "litellm.BadRequestError: You passed in model=None. There are no healthy deployments for this model. "
     "Received Model Group=None"
 )
+NOT_BACKGROUND = "This response cannot be streamed because it was not created with background=true."
+NOT_STREAMED = (
+    "This response cannot be streamed because it was not created with stream=true or the stream TTL has expired."
+)
+TOO_OLD = "This response can no longer be streamed because it is more than {minutes} minutes old"
 NO_ROUTE = "Not Found"
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
@@ -169,6 +175,7 @@ _RUNNING: dict[str, Reply] = dict.fromkeys(_ACTIVE, CANCELS)
 _OVER = Reply(400, "Cannot cancel a {status} response.")
 _PORTKEY_FAILURE = Reply(500, body={"status": "failure", "message": "Something went wrong"})
 _SMG_UNKNOWN = Reply(404, "No response found with id '{id}'", code="not_found")
+_SMG_CONFLICT = Reply(400, "Cannot use background mode with streaming", code="background_conflicts_with_stream")
 _CONFLICT = {
     **dict.fromkeys(_ENDED, Reply(409, "Response '{id}' cannot be cancelled: its status is {status}.")),
     "not_background": Reply(409, "Response '{id}' cannot be cancelled: it does not run in the background."),
@@ -227,9 +234,17 @@ class Dialect:
         empties_errors: whether an error announces a body that is compressed with gzip, but has none: the connection is
             closed after the headers.
         decodes_slashes: whether an encoded slash ends an id, so that no route matches.
+        background_stream: the reply to a create that asks for a stream of a background response. None to stream, and
+            `Reply()` to ignore that a stream was asked for.
+        replays: whether a retrieve can stream. If not, it ignores that a stream was asked for.
+        streams_for: seconds after its creation in which a retrieve can stream a response.
+        forgets_cancelled: whether a retrieve cannot stream a cancelled response.
+        cancelled_stream: what happens to the stream of a response that is cancelled: it `ends` without another event,
+            `fails` with a `response.failed` that shows a cancelled response, or `hangs`.
+        hides_foreground: whether a response that does not run in the background is unknown until it has ended.
 
     Raises:
-        ValueError: a time is negative or NaN.
+        ValueError: a time is negative or NaN, or `cancelled_stream` has a value that is not listed here.
     """
 
     cancel: Mapping[str, Reply]
@@ -254,9 +269,21 @@ class Dialect:
     dates_cancelled: bool = False
     empties_errors: bool = False
     decodes_slashes: bool = False
+    background_stream: Reply | None = None
+    replays: bool = True
+    streams_for: float = attrs.field(default=math.inf, validator=check_seconds)
+    forgets_cancelled: bool = False
+    cancelled_stream: Literal["ends", "fails", "hangs"] = attrs.field(
+        default="ends", validator=one_of("ends", "fails", "hangs")
+    )
+    hides_foreground: bool = False
 
 
-OPENAI = Dialect(cancel={**_RUNNING, **dict.fromkeys(_ENDED, _OVER), "not_background": Reply(400, SYNCHRONOUS)})
+# OpenAI's API has no event for a cancelled response: https://github.com/openai/openai-python/issues/2643. It refuses to
+# stream what is more than five minutes old: https://github.com/openai/openai-python/issues/2828.
+OPENAI = Dialect(
+    cancel={**_RUNNING, **dict.fromkeys(_ENDED, _OVER), "not_background": Reply(400, SYNCHRONOUS)}, streams_for=300
+)
 
 AZURE = Dialect(
     cancel={
@@ -273,6 +300,9 @@ AZURE = Dialect(
     new_id=lambda: f"caresp_{secrets.token_hex(25)}",
     create={},
     cancel_takes=0.5,
+    forgets_cancelled=True,
+    cancelled_stream="fails",
+    hides_foreground=True,
 )
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -285,6 +315,8 @@ DIALECTS: Mapping[str, Dialect] = {
         retrieve={"in_progress": "queued"},
         lacks=frozenset({"error", "completed_at", "store"}),
         adds={"kv_transfer_params": None, "input_messages": None, "output_messages": None},
+        cancelled_stream="hangs",  # https://github.com/vllm-project/vllm/pull/49721
+        hides_foreground=True,
     ),
     "sglang_old": Dialect(
         cancel=_running_or(Reply(400, SYNCHRONOUS)),
@@ -293,8 +325,16 @@ DIALECTS: Mapping[str, Dialect] = {
         lacks=frozenset(
             {"error", "incomplete_details", "instructions", "metadata", "temperature", "top_p", "background"}
         ),
+        background_stream=REPORTS,
+        replays=False,
     ),
-    "sglang": Dialect(cancel=_RUNNING, error=_flat_error, new_id=lambda: f"resp_{uuid.uuid4().hex}"),
+    "sglang": Dialect(
+        cancel=_RUNNING,
+        error=_flat_error,
+        new_id=lambda: f"resp_{uuid.uuid4().hex}",
+        background_stream=REPORTS,
+        replays=False,
+    ),
     "ogx": Dialect(
         cancel={
             "queued": CANCELS,
@@ -303,6 +343,8 @@ DIALECTS: Mapping[str, Dialect] = {
         },
         error=_fastapi_error,
         new_id=lambda: f"resp_{uuid.uuid4()}",
+        background_stream=Reply(400, "OGX does not yet support 'stream' and 'background' together."),
+        replays=False,
     ),
     "litellm": Dialect(
         cancel={**_RUNNING, **_CONFLICT},
@@ -331,6 +373,8 @@ DIALECTS: Mapping[str, Dialect] = {
         new_id=lambda: f"litellm_poll_{uuid.uuid4()}",
         adds={"model": None},
         compresses=True,
+        background_stream=REPORTS,
+        replays=False,
     ),
     "perplexity": attrs.evolve(OPENAI, cancelling_for=3.0),
     "mistralrs": attrs.evolve(
@@ -344,6 +388,7 @@ DIALECTS: Mapping[str, Dialect] = {
         bad_key=Reply(401, "Incorrect or missing API key.", code="invalid_api_key"),
         error=_open_error,
         new_id=lambda: f"resp_{uuid.uuid4().hex}",
+        hides_foreground=True,
     ),
     "gomodel": attrs.evolve(OPENAI, takes_body=False),
     "smg": attrs.evolve(
@@ -358,10 +403,14 @@ DIALECTS: Mapping[str, Dialect] = {
         no_key=None,
         bad_key=None,
         dates_cancelled=True,
+        background_stream=_SMG_CONFLICT,
+        replays=False,
+        hides_foreground=True,
     ),
-    "smg_http": attrs.evolve(OPENAI, retrieve=_always(_SMG_UNKNOWN)),
+    "smg_http": attrs.evolve(OPENAI, retrieve=_always(_SMG_UNKNOWN), background_stream=_SMG_CONFLICT),
     "smg_openai": attrs.evolve(
         OPENAI,
+        background_stream=_SMG_CONFLICT,
         cancel=_always(Reply(501, "Cancel response not implemented", plain=True)),
         unknown=_SMG_UNKNOWN,
         no_key=None,

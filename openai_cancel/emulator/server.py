@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
@@ -14,9 +15,21 @@ import attrs
 from aiohttp import hdrs, web
 
 from openai_cancel.emulator.checks import check_port, check_rate_limit, check_replicas, check_store_delay
-from openai_cancel.emulator.dialects import DIALECTS, NO_ROUTE, REPORTS, Dialect, Failure, Reply
+from openai_cancel.emulator.dialects import (
+    DIALECTS,
+    NO_ROUTE,
+    NOT_BACKGROUND,
+    NOT_STREAMED,
+    REPORTS,
+    TOO_OLD,
+    Dialect,
+    Failure,
+    Reply,
+)
+from openai_cancel.emulator.documents import describe
 from openai_cancel.emulator.faults import Fault, Handler, cut_body
 from openai_cancel.emulator.rate_limit import PRECISION, TokenBucket
+from openai_cancel.emulator.stream import EventStream
 from openai_cancel.emulator.work import Script, ScriptError, Work
 
 _REQUEST_ID = web.RequestKey("request_id", str)
@@ -193,7 +206,7 @@ class Emulator:
         if not self.dialect.empties_errors or answer.status < HTTPStatus.BAD_REQUEST:
             return answer
         answer.headers.update({hdrs.CONTENT_ENCODING: "gzip", "x-request-id": request[_REQUEST_ID]})
-        return await cut_body(request, answer, share=0.0)
+        return await cut_body(request, answer, 0)
 
     @web.middleware
     async def _strike(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -233,7 +246,7 @@ class Emulator:
             return answer
         return await handler(request)
 
-    async def _create(self, request: web.Request) -> web.Response:
+    async def _create(self, request: web.Request) -> web.StreamResponse:
         try:
             body: Any = json.loads(await request.read())
         except ValueError:
@@ -243,20 +256,42 @@ class Emulator:
         if not isinstance(body.get("model"), str):
             message = "Missing required parameter: 'model'."
             return self._fail(request, 400, message, param="model", code="missing_required_parameter")
-        if body.get("stream"):
-            return self._fail(request, 400, "The emulator does not stream: leave out 'stream'.", param="stream")
-        if body.get("background") is True and body.get("store") is False:
+        background, stream = body.get("background") is True, body.get("stream") is True
+        if background and body.get("store") is False:
             return self._fail(request, 400, "Background mode requires 'store' to be true.", param="store")
+        conflict = self.dialect.background_stream if background and stream else None
+        if conflict and conflict.words is not None:
+            return self._refuse(request, conflict)
         try:
             script = self.script.amended(body.get("metadata") or {})
         except ScriptError as error:
             return self._fail(request, 400, f"Invalid 'metadata': {error}", param="metadata")
-        return self._show(self._add(body, script, request[_REPLICA]), self.dialect.create)
+        work = self._add(body, script, request[_REPLICA])
+        return self._stream(work) if stream and not conflict else self._show(work, self.dialect.create)
 
-    async def _retrieve(self, request: web.Request) -> web.Response:
+    async def _retrieve(self, request: web.Request) -> web.StreamResponse:
         work = self._find(request)
         status = work.status(self.clock()) if work else "unknown"
-        return self._answer(request, work, self.dialect.retrieve.get(status), status)
+        reply = self.dialect.retrieve.get(status)
+        streams = request.query.get("stream", "").lower() == "true" and self.dialect.replays
+        if not (work and streams) or (reply and reply.reports is None):
+            return self._answer(request, work, reply, status)
+        if refusal := self._refuse_replay(request, work):
+            return refusal
+        return self._stream(work, int(request.query.get("starting_after", "-1")))
+
+    def _refuse_replay(self, request: web.Request, work: Work) -> web.Response | None:
+        """Return the answer if a retrieve cannot stream this response, or None."""
+        now, dialect = self.clock(), self.dialect
+        if not re.fullmatch("-?[0-9]{1,9}", request.query.get("starting_after", "-1")):
+            return self._fail(request, 400, "starting_after must be an integer", param="starting_after")
+        if not work.background:
+            return self._fail(request, 400, NOT_BACKGROUND, param="stream")
+        if not work.streamed or (dialect.forgets_cancelled and work.status(now) == "cancelled"):
+            return self._fail(request, 400, NOT_STREAMED, param="stream")
+        if now > work.started + dialect.streams_for:
+            return self._fail(request, 400, TOO_OLD.format(minutes=round(dialect.streams_for / 60)), param="stream")
+        return None
 
     async def _cancel(self, request: web.Request) -> web.Response:
         dialect = self.dialect
@@ -286,7 +321,10 @@ class Emulator:
         work = self.responses.get(self.dialect.read_id(request.match_info["id"]))
         if work is None or work.replica != request[_REPLICA]:
             return None
-        return None if 0 <= self.clock() - work.started < self.store_delay else work
+        now = self.clock()
+        if self.dialect.hides_foreground and not work.background and work.is_active(now):
+            return None
+        return None if 0 <= now - work.started < self.store_delay else work
 
     def _answer(self, request: web.Request, work: Work | None, reply: Reply | None, status: str) -> web.Response:
         """Answer a retrieve or a cancel.
@@ -317,14 +355,10 @@ class Emulator:
             work: the response.
             reports: the status to report in place of another.
         """
-        dialect, now = self.dialect, self.clock()
-        document = {**work.document(now), **dialect.adds, "id": dialect.show_id(work.id)}
-        if work.cancelled is not None and work.cancelled <= now < work.cancelled + dialect.cancelling_for:
-            document["status"] = "cancelling"
-        if dialect.dates_cancelled and work.cancelled is not None and document["status"] == "cancelled":
-            document["completed_at"] = math.floor(work.cancelled)
-        document["status"] = reports.get(document["status"], document["status"])
-        return self._json({name: value for name, value in document.items() if name not in dialect.lacks})
+        return self._json(describe(work, self.dialect, self.clock(), reports))
+
+    def _stream(self, work: Work, after: int = -1) -> web.StreamResponse:
+        return EventStream(work, self.dialect, self.clock, after=after)
 
     def _refuse_id(self, request: web.Request) -> web.Response:
         dialect = self.dialect

@@ -24,7 +24,8 @@ class Script:
         queued_for: seconds in `queued`.
         runs_for: seconds in `in_progress` after that. `math.inf` to run forever.
         becomes: the status at the end: `completed`, `failed` or `incomplete`.
-        says: the text of a completed response.
+        says: the text of a completed response. A stream sends it in pieces, the first at once, the others evenly over
+            `runs_for`.
         resumes_after: seconds after a cancel until the response goes on as if it had not been cancelled. `math.inf`
             to stay cancelled.
         resumes: the number of cancels after which it goes on in this way.
@@ -83,8 +84,13 @@ class Work:
 
     @property
     def background(self) -> bool:
-        """Whether it runs in the background. If not, it had ended when its request was answered."""
+        """Whether it runs in the background. If not, it runs only while its request is answered."""
         return self.request.get("background") is True
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its request asked for a stream. If not, and not for the background, it ends as soon as it begins."""
+        return self.request.get("stream") is True
 
     def cancel(self, now: float) -> None:
         """Cancel it.
@@ -95,9 +101,31 @@ class Work:
         self.cancelled = now
         self.cancels += 1
 
+    def begins(self) -> float:
+        """Return when it begins to run, in seconds of the emulator's clock. Only the background has a queue."""
+        return self.started + (self.script.queued_for if self.background else 0.0)
+
     def ends(self) -> float:
         """Return when it ends unless it is cancelled, in seconds of the emulator's clock."""
-        return self.started + (self.script.queued_for + self.script.runs_for if self.background else 0.0)
+        return self.begins() + (self.script.runs_for if self.background or self.streamed else 0.0)
+
+    def is_over(self, now: float) -> bool:
+        """Return whether it was cancelled and stays so.
+
+        Args:
+            now: the time in seconds of the emulator's clock.
+        """
+        return self.status(now) == "cancelled" and not (
+            self.cancels <= self.script.resumes and self.script.resumes_after < math.inf
+        )
+
+    def is_active(self, now: float) -> bool:
+        """Return whether it is queued or running.
+
+        Args:
+            now: the time in seconds of the emulator's clock.
+        """
+        return self.status(now) in {"queued", "in_progress"}
 
     def status(self, now: float) -> str:
         """Return its status at a time.
@@ -111,15 +139,16 @@ class Work:
             return "cancelled"
         if now >= self.ends():
             return self.script.becomes
-        return "queued" if now < self.started + self.script.queued_for else "in_progress"
+        return "queued" if now < self.begins() else "in_progress"
 
-    def document(self, now: float) -> dict[str, Any]:
+    def document(self, now: float, status: str | None = None) -> dict[str, Any]:
         """Return the response object as OpenAI sends it.
 
         Args:
             now: the time in seconds of the emulator's clock.
+            status: its status, if it is not the one at that time.
         """
-        status = self.status(now)
+        status = status or self.status(now)
         has_output = status in {"completed", "incomplete"}
         failure = {"code": "server_error", "message": "The emulator was told to fail."}
         return {
@@ -131,13 +160,18 @@ class Work:
             "completed_at": math.floor(self.ends()) if status == "completed" else None,
             "error": failure if status == "failed" else None,
             "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-            "output": [self._message(status)] if has_output else [],
+            "output": [self.message(status)] if has_output else [],
             "service_tier": "default" if status == "completed" else "auto",
             "usage": _USAGE if has_output else None,
             **_options(self.request),
         }
 
-    def _message(self, status: str) -> dict[str, Any]:
+    def message(self, status: str) -> dict[str, Any]:
+        """Return its output item.
+
+        Args:
+            status: the status of the item.
+        """
         return {
             "id": self.id.replace("resp_", "msg_", 1),
             "type": "message",

@@ -193,6 +193,10 @@ class LeaseTracker:
         """Let responses run on without a lease, without waiting, from any thread."""
         self._call(self._leases.let_go, self._released(response_ids))
 
+    def settle_soon(self, outcome: Outcome) -> None:
+        """Record the outcome of a response that has ended, without waiting, from any thread."""
+        self._call(self._leases.let_go, [self._settled(outcome.response_id, outcome)])
+
     async def settle(self, response_ids: Collection[str], outcomes: Mapping[str, Outcome]) -> None:
         """Record the outcomes of responses. A sweep may claim those at once that were not stopped."""
         settlements = [self._settled(name, outcomes.get(name)) for name in response_ids]

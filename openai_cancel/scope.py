@@ -1,0 +1,158 @@
+"""`Scope`: what clients create while the block of a guard runs, as far as the block itself makes them do it.
+
+The context decides, not the client: tasks inherit it from the code that starts them, see
+https://docs.python.org/3/library/contextvars.html.
+"""
+
+import threading
+from collections.abc import Collection
+from contextvars import ContextVar
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from openai_cancel.clients import Account
+from openai_cancel.home import Arrivals, Home, Work
+from openai_cancel.settings import Settings
+from openai_cancel.tap import tap, untap
+
+_scopes: ContextVar["tuple[Scope, ...] | None"] = ContextVar("openai_cancel_scopes", default=None)
+
+_of_main_thread: "list[Scope]" = []
+"""The blocks that the main thread is in, which count for the threads that it starts, too."""
+
+
+class Members(Protocol):
+    """The responses of a guard, as its scopes see them.
+
+    Attributes:
+        arrivals: the creations that are under way.
+    """
+
+    arrivals: Arrivals
+
+    def join(self, response_id: str) -> Work | None:
+        """Guard a response, and return what is left to do. Can be called from any thread."""
+
+    def leave(self, response_id: str) -> None:
+        """Let go of a response that has ended. Can be called from any thread."""
+
+    def holds(self, response_id: str) -> bool:
+        """Return whether a response is guarded."""
+        ...
+
+    async def stop_one(self, response_id: str) -> None:
+        """Stop a response now."""
+
+    async def stop_late(self) -> None:
+        """Stop the responses that have joined after those of the block were stopped."""
+
+
+class Scope:
+    """One run of a guard's block. It is a `Listener` of the clients of the guard.
+
+    Args:
+        settings: the settings of the session.
+        home: the event loop of the session.
+        members: the responses of the guard.
+
+    Attributes:
+        home: as above.
+    """
+
+    def __init__(self, settings: Settings, home: Home, members: Members) -> None:
+        self.home: Home = home
+        self._settings = settings
+        self._account: Account | None = None
+        self._members = members
+        self._clients: list[Any] = []
+        self._is_open = True
+        self._has_failed = False
+        self._older: WeakSet[threading.Thread] | None = None  # threads that the block has not started
+
+    @property
+    def account(self) -> Account:
+        """The account of the session."""
+        if self._account is None:
+            self._account = Account.from_settings(self._settings)
+        return self._account
+
+    def enter(self) -> None:
+        """Let the current context create for this block."""
+        _scopes.set((*(_scopes.get() or ()), self))
+
+    def enter_thread(self) -> None:
+        """Let the current thread create for this block; if it is the main thread, also the threads that it starts."""
+        self.enter()
+        if threading.current_thread() is threading.main_thread():
+            self._older = WeakSet(threading.enumerate())
+            _of_main_thread.append(self)
+
+    def add(self, clients: Collection[Any]) -> None:
+        """Listen to httpx clients."""
+        for client in clients:
+            if client not in self._clients:
+                self._clients.append(client)
+                tap(client, self)
+
+    def fail(self) -> None:
+        """Note that an exception ends the block: what was begun in it is stopped, whenever it arrives."""
+        self._has_failed = True
+
+    def close(self) -> None:
+        """Listen to no client any more, and leave the current context. Creations that are under way are still seen."""
+        self._is_open = False
+        scopes = _scopes.get() or ()
+        if self in scopes:
+            _scopes.set(tuple(scope for scope in scopes if scope is not self))
+        if self in _of_main_thread:
+            _of_main_thread.remove(self)
+        clients, self._clients = self._clients, []
+        for client in clients:
+            untap(client, self)
+
+    def is_concerned(self) -> bool:
+        """Return whether the current context belongs to the block."""
+        scopes = _scopes.get()
+        return self in (scopes if scopes is not None else _scopes_of_thread())
+
+    def expect(self, creation: object) -> None:
+        """Note that a creation is under way."""
+        self._members.arrivals.expect(creation)
+
+    def note(self, creation: object) -> None:
+        """Note that a creation is over."""
+        self._members.arrivals.note(creation)
+
+    def join(self, response_id: str) -> Work | None:
+        """Guard a response. If the block was left by an exception, stop it."""
+        if self._is_open:
+            return self._members.join(response_id)
+        if not self._has_failed:
+            return None  # the block has ended normally, and lets its responses run on
+        self._members.join(response_id)
+        return self._members.stop_late
+
+    def abandon(self, response_id: str) -> None:
+        """Stop a response that nobody knows."""
+        if self._members.holds(response_id):
+            self.home.start(lambda: self._members.stop_one(response_id))
+
+    def holds(self, response_id: str) -> bool:
+        """Return whether the response is guarded."""
+        return self._members.holds(response_id)
+
+    def leave(self, response_id: str) -> None:
+        """Let go of a response that was seen to end."""
+        self._members.leave(response_id)
+
+    def has_started(self, thread: threading.Thread) -> bool:
+        """Return whether a thread was started after the block began."""
+        return self._older is not None and thread not in self._older
+
+
+def _scopes_of_thread() -> list[Scope]:
+    """Return the blocks to which a thread without a context of its own belongs."""
+    if not _of_main_thread:
+        return []
+    thread = threading.current_thread()
+    return [scope for scope in [*_of_main_thread] if scope.has_started(thread)]

@@ -1,0 +1,212 @@
+"""`Sight`: look at the body of an httpx response while its own reader reads it, chunk by chunk."""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from functools import cache
+from typing import Any
+
+from openai_cancel.sightings import DocumentReader, EventReader, Reader, decoder
+
+FIRST_EVENTS = 3
+"""The number of events of which one tells the id. It is the first one, unless a gateway adds its own."""
+
+_log = logging.getLogger("openai_cancel")
+
+
+class Sight:
+    """Reads the bytes of an answer. It never fails: what it cannot read, it does not see.
+
+    Args:
+        response: the httpx response.
+        on_end: called once if the response was seen to end.
+
+    Attributes:
+        on_end: the same, which may be set later.
+    """
+
+    def __init__(self, response: Any, on_end: Callable[[], None] | None = None) -> None:
+        headers = response.headers
+        is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        self._reader: Reader = EventReader() if is_stream else DocumentReader()
+        decode = decoder(headers.get("content-encoding", ""))
+        self._is_blind = decode is None
+        self._decode: Callable[[bytes], bytes] = decode or bytes
+        self.on_end: Callable[[], None] | None = on_end
+
+    @property
+    def response_id(self) -> str | None:
+        """The id of the response that runs, once it was seen."""
+        return None if self._reader.has_ended else self._reader.response_id
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the id is known, or no longer expected."""
+        reader = self._reader
+        return self._is_blind or reader.response_id is not None or reader.events >= FIRST_EVENTS
+
+    def see(self, chunk: bytes) -> None:
+        """Look at the next bytes, as they were sent."""
+        self._look(self._feed, chunk)
+
+    def _feed(self, chunk: bytes) -> None:
+        self._reader.feed(self._decode(chunk))
+
+    def see_whole(self, body: bytes) -> None:
+        """Look at a whole body that is decoded already."""
+        self._look(self._reader.feed, body)
+        self.finish()
+
+    def finish(self) -> None:
+        """Look at what is left at the end."""
+        self._look(self._reader.finish)
+
+    def _look(self, step: Callable[..., None], *data: bytes) -> None:
+        if self._is_blind:
+            return
+        try:
+            step(*data)
+        except Exception as error:  # noqa: BLE001 - the answer belongs to somebody else, who reads it, too
+            self._is_blind = True
+            _log.warning("an answer of the API could not be read: %s", type(error).__name__)
+            return
+        if self._reader.has_ended:
+            self._is_blind = True  # there is nothing more to see
+            if self.on_end is not None:
+                self.on_end()
+
+
+class _Ahead:
+    """What was read of a body before its reader asked for it.
+
+    Args:
+        stream: the stream of the response.
+        sight: what looks at it.
+    """
+
+    def __init__(self, stream: Any, sight: Sight) -> None:
+        self._stream = stream
+        self._sight = sight
+        self._chunks: list[bytes] = []
+        self._error: Exception | None = None  # to be raised where the reader would have met it
+        self._is_over = False
+        self._iterator: Any = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)  # httpx2 asks it for `elapsed`
+
+    def _replayed(self) -> Generator[bytes, None, None]:
+        while self._chunks:
+            yield self._chunks.pop(0)
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None
+
+
+class _AsyncStream(_Ahead):
+    """The stream of an asynchronous response."""
+
+    async def read_ahead(self) -> None:
+        """Read until the id is known. An error waits for the reader of the body."""
+        self._iterator = aiter(self._stream)
+        try:
+            while not self._sight.is_settled:
+                chunk = await anext(self._iterator)
+                self._chunks.append(chunk)
+                self._sight.see(chunk)
+        except StopAsyncIteration:
+            self._is_over = True
+            self._sight.finish()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._error = error
+            self._sight.finish()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        iterator, self._iterator = self._iterator or aiter(self._stream), None
+        try:
+            for chunk in self._replayed():
+                yield chunk
+            if not self._is_over:
+                async for chunk in iterator:
+                    self._sight.see(chunk)
+                    yield chunk
+                self._sight.finish()
+        finally:
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connection, or give it back."""
+        iterator, self._iterator = self._iterator, None
+        try:
+            if isinstance(iterator, AsyncGenerator):
+                await iterator.aclose()
+        finally:
+            await self._stream.aclose()
+
+
+class _Stream(_Ahead):
+    """The stream of a blocking response."""
+
+    def read_ahead(self) -> None:
+        """Read until the id is known. An error waits for the reader of the body."""
+        self._iterator = iter(self._stream)
+        try:
+            while not self._sight.is_settled:
+                chunk = next(self._iterator)
+                self._chunks.append(chunk)
+                self._sight.see(chunk)
+        except StopIteration:
+            self._is_over = True
+            self._sight.finish()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._error = error
+            self._sight.finish()
+
+    def __iter__(self) -> Iterator[bytes]:
+        iterator, self._iterator = self._iterator or iter(self._stream), None
+        try:
+            for chunk in self._replayed():
+                yield chunk
+            if not self._is_over:
+                for chunk in iterator:
+                    self._sight.see(chunk)
+                    yield chunk
+                self._sight.finish()
+        finally:
+            if isinstance(iterator, Generator):
+                iterator.close()
+
+    def close(self) -> None:
+        """Close the connection, or give it back."""
+        iterator, self._iterator = self._iterator, None
+        try:
+            if isinstance(iterator, Generator):
+                iterator.close()
+        finally:
+            self._stream.close()
+
+
+def observed(response: Any, sight: Sight) -> Any:
+    """Let a sight look at the body of a response as it is read, and return its new stream.
+
+    If the body was read before, as by an event hook, look at it now, and return None.
+    """
+    if response.is_stream_consumed or response.is_closed:
+        sight.see_whole(response.content)
+        return None
+    stream = _class_for(_base(response.stream))(response.stream, sight)
+    response.stream = stream
+    return stream
+
+
+def _base(stream: Any) -> type:
+    """Return the class of httpx that a response's stream must have."""
+    return next(kind for kind in type(stream).__mro__ if kind.__name__ in {"AsyncByteStream", "SyncByteStream"})
+
+
+@cache
+def _class_for(base: type) -> Any:
+    ours = _AsyncStream if base.__name__ == "AsyncByteStream" else _Stream
+    return type(ours.__name__, (ours, base), {})

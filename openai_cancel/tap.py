@@ -1,0 +1,326 @@
+"""`tap`: show what an httpx client creates to guards and watches, without a change for those who use the client.
+
+The client's public method `send`, through which all requests pass, is replaced as long as somebody listens. Requests
+that create a response in the background run in a task of their own: if the task that has made one is cancelled, the
+answer with the id still arrives. See https://www.python-httpx.org/api/#asyncclient.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+from typing import Any, Protocol, cast
+from urllib.parse import unquote
+from weakref import WeakKeyDictionary
+
+import attrs
+
+from openai_cancel.clients import Account, is_async
+from openai_cancel.errors import LedgerError
+from openai_cancel.home import Home, Work, in_asyncio
+from openai_cancel.sight import Sight, observed
+from openai_cancel.wire import SEGMENT
+
+_PATH = re.compile(rb"(?P<api>.*)/responses(?:/(?P<id>[^/?]+)(?:/cancel)?)?(?:\?.*)?", re.DOTALL)
+_BACKGROUND = re.compile(rb'"background"\s*:\s*true')
+
+_log = logging.getLogger("openai_cancel")
+
+
+class Listener(Protocol):
+    """A guard or a watch, as a tap sees it. Its methods can be called from any thread, and do not block.
+
+    Attributes:
+        home: the event loop of its session.
+    """
+
+    home: Home
+
+    @property
+    def account(self) -> Account:
+        """The account whose responses it can stop."""
+        ...
+
+    def is_concerned(self) -> bool:
+        """Return whether it wants to know what the current task, or thread, creates."""
+        ...
+
+    def expect(self, creation: object) -> None:
+        """Note that a creation is under way."""
+
+    def note(self, creation: object) -> None:
+        """Note that a creation is over. If it has created a response, `join` was called before."""
+
+    def join(self, response_id: str) -> Work | None:
+        """Take in a response that was created, and return what is left to do before anybody else knows its id."""
+
+    def abandon(self, response_id: str) -> None:
+        """Stop a response that nobody else knows, because the call that has created it was cancelled or failed."""
+
+    def holds(self, response_id: str) -> bool:
+        """Return whether a response was taken in, and has not left."""
+        ...
+
+    def leave(self, response_id: str) -> None:
+        """Let go of a response that was seen to end."""
+
+
+_lock = Lock()
+_taps: "WeakKeyDictionary[Any, _AsyncTap | _BlockingTap]" = WeakKeyDictionary()
+
+
+def tap(client: Any, listener: Listener) -> None:
+    """Show to a listener what an httpx client creates."""
+    with _lock:
+        found = _taps.get(client)
+        if found is None or not found.is_installed:
+            found = _taps[client] = (_AsyncTap if is_async(client) else _BlockingTap)(client)
+            client.send = found.send
+        found.listeners = [*found.listeners, listener]
+
+
+def untap(client: Any, listener: Listener) -> None:
+    """Show nothing more to a listener. The last one leaves the client as it was."""
+    with _lock:
+        found = _taps.get(client)
+        if found is None:
+            return
+        found.listeners = [other for other in found.listeners if other is not listener]
+        if not found.listeners:
+            del _taps[client]
+            found.remove()
+
+
+@attrs.define(eq=False)
+class _Creation:
+    """A request that creates a response in the background.
+
+    Attributes:
+        listeners: those who want to know its id.
+        response_id: the id, once it was seen.
+    """
+
+    listeners: list[Listener]
+    response_id: str | None = None
+
+
+class _Tap:
+    """Replaces the `send` of an httpx client."""
+
+    def __init__(self, client: Any) -> None:
+        self.listeners: list[Listener] = []
+        self._client: Any = client
+        self._attributes = cast("dict[str, Any]", vars(client))
+        self._own: Any = self._attributes.get("send")  # if somebody else has replaced it, too
+        self._real: Callable[..., Any] = client.send
+        self._has_warned = False
+
+    send: Callable[..., Any]
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether requests still pass through it."""
+        return bool(self._attributes.get("send") == self.send)
+
+    def remove(self) -> None:
+        """Leave the client as it was. If somebody has replaced `send` since, requests pass through to no effect."""
+        if self.is_installed:
+            del self._client.send
+            if self._own is not None:
+                self._client.send = self._own
+
+    def _concerned(self, request: Any) -> tuple[list[Listener], str | None]:
+        """Return those whom a request concerns, and the id of the response that it is about; None for a creation."""
+        url = request.url
+        path: bytes = url.raw_path
+        found = _PATH.fullmatch(path) if b"/responses" in path else None
+        if found is None:
+            return [], None
+        if found["id"] is not None:
+            response_id = unquote(found["id"].decode())
+            return [one for one in self.listeners if one.holds(response_id)], response_id
+        if request.method != "POST":
+            return [], None
+        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and _is_concerned(one)]
+        if not there or not _is_background(request):
+            return [], None
+        ours = [one for one in there if one.account.has_sent(request.headers)]
+        if len(ours) < len(there) and not self._has_warned:
+            self._has_warned = True
+            _log.warning("a client creates responses with another account than the session's, which cannot stop them")
+        return ours, None
+
+    def _begin(self, request: Any, listeners: list[Listener]) -> _Creation:
+        creation = _Creation(listeners)
+        encodings = {name.strip().lower() for name in request.headers.get("accept-encoding", "").split(",")}
+        if not encodings <= {"", "identity", "gzip"}:
+            request.headers["accept-encoding"] = "gzip"  # the id has to be read from the middle of the body
+        for listener in listeners:
+            listener.expect(creation)
+        return creation
+
+    def _join(self, creation: _Creation, sight: Sight) -> list[tuple[Listener, Work]]:
+        """Tell the id to those who want to know it, and return what is left to do."""
+        works: list[tuple[Listener, Work]] = []
+        response_id = sight.response_id
+        if response_id is not None and SEGMENT.fullmatch(response_id):
+            creation.response_id = response_id
+            sight.on_end = partial(_leave, creation.listeners, response_id)
+            works = [(one, work) for one in creation.listeners if (work := one.join(response_id)) is not None]
+        _end(creation)
+        return works
+
+
+def _is_concerned(listener: Listener) -> bool:
+    return listener.is_concerned() and listener.home.is_alive
+
+
+def _is_background(request: Any) -> bool:
+    try:
+        return bool(_BACKGROUND.search(request.content))
+    except Exception:  # noqa: BLE001 - of httpx, if the body can be read only once
+        return False
+
+
+def _observe(response: Any, sight: Sight) -> Any:
+    """Let a sight look at an answer, unless it is an error. Return its new stream, if it has one."""
+    if response.is_success:
+        with _without_failure():
+            return observed(response, sight)
+    return None
+
+
+def _end(creation: _Creation) -> None:
+    """Tell those who expect a response that no more will come."""
+    for listener in creation.listeners:
+        listener.note(creation)
+
+
+def _leave(listeners: Iterable[Listener], response_id: str) -> None:
+    for listener in listeners:
+        listener.leave(response_id)
+
+
+def _abandon(creation: _Creation) -> None:
+    """Give up a response whose id nobody knows."""
+    if creation.response_id is not None:
+        for listener in creation.listeners:
+            with _without_failure():
+                listener.abandon(creation.response_id)
+
+
+@contextmanager
+def _without_failure() -> Generator[None, None, None]:
+    """Log a failure that is not the client's, unless the ledger is required."""
+    try:
+        yield
+    except LedgerError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the client's call goes on
+        _log.warning("a response that a client has created may run on: %s", type(error).__name__)
+
+
+class _AsyncTap(_Tap):
+    """Replaces the `send` of an `httpx.AsyncClient`."""
+
+    def __init__(self, client: Any) -> None:
+        super().__init__(client)
+        self._cleanups: set[asyncio.Task[None]] = set()
+
+    async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Send a request, as `httpx.AsyncClient.send` does."""
+        listeners, response_id = self._concerned(request)
+        if not listeners:
+            return await self._real(request, stream=stream, **options)
+        if response_id is not None:
+            response = await self._real(request, stream=stream, **options)
+            _observe(response, Sight(response, partial(_leave, listeners, response_id)))
+            return response
+        creation = self._begin(request, listeners)
+        if not in_asyncio():
+            return await self._create(creation, request, stream=stream, options=options)
+        task = asyncio.create_task(self._create(creation, request, stream=stream, options=options))
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            self._clean_up(self._abandon(task, creation))
+            raise
+        try:
+            return task.result()
+        finally:
+            del task  # the traceback of its exception refers to this frame
+
+    async def _create(self, creation: _Creation, request: Any, *, stream: bool, options: Mapping[str, Any]) -> Any:
+        """Send the request, and read so much of the answer that the id is known."""
+        try:
+            response = await self._real(request, stream=True, **options)
+        except BaseException:
+            _end(creation)
+            raise
+        try:
+            sight = Sight(response)
+            body = _observe(response, sight)
+            if body is not None:
+                await body.read_ahead()
+            for listener, work in self._join(creation, sight):
+                with _without_failure():
+                    await listener.home.run_async(work)
+            if not stream:
+                await response.aread()
+        except BaseException:
+            _end(creation)
+            _abandon(creation)  # the body was cut off after the id, and nobody else has read that
+            await response.aclose()
+            raise
+        return response
+
+    async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
+        """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
+        await asyncio.wait((task,))
+        if not task.cancelled() and task.exception() is None:
+            await task.result().aclose()
+        _abandon(creation)
+
+    def _clean_up(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        cleanup = asyncio.create_task(coroutine)
+        self._cleanups.add(cleanup)
+        cleanup.add_done_callback(self._cleanups.discard)
+
+
+class _BlockingTap(_Tap):
+    """Replaces the `send` of an `httpx.Client`."""
+
+    def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        """Send a request, as `httpx.Client.send` does."""
+        listeners, response_id = self._concerned(request)
+        if not listeners:
+            return self._real(request, stream=stream, **options)
+        if response_id is not None:
+            response = self._real(request, stream=stream, **options)
+            _observe(response, Sight(response, partial(_leave, listeners, response_id)))
+            return response
+        creation = self._begin(request, listeners)
+        try:
+            response = self._real(request, stream=True, **options)
+        except BaseException:
+            _end(creation)
+            raise
+        try:
+            sight = Sight(response)
+            body = _observe(response, sight)
+            if body is not None:
+                body.read_ahead()
+            for listener, work in self._join(creation, sight):
+                with _without_failure():
+                    listener.home.run_blocking(work)
+            if not stream:
+                response.read()
+        except BaseException:  # also Ctrl-C
+            _end(creation)
+            _abandon(creation)
+            response.close()
+            raise
+        return response
