@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.ids import Source
@@ -15,7 +15,6 @@ from openai_cancel.cli.report import Report
 from openai_cancel.cli.signals import handling_signals
 from openai_cancel.errors import APIConnectionError, AuthenticationError
 from openai_cancel.outcome import Outcome
-from openai_cancel.session import AsyncSession
 
 GIVE_UP_AFTER = 10.0
 """Seconds without any answer after which a run ends, because the server cannot be reached."""
@@ -65,10 +64,22 @@ def stop_responses(
     return run.status
 
 
-def _open(opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report) -> "tuple[Run, Source]":
+def open_log(opened: ExitStack, files: FileOptions) -> Log | None:
+    """Open the log of a run, if it has one.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
     try:
-        log = opened.enter_context(Log(files.log)) if files.log else None
-        run = Run(report, log, resume=files.resume)
+        return opened.enter_context(Log(files.log)) if files.log else None
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+
+
+def _open(opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report) -> "tuple[Run, Source]":
+    log = open_log(opened, files)
+    run = Run(report, log, resume=files.resume)
+    try:
         source = Source(ids, files.file, complain=report.complain_of_line, skip=run.skips)
         opened.enter_context(source)
     except ValueError as error:
@@ -80,6 +91,22 @@ def _open(opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Rep
     return run, source
 
 
+class IdSource(Protocol):
+    """What a run reads its ids from: a `Source`, or the list of a server."""
+
+    yielded: int
+    skipped: int
+    total: int | None
+    ended: bool
+
+    def read(self) -> AsyncGenerator[str, None]:
+        """Yield the ids."""
+        ...
+
+    def end(self) -> None:
+        """Yield no more ids."""
+
+
 class Run:
     """One run over any number of ids.
 
@@ -89,7 +116,7 @@ class Run:
         resume: whether to skip the ids that the log shows as stopped.
     """
 
-    _source: Source
+    _source: IdSource
 
     def __init__(self, report: Report, log: Log | None = None, *, resume: bool = False) -> None:
         self._report = report
@@ -114,11 +141,11 @@ class Run:
 
     async def stop_all(
         self,
-        source: Source,
-        session: AsyncSession,
+        source: IdSource,
+        session: AbstractAsyncContextManager[object],
         stop_many: Callable[[AsyncIterable[str]], AsyncGenerator[Outcome, None]],
     ) -> None:
-        """Stop the responses with all ids of a source.
+        """Stop the responses with all ids of a source, while the session is open.
 
         After Ctrl-C or SIGTERM, the responses under way are finished; after another one, they are abandoned.
         """
