@@ -270,7 +270,7 @@ def _table() -> Table:
 
 
 def _add_row(table: Table, response: Response) -> None:
-    age = "" if response.age is None else _span(response.age)
+    age = "" if response.age is None else span(response.age)
     metadata = ", ".join(f"{name}={value}" for name, value in (response.metadata or {}).items())
     cells = (response.id, response.status, age, response.model, metadata)
     table.add_row(*(Text(printable(cell or "")) for cell in cells))
@@ -289,11 +289,11 @@ def _document(response: Response) -> dict[str, Any]:
 
 
 def _between(low: float, high: float) -> str:
-    first, last = _span(low), _span(high)
+    first, last = span(low), span(high)
     return first if first == last else f"{first} to {last}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """Return a duration in the largest unit of which it has at least two."""
     for size, unit in _UNITS:
         if seconds >= 2 * size:
