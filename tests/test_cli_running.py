@@ -13,6 +13,7 @@ from conftest import KEY, QuickClock
 from terminal import Terminal
 
 from openai_cancel import AsyncSession, Response
+from openai_cancel.cli import running
 from openai_cancel.cli.running import Findings, RunningSource, span
 from openai_cancel.converter import response_hook
 from openai_cancel.emulator import Emulator, Fault, Script
@@ -25,6 +26,11 @@ async def server(clock: QuickClock) -> AsyncIterator[Emulator]:
     script = Script(runs_for=math.inf)
     async with Emulator(script=script, clock=clock.monotonic, dialect="ogx") as emulator:
         yield emulator
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "SETTLING", 0.001)
 
 
 @pytest.fixture
@@ -143,6 +149,19 @@ class TestStop:
         assert {server.responses[name].cancels for name in old} == {1}
         assert states(server)[new] == "in_progress"
         assert "120" in err
+
+    @pytest.mark.parametrize(("times", "expected"), [(1, 0), (2, 0), (9, 1)])
+    async def test_what_runs_again_although_it_was_stopped_is_stopped_once_more(
+        self, run, add, server: Emulator, times: int, expected: int
+    ) -> None:
+        name = add(5)
+        items = [{"id": name, "status": "in_progress"}, {"id": "resp_new", "status": "queued"}]
+        again = Fault(on="list", status=200, body={"data": items, "has_more": False})
+        server.faults = [Fault(on="list"), *[again] * times]
+        status, out, err = await run("stop", "--running", "--all", "--yes")
+        assert status == expected
+        assert [json.loads(line)["id"] for line in out.splitlines()] == [name] * min(times + 1, 3)
+        assert err.count("1 run again although they were stopped") == min(times, 3)
 
     async def test_a_dry_run_asks_nothing_and_stops_nothing(self, run, add, server: Emulator) -> None:
         name = add(5)

@@ -97,7 +97,7 @@ async def stored(database: str) -> Counter[str]:
     """Return the number of responses with each status in the server's own store."""
     connection = await asyncpg.connect(database)
     try:
-        rows = await connection.fetch("SELECT response_object FROM ogx_responses")
+        rows = await connection.fetch("SELECT response_object FROM responses")
     finally:
         await connection.close()
     return Counter(json.loads(row["response_object"])["status"] for row in rows)

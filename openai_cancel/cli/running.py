@@ -26,6 +26,12 @@ from openai_cancel.session import AsyncSession
 SHOWN = 20
 """The number of responses that are shown before the question whether to stop them."""
 
+ROUNDS = 3
+"""The largest number of times that responses are stopped which go on running although they were stopped."""
+
+SETTLING = 1.0
+"""Seconds after which a server is asked whether what was stopped runs again."""
+
 VALUES = 5
 """The number of values of metadata that the question names, the most frequent ones."""
 
@@ -106,8 +112,11 @@ def stop_running(
                     return source.status(ExitStatus.OK)
                 if not _ask(source.found):
                     return source.status(ExitStatus.NOT_STOPPED)
-            # Its second argument is entered and left; the session stays open until the end.
-            runner.run(run.stop_all(source, nullcontext(), stop_many))
+            for _ in range(ROUNDS):
+                # Its second argument is entered and left; the session stays open until the end.
+                runner.run(run.stop_all(source, nullcontext(), stop_many))
+                if dry_run or source.ended or not runner.run(source.look_again()):
+                    break
         finally:
             runner.run(session.close())
     report.sum_up()
@@ -173,6 +182,7 @@ class RunningSource:
         yielded: the number of ids yielded so far.
         skipped: the number of ids skipped so far.
         ended: whether `end` was called.
+        again: the number of responses that ran at the last look, although they were stopped.
     """
 
     def __init__(self, select: Callable[[], AsyncGenerator[Response, None]], *, skip: Callable[[str], bool]) -> None:
@@ -183,7 +193,9 @@ class RunningSource:
         self.ended: bool = False
         self._select = select
         self._skip = skip
+        self.again: int = 0
         self._foreground = 0
+        self._given: set[str] = set()
         self._failure: OpenAICancelError | None = None
 
     def end(self) -> None:
@@ -194,6 +206,8 @@ class RunningSource:
         """Return the exit status, and report what could not be found or stopped."""
         if self._foreground:
             complain(f"{self._foreground:,} more do not run in the background: only their own callers can end them")
+        if self.again:
+            status = max(status, ExitStatus.NOT_STOPPED)
         if self._failure is None:
             return status
         complain(f"{self._failure} There may be more responses than those that were found.")
@@ -205,6 +219,30 @@ class RunningSource:
             async for response in responses:
                 self.found.note(response)
         self.total = len(self.found.ids)
+
+    async def look_again(self) -> bool:
+        """Find the responses that run again although the server said that they were stopped, to yield them once more.
+
+        A server that begins to work on a response just as it is cancelled may forget the cancellation.
+
+        Returns:
+            Whether there are any.
+        """
+        self.again = 0
+        if not self._given or self._failure is not None:
+            return False
+        await asyncio.sleep(SETTLING)
+        foreground = self._foreground
+        async with aclosing(self._background()) as responses:
+            running = [str(response.id) async for response in responses if not response.is_terminal]
+        names = [name for name in running if name in self._given]
+        self._foreground = foreground  # they were counted before
+        if names:
+            complain(f"{len(names):,} run again although they were stopped")
+        self.again = len(names)
+        self.found, self.total = Findings(names), self.yielded + self.skipped + len(names)
+        self._skip = lambda _: False
+        return bool(names)
 
     async def read(self) -> AsyncGenerator[str, None]:
         """Yield the ids."""
@@ -222,6 +260,8 @@ class RunningSource:
         if self.ended:
             return False
         skips = self._skip(name)
+        if not skips:
+            self._given.add(name)
         self.skipped += skips
         self.yielded += not skips
         return not skips
