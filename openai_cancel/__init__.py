@@ -16,6 +16,7 @@ from openai_cancel.errors import (
     InsecureTransportWarning,
     InternalServerError,
     InvalidResponseIdError,
+    LeaseTakenError,
     LedgerError,
     ListingError,
     NotFoundError,
@@ -32,8 +33,9 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Options, __version__
-from openai_cancel.sync import Session
+from openai_cancel.sync import BlockingWatch, Session
 from openai_cancel.wait import WaitTimeoutError
+from openai_cancel.wait_many import WaitResult
 from openai_cancel.watch import Watch
 from openai_cancel.wire import HasId, ResponseId
 
@@ -47,6 +49,7 @@ __all__ = [
     "AsyncSession",
     "AuthenticationError",
     "BadRequestError",
+    "BlockingWatch",
     "CallOptions",
     "Client",
     "Clock",
@@ -57,6 +60,7 @@ __all__ = [
     "InsecureTransportWarning",
     "InternalServerError",
     "InvalidResponseIdError",
+    "LeaseTakenError",
     "LedgerError",
     "ListingError",
     "NotFoundError",
@@ -74,6 +78,7 @@ __all__ = [
     "UnprocessableEntityError",
     "UnsupportedError",
     "Verdict",
+    "WaitResult",
     "WaitTimeoutError",
     "Watch",
     "__version__",

@@ -1,18 +1,22 @@
-"""`stop_many`: stop any number of responses in constant memory, as fast as the server allows."""
+"""Bulk runs: work on any number of responses in constant memory, as fast as the server allows; and `stop_many`."""
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable
 from contextlib import aclosing
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
+from openai_cancel.retry import MAX_POLL
 from openai_cancel.stop import stop
 from openai_cancel.wire import ResponseId
+
+_R = TypeVar("_R")
 
 
 def stop_many(
@@ -23,50 +27,62 @@ def stop_many(
     deadline: float,
     confirm: float | None = None,
     dry_run: bool = False,
+    poll: float = MAX_POLL,
     max_retries: int | None = None,
     give_up_after: float = math.inf,
 ) -> AsyncGenerator[Outcome, None]:
     """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
     pace = Pace(concurrency, caller.clock, give_up_after)
-    bulk = _Bulk(caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+    bulk = _StopMany(
+        caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, poll=poll, max_retries=max_retries
+    )
     return bulk.run(response_ids)
 
 
-class _Bulk:
-    """A `stop_many` that is under way."""
+class Bulk(ABC, Generic[_R]):
+    """A bulk run that is under way, which has a result for each id.
 
-    def __init__(
-        self,
-        caller: Caller,
-        pace: Pace,
-        *,
-        deadline: float,
-        confirm: float | None,
-        dry_run: bool,
-        max_retries: int | None,
-    ) -> None:
+    Args:
+        caller: makes the requests.
+        pace: the pace of the requests.
+
+    Attributes:
+        caller: makes the requests at the pace.
+        pace: the pace.
+    """
+
+    def __init__(self, caller: Caller, pace: Pace) -> None:
         pace.give_up = self._give_up
-        self._caller = caller.with_pace(pace)
-        self._pace = pace
-        self._deadline = deadline
-        self._confirm = confirm
-        self._dry_run = dry_run
-        self._max_retries = max_retries
-        self._results: asyncio.Queue[Outcome | None] = asyncio.Queue()
+        self.caller = caller.with_pace(pace)
+        self.pace = pace
+        self._results: asyncio.Queue[_R | None] = asyncio.Queue()
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
-        self._taken = 0  # the number of ids whose outcome was not consumed yet
+        self._taken = 0  # the number of ids whose result was not consumed yet
         self._room = asyncio.Event()
         self._failure: BaseException | None = None
         self._feeder: asyncio.Task[Any]
         self._reader: asyncio.Task[Any]
         self._left = False  # whether the consumer has stopped iterating
 
-    async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[Outcome, None]:
-        """Yield the outcomes. A failure is raised after the outcomes of everything that was started before."""
+    @property
+    def limit(self) -> int:
+        """The number of responses to work on at once."""
+        return self.pace.limit
+
+    @abstractmethod
+    async def work(self, response_id: str) -> _R:
+        """Work on a response. An error of it ends the run."""
+
+    @abstractmethod
+    def refuse(self, response_id: str, error: InvalidResponseIdError) -> _R:
+        """Return the result of an id that cannot be sent."""
+
+    async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[_R, None]:
+        """Yield the results. A failure is raised after the results of everything that was started before."""
         feeder = asyncio.create_task(self._feed(ids))
         try:
-            while outcome := await self._results.get():
-                yield outcome
+            while (result := await self._results.get()) is not None:
+                yield result
                 self._taken -= 1
                 self._room.set()
             failure, self._failure = self._failure, None  # its traceback would keep this object alive
@@ -100,7 +116,7 @@ class _Bulk:
                     if self._left or self._failure:
                         return  # the source has swallowed the cancellation
                     self._start(response_id, group)
-                    while self._taken >= self._pace.limit:
+                    while self._taken >= self.limit:
                         self._room.clear()
                         await self._room.wait()
         except BaseException as error:
@@ -114,24 +130,18 @@ class _Bulk:
         if isinstance(response_id, str):
             response_id = response_id.rstrip("\r\n")  # a line of a file ends in a line break
         try:
-            name = self._caller.identify(response_id)
+            name = self.caller.identify(response_id)
         except InvalidResponseIdError as error:
-            self._results.put_nowait(_refused(response_id, error))
+            shown = response_id if isinstance(response_id, str) else repr(response_id)
+            self._results.put_nowait(self.refuse(shown, error.with_traceback(None)))
             return
         self._asked[name] = self._asked.get(name, 0) + 1
         if self._asked[name] == 1:  # an id that is under way is not sent again
-            group.create_task(self._stop_one(name))
+            group.create_task(self._work_on(name))
 
-    async def _stop_one(self, name: str) -> None:
+    async def _work_on(self, name: str) -> None:
         try:
-            outcome = await stop(
-                self._caller,
-                name,
-                deadline=self._deadline,
-                confirm=self._confirm,
-                dry_run=self._dry_run,
-                max_retries=self._max_retries,
-            )
+            result = await self.work(name)
         except BaseException as error:
             if self._left:
                 raise
@@ -139,7 +149,53 @@ class _Bulk:
             self._reader.cancel()  # it may be waiting for the source
         else:
             for _ in range(self._asked.pop(name)):
-                self._results.put_nowait(outcome)
+                self._results.put_nowait(result)
+
+
+class _StopMany(Bulk[Outcome]):
+    """A `stop_many` that is under way."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        pace: Pace,
+        *,
+        deadline: float,
+        confirm: float | None,
+        dry_run: bool,
+        poll: float,
+        max_retries: int | None,
+    ) -> None:
+        super().__init__(caller, pace)
+        self._deadline = deadline
+        self._confirm = confirm
+        self._dry_run = dry_run
+        self._poll = poll
+        self._max_retries = max_retries
+
+    async def work(self, response_id: str) -> Outcome:
+        """Stop a response."""
+        return await stop(
+            self.caller,
+            response_id,
+            deadline=self._deadline,
+            confirm=self._confirm,
+            dry_run=self._dry_run,
+            poll=self._poll,
+            max_retries=self._max_retries,
+        )
+
+    def refuse(self, response_id: str, error: InvalidResponseIdError) -> Outcome:
+        """Return the outcome of an id that cannot be sent."""
+        return Outcome(
+            response_id=response_id,
+            verdict=Verdict.UNKNOWN,
+            response=None,
+            error=error,
+            attempts=0,
+            elapsed=0.0,
+            request_id=None,
+        )
 
 
 async def _each(ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[ResponseId, None]:
@@ -150,15 +206,3 @@ async def _each(ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncG
         for response_id in ids:
             yield response_id
             await asyncio.sleep(0)  # a slow source must not hold up the requests that are under way
-
-
-def _refused(response_id: object, error: InvalidResponseIdError) -> Outcome:
-    return Outcome(
-        response_id=response_id if isinstance(response_id, str) else repr(response_id),
-        verdict=Verdict.UNKNOWN,
-        response=None,
-        error=error.with_traceback(None),
-        attempts=0,
-        elapsed=0.0,
-        request_id=None,
-    )

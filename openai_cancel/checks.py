@@ -108,6 +108,15 @@ def check_seconds(name: str, value: float) -> float:
     return value
 
 
+def check_limit(name: str, value: float | None, *, least: float = 0.0) -> float | None:
+    """Refuse a limit in seconds that is not a finite number, or is shorter than `least`. None is no limit."""
+    if value is not None and check_seconds(name, value) == math.inf:
+        raise ConfigurationError(f"{name} must be finite; leave it out for no limit.")
+    if value is not None and value < least:
+        raise ConfigurationError(f"{name} must be at least {least:g} s, not {value:g}.")
+    return value
+
+
 def check_count(name: str, value: int, *, least: int = 0) -> int:
     """Refuse a count that is a float, a bool, or less than `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:

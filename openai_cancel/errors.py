@@ -22,6 +22,7 @@ OpenAICancelError
  ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time; see `openai_cancel.wait`
  ├─ AbandonedError              nobody waits for a block any more, for example because its client has disconnected
  └─ LedgerError                 the ledger's database failed or does not answer
+     └─ LeaseTakenError         another process has stopped a guarded response
 
 The names are those of the official SDK where it has one. The base class is not called `CancelError`, so that nothing
 here is mistaken for `asyncio.CancelledError`. All exceptions can be pickled, and none contains a key.
@@ -287,3 +288,10 @@ class AbandonedError(OpenAICancelError):
 
 class LedgerError(OpenAICancelError):
     """The ledger's database failed or does not answer. Check it: running responses may not be recorded."""
+
+
+class LeaseTakenError(LedgerError):
+    """Another process stops a guarded response, or has stopped it, for example because its `max_age` is over.
+
+    It is never raised. It is the `error` of the guard's outcome.
+    """

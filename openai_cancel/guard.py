@@ -13,6 +13,7 @@ from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.home import Arrivals, Home, Work, in_asyncio
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
 from openai_cancel.tracking import Tracker
@@ -47,6 +48,7 @@ class Guard:
         caller: Caller,
         *,
         grace: float,
+        poll: float = MAX_POLL,
         max_retries: int | None = None,
         tracker: Tracker | None = None,
         watcher: Watcher | None = None,
@@ -57,7 +59,7 @@ class Guard:
         self._run = run  # in the loop, for other threads
         self._tracker = tracker
         self._watcher = watcher
-        self._stops = Stops(caller, grace=grace, max_retries=max_retries, tracker=tracker)
+        self._stops = Stops(caller, grace=grace, poll=poll, max_retries=max_retries, tracker=tracker)
         self._open_guards = OpenGuards() if open_guards is None else open_guards
         self._clients: list[Any] = []
         self._entered = False
@@ -70,13 +72,14 @@ class Guard:
 
     @property
     def outcomes(self) -> dict[str, Outcome]:
-        """The outcomes of the responses by id, once they were stopped."""
-        return self._stops.outcomes
+        """The outcomes of the responses by id, once they were stopped, by this guard or by another process."""
+        return {**self._stops.taken, **self._stops.outcomes}
 
     @property
     def outcome(self) -> Outcome | None:
         """The outcome of the response, or of the first one of several; None if none was stopped."""
-        return next((self.outcomes[name] for name in self._stops.ids if name in self.outcomes), None)
+        outcomes = self.outcomes
+        return next((outcomes[name] for name in self._stops.ids if name in outcomes), None)
 
     @property
     def armed(self) -> bool:
@@ -204,13 +207,17 @@ class Stops:
     Attributes:
         ids: the time at which each id was added, in the order in which they were added.
         outcomes: the outcomes of the responses by id, once they were stopped.
+        taken: the last outcomes of responses that another process stops, and has not stopped yet, by id.
         closed: whether the session was closed while the block ran.
         arrivals: the creations that are under way.
     """
 
-    def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker | None) -> None:
+    def __init__(
+        self, caller: Caller, *, grace: float, poll: float, max_retries: int | None, tracker: Tracker | None
+    ) -> None:
         self._caller = caller
         self._grace = grace
+        self._poll = poll
         self._max_retries = max_retries
         self._tracker = tracker
         self._run: asyncio.Future[None] | None = None  # done when the stops that are under way have ended
@@ -219,8 +226,11 @@ class Stops:
         self._reported: set[str] = set()
         self.ids: dict[str, float] = {}
         self.outcomes: dict[str, Outcome] = {}
+        self.taken: dict[str, Outcome] = {}
         self.closed: bool = False
         self.arrivals: Arrivals = Arrivals(caller.clock)
+        if tracker:
+            tracker.listen(self._take)
 
     @property
     def under_way(self) -> bool:
@@ -233,7 +243,13 @@ class Stops:
         self._failures.clear()
         self._settled.clear()
         self._reported.clear()
+        self.taken.clear()
         self.outcomes = {name: outcome for name, outcome in self.outcomes.items() if outcome.stopped}
+
+    def _take(self, outcome: Outcome) -> None:
+        """Note that another process stops a response, or has stopped it, so that it is not stopped twice."""
+        if outcome.response_id not in self.outcomes:
+            (self.outcomes if outcome.stopped else self.taken)[outcome.response_id] = outcome
 
     def holds(self, response_id: str) -> bool:
         """Return whether a response is guarded."""
@@ -318,7 +334,7 @@ class Stops:
         try:
             young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
             self.outcomes[name] = await stop(
-                self._caller, name, deadline=left, max_retries=self._max_retries, young=young
+                self._caller, name, deadline=left, poll=self._poll, max_retries=self._max_retries, young=young
             )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())

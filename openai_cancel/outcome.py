@@ -150,8 +150,9 @@ def judge(
         reached: whether one of the cancels may have had an effect.
     """
     if error is None and response is not None:
-        not_found = response.status in NOT_FOUND_STATUSES
-        return Verdict.NOT_FOUND if not_found else _judge_state(response, refusal, reached=reached)
+        if response.status in NOT_FOUND_STATUSES:
+            return None if _proves_nothing(refusal) else Verdict.NOT_FOUND
+        return _judge_state(response, refusal, reached=reached)
     return None if error is None or refusal is None else _judge_failures(response, refusal, error)
 
 
@@ -175,11 +176,17 @@ def _judge_unknown_id(
     """Return the verdict where the last look did not find the response. The refusal of the cancel may know more."""
     if _refuses(refusal) and not isinstance(refusal, NotFoundError) and _NOT_BACKGROUND.search(refusal.message):
         return Verdict.NOT_BACKGROUND
-    if isinstance(refusal, InternalServerError | APIConnectionError | ResponseDecodeError):
-        return None  # the cancel has no usable answer, and the look may be answered from another store
+    if _proves_nothing(refusal):
+        return None
     if isinstance(refusal, UnsupportedError) and lacks_route(error):
         return Verdict.UNKNOWN if response is None else Verdict.STILL_RUNNING
     return Verdict.NOT_FOUND
+
+
+def _proves_nothing(refusal: OpenAICancelError | None) -> bool:
+    """Return whether the cancel has no usable answer. The look may then be answered from another store."""
+    unusable = InternalServerError | APIConnectionError | ResponseDecodeError
+    return refusal is not None and (isinstance(refusal, unusable) or is_transient(refusal))
 
 
 def _judge_state(response: Response, refusal: OpenAICancelError | None, *, reached: bool) -> Verdict | None:

@@ -18,6 +18,9 @@ GROWTH = 0.01
 LEAST_GROWTH = 0.1
 """The least growth of the rate, in requests a second per second."""
 
+SLOW_START = 2.0
+"""The factor by which a rate grows each second until the server refuses a request for the first time."""
+
 LEAST_RATE = 0.5
 """The lowest rate, in requests a second."""
 
@@ -38,6 +41,7 @@ class Pace:
         give_up_after: seconds in which every request must fail for want of an answer before `give_up` is called.
         give_up: is called with the error of the last request if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
+        max_rate: the highest rate.
     """
 
     concurrency: int
@@ -45,14 +49,18 @@ class Pace:
     give_up_after: float = math.inf
     give_up: Callable[[APIConnectionError], None] | None = None
     rate: float = math.inf
+    max_rate: float = math.inf
 
     _next: float = 0.0  # when the next request may be sent
     _resume: float = 0.0  # the end of the pause that the server asked for
     _cut: float = -math.inf  # when the rate was last cut
-    _grown: float = 0.0  # the time up to which the growth is included in the rate
+    _grown: float = attrs.field(init=False)  # the time up to which the growth is included in the rate
     _second: float = -math.inf  # when the second that is being counted began
     _silent_since: float = math.inf  # when the first request after the last answer had none
     _counts: tuple[int, int] = (0, 0)  # the requests that got through in the last second, and in this one
+
+    def __attrs_post_init__(self) -> None:
+        self._grown = self.clock.monotonic()
 
     @property
     def limit(self) -> int:
@@ -105,9 +113,16 @@ class Pace:
         if sent <= self._cut:  # it got through beside those that were refused, so the cut was too deep
             self.rate = max(self.rate, CUT * self._measured(now))
         elif self.rate != math.inf and now > self._grown:
-            growth = max(LEAST_GROWTH, GROWTH * (now - self._cut) * self.rate)
-            self.rate += growth * min(now - self._grown, 1.0)
+            self._grow(min(now - self._grown, 1.0), since_cut=now - self._cut)
             self._grown = now
+
+    def _grow(self, seconds: float, *, since_cut: float) -> None:
+        """Raise the rate: it doubles each second until the server refuses a request, and then grows slowly."""
+        if since_cut == math.inf:
+            rate = self.rate * SLOW_START**seconds
+        else:
+            rate = self.rate + max(LEAST_GROWTH, GROWTH * since_cut * self.rate) * seconds
+        self.rate = min(rate, self.max_rate)
 
     def _measured(self, now: float) -> float:
         """Return the number of requests that got through in the last second."""

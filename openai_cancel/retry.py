@@ -17,6 +17,18 @@ INITIAL_DELAY = 0.5
 MAX_DELAY = 8.0
 MAX_RETRY_AFTER = 60.0
 
+LEAST_POLL = 0.25
+"""The shortest time between two looks, in seconds."""
+
+MAX_POLL = 60.0
+"""The longest time between two looks, in seconds, unless the caller sets another one."""
+
+POLL_SHARE = 0.02
+"""The time between two looks, as a share of the age of the response."""
+
+LATE_SPREAD = 0.5
+"""Seconds by which the time between two looks varies, once it has reached `MAX_DELAY`."""
+
 
 @attrs.frozen
 class RetryPolicy:
@@ -59,21 +71,26 @@ class RetryPolicy:
         return delay if elapsed + delay < self.deadline else None
 
 
-def poll_delay(looks: int, *, asked: float | None, random: float) -> float:
+def poll_delay(looks: int, *, asked: float | None, random: float, age: float = 0.0, longest: float = MAX_POLL) -> float:
     """Return the seconds to wait before the next look at a response that is still running.
 
-    The wait is the one that the server asks for, from a quarter of a second to a minute, or exponential back-off, half
-    of which is random.
+    The wait is the one that the server asks for, from a quarter of a second on. Otherwise it is exponential back-off up
+    to 8 seconds, half of which is random, and then 2 % of the age. It is never longer than `longest`.
 
     Args:
         looks: the number of looks after the first one.
         asked: the `retry-after` of the last answer in seconds, or None.
         random: a number from 0 up to 1.
+        age: seconds since the first look.
+        longest: the longest wait in seconds.
     """
     if asked is not None:
-        return min(max(asked, INITIAL_DELAY / 2), MAX_RETRY_AFTER)  # 0 would be a busy loop
-    delay: float = min(MAX_DELAY, INITIAL_DELAY * 2 ** min(looks, 10))
-    return delay * (1 + random) / 2
+        return min(max(asked, LEAST_POLL), longest)  # 0 would be a busy loop
+    backoff: float = min(MAX_DELAY, INITIAL_DELAY * 2 ** min(looks, 10))
+    delay = min(max(backoff, POLL_SHARE * age), longest)
+    # Waits that began together drift apart while they are short. Later, chance would only add requests.
+    spread = delay / 2 if delay < MAX_DELAY else LATE_SPREAD
+    return delay - (1 - random) * spread
 
 
 def is_transient(error: OpenAICancelError) -> bool:

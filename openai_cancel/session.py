@@ -23,9 +23,11 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
+from openai_cancel.threads import run_in_thread
 from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
-from openai_cancel.wait import wait
+from openai_cancel.wait import OnUpdate, WaitLimits, check_poll, wait
+from openai_cancel.wait_many import WaitResult, wait_many
 from openai_cancel.watch import Watch
 from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
@@ -60,7 +62,7 @@ class AsyncSession:
         trace_configs: callbacks for requests and connections, see
             https://docs.aiohttp.org/en/stable/tracing_reference.html.
         ledger: the `openai_cancel.ledger.Ledger` in which `guard` and `wait` record responses. If it is not open, the
-            session opens and closes it.
+            session opens it, and the last session that uses it closes it.
         ledger_required: whether `guard` and `wait` raise a `LedgerError` if they cannot record a response. Otherwise
             the failure is logged, and they continue.
         account: the name of the account in the ledger; a sweep stops only responses of its own account. Defaults to a
@@ -268,6 +270,12 @@ class AsyncSession:
         """The name of the account in a ledger: the one that was passed in, or a fingerprint."""
         return self._caller.settings.fingerprint()
 
+    async def load_account(self) -> str:
+        """Return `account`. A fingerprint is computed in a thread, because that takes some 40 ms."""
+        if "account" not in self.__dict__:  # where a cached property keeps its value
+            await run_in_thread(getattr, self, "account", name="openai-cancel-account")
+        return self.account
+
     @property
     def caller(self) -> Caller:
         """What makes the calls, for code that is built on top of sessions."""
@@ -293,16 +301,18 @@ class AsyncSession:
         ledger = self._caller.settings.ledger
         if ledger is not None:
             try:
-                _ = self.account
-                if await ledger.attach(required=self._caller.settings.ledger_required):
-                    self._attached_ledger = ledger
+                await self.load_account()
+                await ledger.attach(required=self._caller.settings.ledger_required)
+                self._attached_ledger = ledger
             except BaseException:
                 await self.close()
                 raise
         return self
 
     async def close(self) -> None:
-        """Close the connections, and the ledger if the session has opened it. Closing twice does nothing.
+        """Close the connections. Closing twice does nothing.
+
+        A ledger that a session has opened is closed by the last session that uses it.
 
         If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
         and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
@@ -332,7 +342,8 @@ class AsyncSession:
             await transport.close()
         finally:
             if self._attached_ledger is not None:
-                await self._attached_ledger.close()
+                ledger, self._attached_ledger = self._attached_ledger, None
+                await ledger.detach()
         if cancellation is not None:
             raise cancellation
 
@@ -439,6 +450,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -455,6 +467,7 @@ class AsyncSession:
             confirm: seconds after which a cancelled response is checked again, or fewer if the deadline is near. If it
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
+            poll: the longest time between two looks, in seconds, at least 0.25.
             timeout: as for `cancel`.
             max_retries: how many failed requests in a row are followed by another one; None for as many as the
                 deadline allows.
@@ -478,13 +491,22 @@ class AsyncSession:
         if max_retries is not None:
             check_count("max_retries", max_retries)
         caller = self._caller.with_options(timeout=timeout, headers=headers, query=query)
-        name = caller.identify(response_id)
-        return await stop(caller, name, deadline=deadline, confirm=confirm, dry_run=dry_run, max_retries=max_retries)
+        return await stop(
+            caller,
+            caller.identify(response_id),
+            deadline=deadline,
+            confirm=confirm,
+            dry_run=dry_run,
+            poll=check_poll(poll),
+            max_retries=max_retries,
+        )
 
     def guard(
         self,
         *guarded: ResponseId | Client,
         grace: float = 10.0,
+        poll: float = 60.0,
+        max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -514,6 +536,11 @@ class AsyncSession:
                 the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
                 more inside the block.
             grace: seconds that stopping them may take.
+            poll: as for `stop`.
+            max_age: seconds since a response was first recorded in the session's ledger after which a sweep stops it,
+                although its process lives. It survives restarts of the process, and the earliest limit of several
+                guards counts. The `outcome` of the guard then says so, and its block goes on. None for no limit but
+                that of the ledger.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
                 its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
@@ -526,7 +553,8 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work, or a client is none, or is one of another server or account.
+            ConfigurationError: an option cannot work, such as `max_age` without a ledger; or a client is none, or is
+                one of another server or account.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -537,8 +565,9 @@ class AsyncSession:
         guard = Guard(
             self._caller.with_options(headers=headers, query=query),
             grace=check_seconds("grace", grace),
+            poll=check_poll(poll),
             max_retries=max_retries,
-            tracker=self._tracker(),
+            tracker=self._tracker(max_age),
             watcher=None if abandoned is None else Watcher(abandoned),
             open_guards=self._open_guards,
             run=self._run,
@@ -612,21 +641,34 @@ class AsyncSession:
             raise
         return watch
 
-    def _tracker(self) -> Tracker | None:
+    def _tracker(self, max_age: float | None = None) -> Tracker | None:
         settings = self._caller.settings
-        if settings.ledger is None:
-            return None
-        return settings.ledger.tracker(
-            account=self.account, base_url=settings.base_url, required=settings.ledger_required
-        )
+        if settings.ledger is not None:
+            return settings.ledger.tracker(
+                account=self.account,
+                base_url=settings.base_url,
+                required=settings.ledger_required,
+                max_age=None if max_age is None else check_seconds("max_age", max_age),
+            )
+        if max_age is not None:
+            raise ConfigurationError(
+                "max_age needs a ledger, whose sweeps stop the response: pass ledger= to the session. To end a block "
+                "or a wait of this process, use asyncio.timeout or the timeout of wait."
+            )
+        return None
 
     async def wait(
         self,
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        max_age: float | None = None,
         abandoned: Abandoned | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -637,11 +679,23 @@ class AsyncSession:
         Errors that may pass do not end the wait. If it ends before the response does, because of a time-out, a
         cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
+        It looks often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
+        has passed.
+
         Args:
             response_id: the id, or an object that has it as `.id`.
             timeout: seconds to wait; None to wait as long as the response takes.
+            queued_timeout: seconds after which the wait ends, as for a time-out, if the response is still `queued`;
+                None for no such limit. A response with a completion window may rightly be queued for hours.
+            stalled_timeout: seconds without any change of its status, its output or its times of updates after which
+                the wait ends, as for a time-out; None for no such limit.
+            poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
+                longer one, up to this.
+            on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
+                one. Its exceptions are logged and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
+            max_age: as for `guard`. The wait returns the response when a sweep has stopped it.
             abandoned: as for `guard`. It ends the wait.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
@@ -664,16 +718,108 @@ class AsyncSession:
         See https://platform.openai.com/docs/guides/background.
         """
         headers, query = hidden(headers), hidden(query)
-        if on_abandon not in {"stop", "leave"}:
-            raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
-        seconds = math.inf if timeout is None else check_seconds("timeout", timeout)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
+        if on_abandon == "leave" and max_age is not None:
+            raise ConfigurationError("max_age cannot be combined with on_abandon='leave', which records nothing.")
         guard = self.guard(
-            response_id, grace=grace, abandoned=abandoned, max_retries=max_retries, headers=headers, query=query
+            response_id,
+            grace=grace,
+            poll=poll,
+            max_age=max_age,
+            abandoned=abandoned,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
         )
         if on_abandon == "leave":
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
-        return await wait(caller, guard, caller.identify(response_id), timeout=seconds)
+        return await wait(caller, guard, caller.identify(response_id), limits=limits, on_update=on_update)
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[WaitResult, None]:
+        """Wait for any number of responses, and yield how each wait has ended, in the order in which they end.
+
+        ```python
+        async for result in session.wait_many(ids):
+            print(result.response_id, result.response and result.response.status, result.error)
+        ```
+
+        The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
+        requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
+        already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
+        that are being waited for are then stopped, unless `on_abandon` is `leave`.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            concurrency: the largest number of responses that are waited for at once.
+            max_rate: the largest number of requests a second.
+            timeout: as for `wait`, for each response, from the time at which it is first asked for.
+            queued_timeout: as for `wait`.
+            stalled_timeout: as for `wait`.
+            poll: as for `wait`. With many responses, the rate of requests may allow only longer intervals.
+            on_update: as for `wait`.
+            on_abandon: as for `wait`.
+            grace: as for `wait`.
+            give_up_after: as for `stop_many`.
+            max_retries: as for `cancel`.
+            headers: as for `cancel`.
+            query: as for `cancel`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
+
+        An exception of the iterable is raised after the results of the ids before it.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_ids("wait_many", response_ids)
+        limits = WaitLimits.checked(
+            timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
+        )
+        _check_wait(on_update, on_abandon)
+        check_seconds("grace", grace)
+        if max_retries is not None:
+            check_count("max_retries", max_retries)
+
+        def guard(response_id: str) -> Guard:
+            guard = self.guard(
+                response_id, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+            )
+            if on_abandon == "leave":
+                guard.disarm()
+            return guard
+
+        return wait_many(
+            self._caller.with_options(max_retries=max_retries, headers=headers, query=query),
+            response_ids,
+            concurrency=check_count("concurrency", concurrency, least=1),
+            max_rate=check_seconds("max_rate", max_rate),
+            limits=limits,
+            guard=guard,
+            on_update=on_update,
+            give_up_after=check_seconds("give_up_after", give_up_after),
+        )
 
     def stop_many(
         self,
@@ -683,6 +829,7 @@ class AsyncSession:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -708,6 +855,7 @@ class AsyncSession:
             deadline: seconds that each response may take.
             confirm: as for `stop`.
             dry_run: as for `stop`.
+            poll: as for `stop`.
             give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
                 last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
@@ -723,10 +871,7 @@ class AsyncSession:
         An exception of the iterable is raised after the outcomes of the ids before it.
         """
         headers, query = hidden(headers), hidden(query)
-        if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
-            raise ConfigurationError(
-                f"stop_many takes an iterable of ids, such as a list, not {type(response_ids).__name__}."
-            )
+        _check_ids("stop_many", response_ids)
         if confirm is not None:
             check_seconds("confirm", confirm)
         if max_retries is not None:
@@ -738,6 +883,7 @@ class AsyncSession:
             deadline=check_seconds("deadline", deadline),
             confirm=confirm,
             dry_run=dry_run,
+            poll=check_poll(poll),
             max_retries=max_retries,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )
@@ -801,3 +947,15 @@ class AsyncSession:
             timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
         )
         return running(caller, filters, None if limit is None else check_count("limit", limit, least=1))
+
+
+def _check_ids(call: str, response_ids: object) -> None:
+    if isinstance(response_ids, str | bytes) or not isinstance(response_ids, Iterable | AsyncIterable):
+        raise ConfigurationError(f"{call} takes an iterable of ids, such as a list, not {type(response_ids).__name__}.")
+
+
+def _check_wait(on_update: object, on_abandon: object) -> None:
+    if on_abandon not in {"stop", "leave"}:
+        raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+    if on_update is not None and not callable(on_update):
+        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")

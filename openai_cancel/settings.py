@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal, Self, TypeAlias, TypedDict, Unpack, cast
 from urllib.parse import parse_qsl
 
@@ -273,7 +273,7 @@ class Settings:
         return environment_proxy(self.base_url)
 
     def fingerprint(self) -> str:
-        """Return a string that identifies the account and does not reveal its key.
+        """Return a string that identifies the account and does not reveal its key. Computing it takes some 40 ms.
 
         If a function returns the key, only the organization and the project identify the account.
         """
@@ -282,9 +282,7 @@ class Settings:
         key = "" if callable(self.api_key) else self.api_key or ""
         names = ("authorization", "api-key", "openai-organization", "openai-project")
         parts = [key, *(self.headers.get(name, "") for name in names)]
-        # Slow on purpose (https://www.rfc-editor.org/rfc/rfc7914): a short key could be guessed from a fast hash.
-        text = "\n".join(parts).encode()
-        return hashlib.scrypt(text, salt=b"openai-cancel account", n=2**14, r=8, p=1, dklen=16).hex()
+        return _slow_hash(Secret("\n".join(parts)))
 
     def calling_keys_in(self, helper: HelperThread) -> Self:
         """Return settings whose key function is called in another thread, unless it is a coroutine function."""
@@ -306,6 +304,12 @@ class Settings:
             key = await contain(key)
         key = hidden(key)
         return check_key(key, "the key that the api_key function returned")
+
+
+@lru_cache(maxsize=256)  # sessions of one key compute it once
+def _slow_hash(text: Secret) -> str:
+    # Slow on purpose (https://www.rfc-editor.org/rfc/rfc7914): a short key could be guessed from a fast hash.
+    return hashlib.scrypt(text.encode(), salt=b"openai-cancel account", n=2**14, r=8, p=1, dklen=16).hex()
 
 
 async def _call_in(helper: HelperThread, function: Callable[[], str | Awaitable[str]]) -> str:

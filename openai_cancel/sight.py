@@ -31,6 +31,7 @@ class Sight:
         decode = decoder(headers.get("content-encoding", ""))
         self._is_blind = decode is None
         self._decode: Callable[[bytes], bytes] = decode or bytes
+        self._feed = self._reader.feed
         self.on_end: Callable[[], None] | None = on_end
 
     @property
@@ -46,33 +47,38 @@ class Sight:
 
     def see(self, chunk: bytes) -> None:
         """Look at the next bytes, as they were sent."""
-        self._look(self._feed, chunk)
-
-    def _feed(self, chunk: bytes) -> None:
-        self._reader.feed(self._decode(chunk))
+        if not self._is_blind:
+            try:
+                self._feed(self._decode(chunk))
+            except Exception as error:  # noqa: BLE001 - the answer belongs to somebody else, who reads it, too
+                self._give_up(error)
+            if self._reader.has_ended:
+                self._tell()
 
     def see_whole(self, body: bytes) -> None:
         """Look at a whole body that is decoded already."""
-        self._look(self._reader.feed, body)
+        self._decode = bytes
+        self.see(body)
         self.finish()
 
     def finish(self) -> None:
         """Look at what is left at the end."""
-        self._look(self._reader.finish)
+        if not self._is_blind:
+            try:
+                self._reader.finish()
+            except Exception as error:  # noqa: BLE001 - as above
+                self._give_up(error)
+            if self._reader.has_ended:
+                self._tell()
 
-    def _look(self, step: Callable[..., None], *data: bytes) -> None:
-        if self._is_blind:
-            return
-        try:
-            step(*data)
-        except Exception as error:  # noqa: BLE001 - the answer belongs to somebody else, who reads it, too
-            self._is_blind = True
-            _log.warning("an answer of the API could not be read: %s", type(error).__name__)
-            return
-        if self._reader.has_ended:
-            self._is_blind = True  # there is nothing more to see
-            if self.on_end is not None:
-                self.on_end()
+    def _tell(self) -> None:
+        self._is_blind = True  # there is nothing more to see
+        if self.on_end is not None:
+            self.on_end()
+
+    def _give_up(self, error: Exception) -> None:
+        self._is_blind = True
+        _log.warning("an answer of the API could not be read: %s", type(error).__name__)
 
 
 class _Ahead:
@@ -128,8 +134,9 @@ class _AsyncStream(_Ahead):
             for chunk in self._replayed():
                 yield chunk
             if not self._is_over:
+                see = self._sight.see
                 async for chunk in iterator:
-                    self._sight.see(chunk)
+                    see(chunk)
                     yield chunk
                 self._sight.finish()
         finally:

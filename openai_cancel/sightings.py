@@ -22,7 +22,7 @@ _FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*("[^"\\\x00-\x1f\x80-\xff]+")')
 
 # See https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
-_LAST_EVENT = re.compile(rb"response\.(?:completed|failed|incomplete|cancell?ed)")
+_STATE = b'"response"'  # the events that tell the state have an object of this name; text cannot contain it
 _LAST_EVENTS = frozenset(f"response.{status}" for status in TERMINAL)
 
 _LONGEST_END = 4  # bytes
@@ -91,7 +91,8 @@ class EventReader:
         """Read the events that the next bytes complete."""
         rest = self._rest
         if not rest and data.endswith(b"\n\n"):  # most chunks are whole events
-            self._read_events(data)
+            if self.response_id is None or _STATE in data:
+                self._read_events(data)
             return
         begin = max(0, len(rest) - _LONGEST_END)
         rest += data
@@ -108,8 +109,6 @@ class EventReader:
         self._read_events(rest)
 
     def _read_events(self, data: bytes) -> None:
-        if self.response_id is not None and not _LAST_EVENT.search(data):
-            return
         for event in _EVENT_END.split(data):
             fields = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
             if fields and (document := _parse(b"\n".join(fields))) is not None:

@@ -19,13 +19,16 @@ from openai_cancel.errors import (
 )
 from openai_cancel.models import Response
 from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
-from openai_cancel.retry import is_transient, poll_delay
+from openai_cancel.retry import MAX_POLL, is_transient, poll_delay
 
 CANCEL_SHARE = 0.75
 """The share of the remaining time that a cancel may take. The rest is for a look, in case no answer comes."""
 
 CANCEL_EVERY = 4
 """One look in this many cancels again: some servers forget a cancel, and none objects to another one."""
+
+LAST_LOOK = 2.0
+"""Seconds for one more look if the deadline has passed unnoticed, because the process was frozen."""
 
 LEAST_TIME = 0.5
 """Seconds that must remain for another request."""
@@ -46,6 +49,7 @@ async def stop(
     deadline: float,
     confirm: float | None = None,
     dry_run: bool = False,
+    poll: float = MAX_POLL,
     max_retries: int | None = None,
     young: bool = False,
 ) -> Outcome:
@@ -57,6 +61,7 @@ async def stop(
         deadline: seconds that everything may take together.
         confirm: seconds after which a cancelled response is checked again.
         dry_run: only look, and cancel nothing.
+        poll: the longest time between two looks, in seconds.
         max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
         young: whether the response was created a moment ago, so that a server may not know it yet.
     """
@@ -66,6 +71,7 @@ async def stop(
         deadline=deadline,
         confirm=confirm,
         dry_run=dry_run,
+        poll=poll,
         max_retries=math.inf if max_retries is None else max_retries,
         young=young,
     )
@@ -84,6 +90,7 @@ class _Stop:
     deadline: float
     confirm: float | None
     dry_run: bool
+    poll: float
     max_retries: float
     young: bool
 
@@ -95,6 +102,7 @@ class _Stop:
     """Whether a cancel may have had an effect: one was accepted, or had no answer."""
     _rounds_without_it: int = 0
     """How many rounds in a row the server has not found the response."""
+    _looked_late: bool = False
 
     async def run(self) -> Outcome:
         """Stop the response, if that is possible before the deadline."""
@@ -139,11 +147,15 @@ class _Stop:
             failures = failures + 1 if refusal or error else 0
             left = self._left()
             if left < LEAST_TIME or failures > self.max_retries:
-                verdict = Verdict.UNKNOWN if self._response is None else Verdict.STILL_RUNNING
+                found = self._response is not None and self._response.status not in NOT_FOUND_STATUSES
+                verdict = Verdict.STILL_RUNNING if found else Verdict.UNKNOWN
                 return verdict, explain(verdict, refusal, error)
             asked: float | None = getattr(error or refusal or self._response, "retry_after", None)
             # The looks come closer together towards the deadline, so that the last one is close to it.
-            await clock.sleep(min(poll_delay(rounds, asked=asked, random=clock.random()), left / 2))
+            delay = poll_delay(
+                rounds, asked=asked, random=clock.random(), age=clock.monotonic() - self._began, longest=self.poll
+            )
+            await clock.sleep(min(delay, left / 2))
             rounds += 1
 
     async def _cancel_and_look(
@@ -212,7 +224,9 @@ class _Stop:
     async def _retrieve(self, *, max_retries: int | None = None) -> OpenAICancelError | None:
         """Look in the remaining time, and return the error, if there is one."""
         left = self._left()
-        if left <= 0:
+        if left <= 0 and not self._looked_late:
+            self._looked_late, left = True, LAST_LOOK
+        elif left <= 0:
             return self._too_late()
         try:
             self._response = await self.caller.retrieve(self.response_id, deadline=left, max_retries=max_retries)

@@ -5,14 +5,14 @@ import warnings
 from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import aiohttp
 
 from openai_cancel.checks import check_count, hidden
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
-from openai_cancel.errors import SessionStateError, detached
+from openai_cancel.errors import ConfigurationError, SessionStateError, detached
 from openai_cancel.guard import Guard
 from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
@@ -22,9 +22,14 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
+from openai_cancel.wait import OnUpdate
+from openai_cancel.wait_many import WaitResult
 from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
 from openai_cancel.worker import LoopThread
+
+if TYPE_CHECKING:
+    from openai_cancel.ledger import BlockingLedger
 
 
 class Session:
@@ -193,6 +198,21 @@ class Session:
         session.serve_threads(self._loop_thread.run)
         return self
 
+    @property
+    def ledger(self) -> "BlockingLedger":
+        """The ledger that was passed in, for code that blocks: `session.ledger.track("resp_123", ttl=900)`.
+
+        Raises:
+            ConfigurationError: the session has no `openai_cancel.ledger.Ledger`.
+        """
+        ledger = self._session.caller.settings.ledger
+        if ledger is not None:
+            from openai_cancel.ledger import BlockingLedger, Ledger  # SQLAlchemy takes long to import, and is an extra
+
+            if isinstance(ledger, Ledger):
+                return BlockingLedger(ledger, self._session, self._loop_thread, self)
+        raise ConfigurationError('The session has no ledger: create it with `ledger=Ledger("sqlite:///ledger.db")`.')
+
     def __repr__(self) -> str:
         """Return the base URL and the state."""
         return repr(getattr(self, "_session", None)).replace(_ThreadSession.__name__, type(self).__name__, 1)
@@ -283,6 +303,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -296,6 +317,7 @@ class Session:
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             timeout=timeout,
             max_retries=max_retries,
             headers=headers,
@@ -306,6 +328,8 @@ class Session:
         self,
         *guarded: ResponseId | Client,
         grace: float = 10.0,
+        poll: float = 60.0,
+        max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -325,7 +349,15 @@ class Session:
         If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown.
         """
         headers, query = hidden(headers), hidden(query)
-        guard = self._session.guard(*guarded, grace=grace, max_retries=max_retries, headers=headers, query=query)
+        guard = self._session.guard(
+            *guarded,
+            grace=grace,
+            poll=poll,
+            max_age=max_age,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
         return BlockingGuard(guard, self._loop_thread, self)
 
     def watch(
@@ -357,24 +389,80 @@ class Session:
         response_id: ResponseId,
         *,
         timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        max_age: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Response:
-        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out."""
+        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out.
+
+        `on_update` is called in the session's thread.
+        """
         headers, query = hidden(headers), hidden(query)
         return self._loop_thread.run(
             self._session.wait,
             response_id,
             timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
             on_abandon=on_abandon,
             grace=grace,
+            max_age=max_age,
             max_retries=max_retries,
             headers=headers,
             query=query,
         )
+
+    def wait_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        concurrency: int = 1000,
+        max_rate: float = math.inf,
+        timeout: float | None = None,
+        queued_timeout: float | None = None,
+        stalled_timeout: float | None = None,
+        poll: float = 60.0,
+        on_update: OnUpdate | None = None,
+        on_abandon: Literal["stop", "leave"] = "stop",
+        grace: float = 10.0,
+        give_up_after: float = math.inf,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[WaitResult, None, None]:
+        """Wait for any number of responses, and yield how each wait has ended. See `AsyncSession.wait_many`.
+
+        An iterable is read as by `stop_many`, and `on_update` is called as by `wait`. Leaving the loop early stops the
+        responses that are being waited for, unless `on_abandon` is `leave`.
+        """
+        headers, query = hidden(headers), hidden(query)
+        feed = _feed(response_ids, concurrency)
+        results = self._session.wait_many(
+            response_ids if feed is None else feed,
+            concurrency=concurrency,
+            max_rate=max_rate,
+            timeout=timeout,
+            queued_timeout=queued_timeout,
+            stalled_timeout=stalled_timeout,
+            poll=poll,
+            on_update=on_update,
+            on_abandon=on_abandon,
+            grace=grace,
+            give_up_after=give_up_after,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return BlockingIteration(results, feed, self._loop_thread).run()
 
     def stop_many(
         self,
@@ -384,6 +472,7 @@ class Session:
         deadline: float = 60.0,
         confirm: float | None = None,
         dry_run: bool = False,
+        poll: float = 60.0,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -401,15 +490,14 @@ class Session:
         read in the session's thread. Leaving the loop early ends the requests that are under way.
         """
         headers, query = hidden(headers), hidden(query)
-        feed: Feed[ResponseId] | None = None
-        if isinstance(response_ids, Iterable) and not isinstance(response_ids, str | bytes | AsyncIterable):
-            feed = Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
+        feed = _feed(response_ids, concurrency)
         outcomes = self._session.stop_many(
             response_ids if feed is None else feed,
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
             dry_run=dry_run,
+            poll=poll,
             give_up_after=give_up_after,
             timeout=timeout,
             max_retries=max_retries,
@@ -455,6 +543,13 @@ class Session:
             query=query,
         )
         return BlockingIteration(responses, None, self._loop_thread).run()
+
+
+def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concurrency: int) -> Feed[ResponseId] | None:
+    """Return the feed of an iterable, which is read in the caller's thread; None for an async iterable."""
+    if isinstance(response_ids, str | bytes | AsyncIterable) or not isinstance(response_ids, Iterable):
+        return None
+    return Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
 
 
 class _ThreadSession(AsyncSession):

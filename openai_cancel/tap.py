@@ -69,29 +69,29 @@ class Listener(Protocol):
 
 
 _lock = Lock()
-_taps: "WeakKeyDictionary[Any, _AsyncTap | _BlockingTap]" = WeakKeyDictionary()
+_taps: "WeakKeyDictionary[Any, list[_AsyncTap | _BlockingTap]]" = WeakKeyDictionary()
 
 
 def tap(client: Any, listener: Listener) -> None:
     """Show to a listener what an httpx client creates."""
     with _lock:
-        found = _taps.get(client)
-        if found is None or not found.is_installed:
-            found = _taps[client] = (_AsyncTap if is_async(client) else _BlockingTap)(client)
-            client.send = found.send
-        found.listeners = [*found.listeners, listener]
+        taps = _taps.setdefault(client, [])
+        if not taps or not taps[-1].is_installed:
+            taps.append((_AsyncTap if is_async(client) else _BlockingTap)(client))
+            client.send = taps[-1].send
+        taps[-1].listeners = [*taps[-1].listeners, listener]
 
 
 def untap(client: Any, listener: Listener) -> None:
     """Show nothing more to a listener. The last one leaves the client as it was."""
     with _lock:
-        found = _taps.get(client)
-        if found is None:
-            return
-        found.listeners = [other for other in found.listeners if other is not listener]
-        if not found.listeners:
+        for found in [*_taps[client]]:
+            found.listeners = [other for other in found.listeners if other is not listener]
+            if not found.listeners:
+                _taps[client].remove(found)
+                found.remove()
+        if not _taps[client]:
             del _taps[client]
-            found.remove()
 
 
 @attrs.define(eq=False)

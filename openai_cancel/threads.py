@@ -28,10 +28,16 @@ class _Work(Generic[_T]):
         self._call = partial(copy_context().run, function, *arguments)
         # An error is a part of the result, because a future cannot raise a StopIteration.
         self._future: Future[tuple[_T | None, BaseException | None]] = Future()
+        self._is_certain = False
+
+    def make_certain(self) -> "Future[tuple[_T | None, BaseException | None]]":
+        """Have the function called also if nobody waits any more, and return the future of its result."""
+        self._is_certain = self._future.set_running_or_notify_cancel()
+        return self._future
 
     def run(self) -> None:
         """Call the function, unless nobody waits any more."""
-        if not self._future.set_running_or_notify_cancel():
+        if not (self._is_certain or self._future.set_running_or_notify_cancel()):
             return
         try:
             self._future.set_result((self._call(), None))
@@ -187,6 +193,25 @@ class HelperThread:
     async def call(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
         """Call a blocking function in the thread, and return its result."""
         work = _Work(function, *arguments)
+        self._put(work)
+        return await work.result()
+
+    def finish(self, function: Callable[[], object]) -> Future[Any]:
+        """Have a function called after those that were called before, whoever waits for it, and the thread end.
+
+        Args:
+            function: the function.
+
+        Returns:
+            A future that is done afterwards, whatever the function raises. Cancelling it has no effect.
+        """
+        work = _Work(function)
+        future = work.make_certain()
+        self._put(work)
+        self.close()
+        return future
+
+    def _put(self, work: _Work[Any]) -> None:
         try:
             if not self._started:
                 self.thread.start()
@@ -194,7 +219,6 @@ class HelperThread:
             self._works.put(work)
         except RuntimeError:  # no thread can be started, see `run_in_thread`
             work.run()
-        return await work.result()
 
     def close(self) -> None:
         """Tell the thread to end after the function that it calls, and do not wait for it."""

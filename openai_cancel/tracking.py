@@ -1,6 +1,6 @@
 """The protocols that a ledger fulfils for sessions and guards."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol, runtime_checkable
 
 from openai_cancel.outcome import Outcome
@@ -12,6 +12,12 @@ class Tracker(Protocol):
     A response that is recorded here is stopped by a sweep if this process can no longer do it. Methods whose name ends
     in `_soon` do not wait for the database, and can be called from any thread.
     """
+
+    def listen(self, taken: Callable[[Outcome], None]) -> None:
+        """Set the function that is called if another process stops a response, or has stopped it.
+
+        If it is still running, or could not be stopped, the outcome is not `stopped`, and may be followed by another.
+        """
 
     async def begin(self, response_ids: Collection[str]) -> None:
         """Record responses and hold their leases.
@@ -44,14 +50,11 @@ class Tracker(Protocol):
 class SessionLedger(Protocol):
     """A ledger as a session uses it. `openai_cancel.ledger.Ledger` is one."""
 
-    async def attach(self, *, required: bool) -> bool:
-        """Make sure that the ledger is open in the running event loop.
+    async def attach(self, *, required: bool) -> None:
+        """Use the ledger until `detach`, in the running event loop. If it is not open, this opens it.
 
         Args:
             required: whether to connect to the database now, and fail if that is not possible.
-
-        Returns:
-            Whether this call has opened it; if so, the session closes it.
 
         Raises:
             LedgerError: the database cannot be used.
@@ -59,11 +62,17 @@ class SessionLedger(Protocol):
         """
         ...
 
-    async def close(self) -> None:
-        """Write what is still to be written, and close the ledger."""
+    async def detach(self) -> None:
+        """End the use of the ledger. If `attach` has opened it, and nobody else uses it, this closes it."""
 
-    def tracker(self, *, account: str, base_url: str, required: bool) -> Tracker:
-        """Return what records the responses of one account on one server.
+    def tracker(self, *, account: str, base_url: str, required: bool, max_age: float | None) -> Tracker:
+        """Return what records the responses of a guard, which are of one account on one server.
+
+        Args:
+            account: the name of the account.
+            base_url: the address of the server.
+            required: whether a failure to record raises an error.
+            max_age: seconds since a response was first recorded after which a sweep stops it in any case, or None.
 
         Raises:
             SessionStateError: the ledger is not open.

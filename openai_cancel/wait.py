@@ -1,17 +1,40 @@
 """`wait`: poll a response until it ends."""
 
 import asyncio
+import inspect
 import logging
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Literal, TypeAlias
+
+import attrs
 
 from openai_cancel.caller import Caller
-from openai_cancel.errors import APIConnectionError, APIError, OpenAICancelError, ResponseDecodeError
+from openai_cancel.cancellation import contain
+from openai_cancel.checks import check_limit, check_seconds
+from openai_cancel.errors import (
+    APIConnectionError,
+    APIError,
+    ConfigurationError,
+    OpenAICancelError,
+    ResponseDecodeError,
+)
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
+from openai_cancel.models.response import progress_of
 from openai_cancel.outcome import Outcome
-from openai_cancel.retry import is_transient, poll_delay
+from openai_cancel.retry import LEAST_POLL, MAX_POLL, is_transient, poll_delay
 
 PATIENCE = 3
 """How many looks in a row the server must refuse before `wait` gives up: one 403 or 404 may pass."""
+
+LAST_LOOK = 2.0
+"""Seconds for one more look after a limit. The process may have been frozen, and the response has ended meanwhile."""
+
+OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
+"""A function, sync or async, that is called with each response that was retrieved."""
+
+Limit: TypeAlias = Literal["timeout", "queued_timeout", "stalled_timeout"]
 
 _log = logging.getLogger("openai_cancel")
 
@@ -22,15 +45,81 @@ class WaitTimeoutError(OpenAICancelError, TimeoutError):
     Attributes:
         response: the response as it was last seen, or None.
         outcome: the outcome of stopping it, or None if it was left running.
+        limit: the name of the limit: `timeout`, `queued_timeout` or `stalled_timeout`.
     """
 
-    def __init__(self, message: str, *, response: Response | None = None, outcome: Outcome | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        response: Response | None = None,
+        outcome: Outcome | None = None,
+        limit: Limit = "timeout",
+    ) -> None:
         super().__init__(message)
         self.response = response
         self.outcome = outcome
+        self.limit = limit
+
+    def __str__(self) -> str:
+        """Return which limit it was, and what became of the response."""
+        if self.outcome is None:
+            return f"{super().__str__()} It was left running."
+        stopped = "stopped" if self.outcome.stopped else "not stopped"
+        reason = f": {self.outcome.error}" if self.outcome.error and not self.outcome.stopped else ""
+        return f"{super().__str__()} It was {stopped} ({self.outcome.verdict}{reason})."
 
 
-async def wait(caller: Caller, guard: Guard, response_id: str, *, timeout: float) -> Response:
+@attrs.frozen(kw_only=True)
+class WaitLimits:
+    """The limits of a wait in seconds, `math.inf` for none.
+
+    Attributes:
+        timeout: the time until the response must have ended.
+        queued_timeout: the time until it must have left the queue.
+        stalled_timeout: the longest time without progress.
+        poll: the longest time between two looks.
+    """
+
+    timeout: float = math.inf
+    queued_timeout: float = math.inf
+    stalled_timeout: float = math.inf
+    poll: float = MAX_POLL
+
+    @classmethod
+    def checked(
+        cls, *, timeout: float | None, queued_timeout: float | None, stalled_timeout: float | None, poll: float
+    ) -> "WaitLimits":
+        """Return the limits that a caller asks for; None is no limit.
+
+        Raises:
+            ConfigurationError: one cannot work.
+        """
+        whole = math.inf if timeout is None else check_seconds("timeout", timeout)
+        for name, value in (("queued_timeout", queued_timeout), ("stalled_timeout", stalled_timeout)):
+            if (check_limit(name, value) or 0.0) > whole:
+                raise ConfigurationError(f"{name} ({value:g} s) must not be longer than timeout ({whole:g} s).")
+        return cls(
+            timeout=whole,
+            queued_timeout=queued_timeout or math.inf,
+            stalled_timeout=stalled_timeout or math.inf,
+            poll=check_poll(poll),
+        )
+
+
+def check_poll(poll: float) -> float:
+    """Refuse a time between two looks that is not a finite number of seconds, or is too short.
+
+    Raises:
+        ConfigurationError: it cannot work.
+    """
+    check_limit("poll", check_seconds("poll", poll), least=LEAST_POLL)
+    return poll
+
+
+async def wait(
+    caller: Caller, guard: Guard, response_id: str, *, limits: WaitLimits, on_update: OnUpdate | None = None
+) -> Response:
     """Wait until a response ends. The guard stops it if the wait ends before. See `AsyncSession.wait`.
 
     Raises:
@@ -39,7 +128,7 @@ async def wait(caller: Caller, guard: Guard, response_id: str, *, timeout: float
     """
     try:
         async with guard:
-            return await _poll(caller, response_id, seconds=timeout)
+            return await _Wait(caller=caller, response_id=response_id, limits=limits, on_update=on_update).run()
     except WaitTimeoutError as error:
         error.outcome = guard.outcome
         raise
@@ -60,30 +149,102 @@ def _note(guard: Guard, response_id: str, error: BaseException) -> None:
         error.add_note(f"openai-cancel: {response_id} was stopped ({guard.outcome.verdict}) when the wait ended")
 
 
-async def _poll(caller: Caller, response_id: str, *, seconds: float) -> Response:
-    clock = caller.clock
-    began = clock.monotonic()
-    response: Response | None = None
-    looks = refusals = 0
-    while (left := seconds - (clock.monotonic() - began)) > 0:
-        answer: Response | APIError
+@attrs.define(kw_only=True)
+class _Wait:
+    """A `wait` that is under way."""
+
+    caller: Caller
+    response_id: str
+    limits: WaitLimits
+    on_update: OnUpdate | None
+
+    _began: float = attrs.field(init=False)
+    _response: Response | None = None
+    _queued_since: float | None = None
+    _changed: float = attrs.field(init=False)
+    _progress: object = None
+    _refusals: int = 0
+    """How many looks in a row the server has refused."""
+
+    async def run(self) -> Response:
+        """Look at the response until it ends, or a limit is reached."""
+        clock = self.caller.clock
+        self._began = self._changed = clock.monotonic()
+        looks = 0
+        while True:
+            left = min((at for _, at in self._limits()), default=math.inf) - clock.monotonic()
+            answer = await self._look(left if left > 0 else LAST_LOOK)
+            if isinstance(answer, Response) and answer.is_terminal:
+                return answer
+            now = clock.monotonic()
+            is_known = isinstance(answer, Response)
+            asked: float | None = getattr(answer, "retry_after", None)
+            del answer  # an error's traceback refers to this frame
+            ahead: list[float] = []
+            for limit, at in self._limits():
+                if at > now:
+                    ahead.append(at - now)
+                elif is_known or limit == "timeout":  # without an answer, nobody knows whether it is stuck
+                    raise self._too_late(limit)
+            age = now - self._began
+            delay = poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=self.limits.poll)
+            await clock.sleep(min([delay, *ahead]))
+            looks += 1
+
+    async def _look(self, seconds: float) -> Response | APIError:
+        """Retrieve the response, or return an error that may pass."""
         try:
-            answer = response = await caller.retrieve(response_id, deadline=left)
-            refusals = 0
-            if response.is_terminal:
-                return response
+            answer = self._response = await self.caller.retrieve(self.response_id, deadline=seconds)
         except APIError as error:
-            refusals = 0 if _may_pass(error) else refusals + 1
-            if refusals == PATIENCE or (refusals and isinstance(error, APIConnectionError)):
+            self._refusals = 0 if _may_pass(error) else self._refusals + 1
+            if self._refusals == PATIENCE or (self._refusals and isinstance(error, APIConnectionError)):
                 raise
-            answer = error
-        asked: float | None = getattr(answer, "retry_after", None)
-        del answer  # an error's traceback refers to this frame
-        delay = poll_delay(looks, asked=asked, random=clock.random())
-        await clock.sleep(min(delay, max(seconds - (clock.monotonic() - began), 0.0)))
-        looks += 1
-    status = "no answer" if response is None else f"its status was {response.status!r}"
-    raise WaitTimeoutError(f"{response_id} did not end within {seconds:g} s: {status}.", response=response)
+            return error
+        self._refusals = 0
+        self._note_progress(answer)
+        await self._update(answer)
+        return answer
+
+    def _note_progress(self, response: Response) -> None:
+        """Note since when the response has been queued, and since when it has made no progress."""
+        now, progress = self.caller.clock.monotonic(), progress_of(response)
+        if response.status != "queued":
+            self._queued_since = None
+        elif self._queued_since is None:
+            self._queued_since = self._began if self._progress is None else now
+        if progress != self._progress:
+            self._progress, self._changed = progress, now
+
+    async def _update(self, response: Response) -> None:
+        """Call the caller's function. Its failure does not end the wait, which would stop the response."""
+        if self.on_update is None:
+            return
+        try:
+            result = self.on_update(response)
+            if inspect.isawaitable(result):
+                await contain(result)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+                raise
+            _log.warning("%s: on_update raised %s; the wait goes on", self.response_id, type(error).__name__)
+
+    def _limits(self) -> Iterator[tuple[Limit, float]]:
+        """Yield each limit with the time of the clock at which it is reached."""
+        yield "timeout", self._began + self.limits.timeout
+        if self._queued_since is not None:
+            yield "queued_timeout", self._queued_since + self.limits.queued_timeout
+        yield "stalled_timeout", self._changed + self.limits.stalled_timeout
+
+    def _too_late(self, limit: Limit) -> WaitTimeoutError:
+        response, seconds = self._response, getattr(self.limits, limit)
+        status = "no answer" if response is None else f"its status was {response.status!r}"
+        words = {
+            "timeout": f"did not end within {seconds:g} s: {status}.",
+            "queued_timeout": f"was still queued after {seconds:g} s (queued_timeout).",
+            "stalled_timeout": f"made no progress for {seconds:g} s (stalled_timeout): {status}.",
+        }
+        return WaitTimeoutError(f"{self.response_id} {words[limit]}", response=response, limit=limit)
 
 
 def _may_pass(error: APIError) -> bool:

@@ -59,6 +59,8 @@ _PLAIN_LIMIT = 8192  # bytes of a body that is not JSON in which an error messag
 # RFC 9110, section 15.
 _SUCCESS = range(200, 300)
 _REDIRECTION = range(300, 400)
+_ASKED = {"openai-poll-after-ms": 1000.0, "retry-after-ms": 1000.0, "retry-after": 1.0}
+"""The headers with the time to wait, and how many of their units are a second."""
 _SERVER_ERROR = range(500, 600)
 
 _KINDS: dict[int, type[APIStatusError]] = {
@@ -222,7 +224,7 @@ def decode(answer: Answer, request: Request) -> Response:
                 keep_body(response, answer.body)
             headers = answer.headers
             request_id = headers.get("x-request-id") or headers.get("apim-request-id")
-            asked = "retry-after" in headers or "retry-after-ms" in headers
+            asked = "retry-after" in headers or "retry-after-ms" in headers or "openai-poll-after-ms" in headers
             record_call(response, request_id=request_id, retry_after=_retry_after(headers) if asked else None)
             return response
     answer = _redact(answer, request)
@@ -384,11 +386,11 @@ def _string(value: Any) -> str | None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds to wait from `retry-after-ms` or `retry-after` (RFC 9110, section 10.2.3), or None.
+    """Return the seconds to wait from `retry-after` (RFC 9110, section 10.2.3) or a variant of it, or None.
 
     A date is relative to the `date` header of the answer, so that the clock of this machine does not matter.
     """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+    for name, unit in _ASKED.items():
         try:
             seconds = float(headers[name]) / unit
         except (KeyError, ValueError):

@@ -1,5 +1,6 @@
 """Ledgers in tests: sessions that use them, what they hold, their sweeps and their heartbeats."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from conftest import KEY, until
 from manual_clock import ManualClock
 
-from openai_cancel import AsyncSession, Verdict
+from openai_cancel import AsyncSession, Session, Verdict
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Entry, Ledger
 
@@ -41,6 +42,86 @@ async def sweep(ledger: Ledger, session: AsyncSession, **options: Any) -> dict[s
 def cancelled_ids(server: Emulator) -> list[str]:
     """Return the ids of the cancels that a server has received."""
     return [request.path.split("/")[3] for request in server.received if request.method == "POST"]
+
+
+class AsyncCalls:
+    """The calls of a ledger, for the account of a session."""
+
+    def __init__(self, ledger: Ledger, session: AsyncSession) -> None:
+        self._ledger = ledger
+        self._session = session
+
+    async def track(self, response_id: Any, **options: Any) -> None:
+        await self._ledger.track(response_id, session=self._session, **options)
+
+    async def track_many(self, response_ids: Any, **options: Any) -> int:
+        return await self._ledger.track_many(response_ids, session=self._session, **options)
+
+    async def release(self, response_id: Any) -> bool:
+        return await self._ledger.release(response_id, session=self._session)
+
+    async def entries(self, **options: Any) -> list[Entry]:
+        return [entry async for entry in self._ledger.entries(**options)]
+
+    async def purge(self, **options: Any) -> int:
+        return await self._ledger.purge(**options)
+
+    async def sweep(self, **options: Any) -> dict[str, Verdict]:
+        return await sweep(self._ledger, self._session, **options)
+
+    async def stop(self, **options: Any) -> dict[str, Verdict]:
+        outcomes = self._ledger.stop(self._session, **options)
+        return {outcome.response_id: outcome.verdict async for outcome in outcomes}
+
+
+class BlockingCalls:
+    """The same calls, of a blocking session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    async def track(self, response_id: Any, **options: Any) -> None:
+        await asyncio.to_thread(self._session.ledger.track, response_id, **options)
+
+    async def track_many(self, response_ids: Any, **options: Any) -> int:
+        return await asyncio.to_thread(self._session.ledger.track_many, response_ids, **options)
+
+    async def release(self, response_id: Any) -> bool:
+        return await asyncio.to_thread(self._session.ledger.release, response_id)
+
+    async def entries(self, **options: Any) -> list[Entry]:
+        return await asyncio.to_thread(lambda: [*self._session.ledger.entries(**options)])
+
+    async def purge(self, **options: Any) -> int:
+        return await asyncio.to_thread(self._session.ledger.purge, **options)
+
+    async def sweep(self, **options: Any) -> dict[str, Verdict]:
+        outcomes = await asyncio.to_thread(lambda: [*self._session.ledger.sweep(**options)])
+        return {outcome.response_id: outcome.verdict for outcome in outcomes}
+
+    async def stop(self, **options: Any) -> dict[str, Verdict]:
+        outcomes = await asyncio.to_thread(lambda: [*self._session.ledger.stop(**options)])
+        return {outcome.response_id: outcome.verdict for outcome in outcomes}
+
+
+Calls = AsyncCalls | BlockingCalls
+
+
+@asynccontextmanager
+async def open_calls(kind: str, url: str, server: Emulator) -> AsyncIterator[Calls]:
+    """Open a ledger for a session of a kind, `async` or `blocking`."""
+    ledger = Ledger(url, labels={"service": "tests"})
+    options: dict[str, Any] = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0, "account": "tests"}
+    if kind == "async":
+        async with AsyncSession(ledger=ledger, **options) as session:
+            yield AsyncCalls(ledger, session)
+        return
+    blocking = Session(ledger=ledger, **options)
+    await asyncio.to_thread(blocking.open)
+    try:
+        yield BlockingCalls(blocking)
+    finally:
+        await asyncio.to_thread(blocking.close)
 
 
 async def beat(clock: ManualClock) -> None:

@@ -8,7 +8,10 @@ from conftest import KEY
 
 from openai_cancel.emulator import Emulator
 
-TRANSPORTS: dict[str, Callable[[], Any]] = {"httpx": openai.DefaultAsyncHttpxClient, "aiohttp": openai.DefaultAioHttpClient}
+TRANSPORTS: dict[str, Callable[[], Any]] = {
+    "httpx": openai.DefaultAsyncHttpxClient,
+    "aiohttp": openai.DefaultAioHttpClient,
+}
 REQUEST: dict[str, Any] = {"model": "m", "input": "hi", "background": True}
 
 

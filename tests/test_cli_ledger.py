@@ -9,14 +9,17 @@ import sys
 from asyncio.subprocess import PIPE
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import KEY, until
 from terminal import COMMAND, Terminal
 
 from openai_cancel import AsyncSession
+from openai_cancel.cli.options import State
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
+from openai_cancel.ledger.selection import STATES
 
 pytestmark = pytest.mark.usefixtures("run", "url")
 
@@ -77,9 +80,9 @@ class TestSweep:
         assert json.loads(await process.stdout.readline())["id"] == first
         while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded
             await asyncio.sleep(0.01)
-        execute(url, f"ALTER TABLE {TABLE} RENAME TO away")
-        assert b"no such table" in await process.stderr.readline()
-        execute(url, f"ALTER TABLE away RENAME TO {TABLE}")
+        execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN account TO away")
+        assert b"no such column" in await process.stderr.readline()
+        execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN away TO account")
         await track(url, server, second)
         assert json.loads(await process.stdout.readline())["id"] == second
         process.send_signal(number)
@@ -104,13 +107,13 @@ class TestSweep:
         monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "postgresql://127.0.0.1:1/d")
         status, _, err = await run("ledger", "sweep")
         assert (status, err.count("\n")) == (3, 1)
-        assert "Connect call failed" in err
+        assert "Connection refused" in err
 
-    async def test_a_missing_table_is_status_3(self, run, url: str, server: Emulator) -> None:
+    async def test_a_missing_column_is_status_3(self, run, url: str, server: Emulator) -> None:
         await track(url, server)
-        execute(url, f"DROP TABLE {TABLE}")
+        execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN account TO away")
         status, _, err = await run("ledger", "sweep", "--lease", "0.1")
-        assert (status, "no such table" in err) == (3, True)
+        assert (status, "no such column" in err) == (3, True)
 
     async def test_wrong_options_are_one_line_and_status_2(self, run) -> None:
         for wrong in (
@@ -124,11 +127,47 @@ class TestSweep:
             assert (status, out, err.count("\n")) == (2, "", 1)
 
 
+class TestStop:
+    async def test_responses_with_a_label_are_stopped(self, run, url: str, server: Emulator, create) -> None:
+        mine, other = create(), create()
+        assert (await run("ledger", "add", mine, "resp_none", "--ttl", "1h", "--label", "job=7"))[0] == 0
+        assert (await run("ledger", "add", other, "--ttl", "1h", "--label", "job=8"))[0] == 0
+        stop = ["ledger", "stop", "--label", "job=7", "--json"]
+        status, out, err = await run(*stop, "--dry-run")
+        verdicts = {line["id"]: line["verdict"] for line in map(json.loads, out.splitlines())}
+        assert verdicts == {mine: "still_running", "resp_none": "not_found"}
+        assert not server.responses[mine].cancelled
+        assert (await run(*stop, "--older-than", "1h"))[:2] == (0, "")
+        status, out, err = await run(*stop, "--state", "tracked")
+        verdicts = {line["id"]: line["verdict"] for line in map(json.loads, out.splitlines())}
+        assert verdicts == {mine: "cancelled", "resp_none": "not_found"}
+        assert (status, "in all  " in err) == (1, True)
+        assert (await states(url))[other] == "tracked"
+        assert await run("ledger", "stop", "--state", "tracked", "--quiet", "--label", "job=8") == (0, "", "")
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            ([], "No condition: use --label, --state or --older-than"),
+            (["--state", "released"], "--state must be tracked or stopping: responses that are released have ended."),
+            (["--label", "job"], "'job' is not a label: write --label NAME=VALUE."),
+        ],
+    )
+    async def test_conditions_that_cannot_work_are_usage_errors(self, run, arguments: list[str], words: str) -> None:
+        status, out, err = await run("ledger", "stop", *arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert words in err
+
+    def test_the_states_of_the_option_are_those_of_a_ledger(self) -> None:
+        assert get_args(State) == STATES
+
+
 class TestEntries:
     async def test_responses_can_be_added_listed_released_and_purged(self, run) -> None:
         status, out, err = await run("ledger", "add", "resp_1", "resp_2", "--ttl", "15m", "--label", "job=7=8")
         assert (status, out, err) == (0, "", "")
-        (first, second) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
+        listed = map(json.loads, (await run("ledger", "list"))[1].splitlines())
+        first, second = sorted(listed, key=lambda line: line["id"])
         assert (first["id"], first["state"], first["labels"]) == ("resp_1", "tracked", {"job": "7=8"})
         assert 890 < second["lease_left"] <= 900
         assert re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00", second["created"])
@@ -139,6 +178,28 @@ class TestEntries:
         assert len((await run("ledger", "list", "--all"))[1].splitlines()) == 2
         assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 deleted\n"
         assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 deleted\n"
+
+    async def test_ids_are_read_from_files_and_from_standard_input(self, run, tmp_path: Path) -> None:
+        (tmp_path / "ids.txt").write_text("resp_1\nresp_2\n")
+        (tmp_path / "more.csv").write_text("id,name\nresp_3,x\n,y\n")
+        status, out, err = await run(
+            "ledger", "add", "resp_0", "--file", f"{tmp_path}/ids.txt", "-f", f"{tmp_path}/more.csv", "--ttl", "1h"
+        )
+        assert (status, out) == (1, "4 recorded\n")
+        assert f"{tmp_path}/more.csv, line 3: '' cannot be a response id" in err
+        piped = await asyncio.create_subprocess_exec(
+            COMMAND, "ledger", "add", "-", "--ttl", "1h", "--label", "job=7", stdin=PIPE, stdout=PIPE, stderr=PIPE
+        )
+        assert await piped.communicate(b"resp_1\nresp_2\n") == (b"2 recorded\n", b"")
+        listed = map(json.loads, (await run("ledger", "list", "--label", "job=7"))[1].splitlines())
+        assert sorted(line["id"] for line in listed) == ["resp_1", "resp_2"]
+        assert len((await run("ledger", "list", "--state", "tracked"))[1].splitlines()) == 4
+        assert await run("ledger", "list", "--older-than", "1h") == (0, "", "")
+        assert (await run("ledger", "release", "resp_1"))[0] == 0
+        purge = ["ledger", "purge", "--older-than", "0.000001s"]
+        assert (await run(*purge, "--state", "cancelled"))[1] == "0 deleted\n"
+        assert (await run(*purge, "--label", "job=8"))[1] == "0 deleted\n"
+        assert (await run(*purge, "--label", "job=7"))[1] == "1 deleted\n"
 
     @pytest.mark.parametrize(("written", "seconds"), [("90", 90), ("1.5m", 90), ("2h", 7200), ("7d", 604800)])
     async def test_a_duration_may_have_a_unit(self, run, written: str, seconds: float) -> None:
@@ -173,6 +234,11 @@ class TestEntries:
             (["add", "resp_1", "--ttl", "5m", "--label", "job"], 2, "'job' is not a label: write --label NAME=VALUE."),
             (["add", "resp_1", "--ttl", "5m", "--label", "a=\n"], 3, "--label must not contain line breaks"),
             (["add", "resp_1"], 2, "--ttl"),
+            (["add", "--ttl", "5m"], 2, "No ids: pass ids, or use --file"),
+            (["add", "--file", "/nowhere", "--ttl", "5m"], 2, "/nowhere: No such file or directory"),
+            (["list", "--label", "job"], 2, "'job' is not a label"),
+            (["list", "--state", "gone"], 2, "--state"),
+            (["purge", "--older-than", "1d", "--label", "a=\n"], 3, "--label must not contain line breaks"),
             (["add", "..", "--ttl", "5m"], 3, "'..' cannot be a response id"),
             (["release", "resp_1", "--account", ""], 3, "--account must not be empty."),
             (["release", "resp_1", "--account", "a\nb"], 3, "--account must not contain line breaks"),

@@ -5,6 +5,7 @@ Jedi completes in notebooks and in many editors, pyright in VS Code. The tests w
 
 import inspect
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 
 from openai_cancel import AsyncSession, Session
 from openai_cancel.emulator import Emulator, Fault, Script
-from openai_cancel.ledger import Ledger
+from openai_cancel.ledger import BlockingLedger, Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -45,9 +46,13 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{
         f"{name}.{call}": getattr(cls, call)
         for name, cls in {"asynchronous": AsyncSession, "blocking": Session}.items()
-        for call in ("cancel", "retrieve", "stop", "guard", "wait", "stop_many")
+        for call in ("cancel", "retrieve", "stop", "guard", "wait", "wait_many", "stop_many")
     },
-    **{f"ledger.{call}": getattr(Ledger, call) for call in ("track", "release", "entries", "purge", "sweep")},
+    **{
+        f"{name}.{call}": getattr(cls, call)
+        for name, cls in {"ledger": Ledger, "blocking.ledger": BlockingLedger}.items()
+        for call in ("track", "track_many", "release", "entries", "purge", "sweep", "stop")
+    },
     "emulator.add": Emulator.add,
 }
 
@@ -62,7 +67,9 @@ def keywords(call: Callable[..., Any]) -> set[str]:
 def test_every_public_call_of_a_session_is_asked_for() -> None:
     for name, cls in {"asynchronous": AsyncSession, "blocking": Session}.items():
         public = {call for call, value in vars(cls).items() if inspect.isfunction(value) and not call.startswith("_")}
-        assert public - {"open", "close", "identify"} == {call.split(".")[1] for call in CALLS if call.startswith(name)}
+        assert public - {"open", "close", "identify", "load_account"} == {
+            call.split(".")[1] for call in CALLS if re.match(rf"{name}\.\w+$", call)
+        }
 
 
 @pytest.mark.parametrize("call", CALLS)

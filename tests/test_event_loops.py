@@ -14,6 +14,7 @@ from conftest import KEY
 
 from openai_cancel import AsyncSession, Session, Verdict
 from openai_cancel.emulator import Emulator, Script
+from openai_cancel.ledger import Ledger
 
 
 class ProactorLike(asyncio.SelectorEventLoop):
@@ -123,12 +124,44 @@ def test_a_loop_without_readers_and_signal_handlers() -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="CPython 3.12 and later")
 def test_eager_tasks() -> None:
-    def make() -> asyncio.AbstractEventLoop:
-        loop = asyncio.new_event_loop()
-        loop.set_task_factory(asyncio.eager_task_factory)
-        return loop
+    run_in(eager_loop)
 
-    run_in(make)
+
+def eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+def uv_loop() -> asyncio.AbstractEventLoop:
+    return pytest.importorskip("uvloop", reason="needs uvloop").new_event_loop()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ProactorLike,
+        uv_loop,
+        pytest.param(eager_loop, marks=pytest.mark.skipif(sys.version_info < (3, 12), reason="CPython 3.12 and later")),
+    ],
+)
+async def test_a_ledger_works_in_every_loop(url: str, make: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    def run() -> None:
+        with asyncio.Runner(loop_factory=make) as runner:
+            runner.run(with_ledger(url))
+
+    await asyncio.to_thread(run)
+
+
+async def with_ledger(url: str) -> None:
+    async with (
+        served() as server,
+        Ledger(url) as ledger,
+        AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger, ledger_required=True) as session,
+    ):
+        async with session.guard(server.add()):
+            assert [entry.state async for entry in ledger.entries()] == ["tracked"]
+        assert [entry.state async for entry in ledger.entries()] == []
 
 
 def test_nest_asyncio(python: str) -> None:

@@ -22,7 +22,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
 from ledger_database import execute as execute_sql
 from ledger_database import lapse
-from ledgers import entries, states
+from ledgers import states
 from postgres import Postgres
 from sqlalchemy import update
 from terminal import COMMAND
@@ -171,6 +171,32 @@ async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
     assert server.responses[running].cancelled
 
 
+async def test_ledger_script_stops_what_is_over_time(
+    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path
+) -> None:
+    url, late, new = f"sqlite:///{tmp_path}/ledger.db", create(), create()
+    assert await execute(python, *STRICT, example("ledger_script"), url, late) == f"{late} tracked\n"
+    await lapse(url)
+    assert await execute(python, *STRICT, example("ledger_script"), url, new) == f"{late} cancelled\n{new} tracked\n"
+    assert server.responses[late].cancelled
+    assert not server.responses[new].cancelled
+
+
+async def test_watch_openai_leaves_its_responses_to_the_sweep_when_it_is_killed(
+    python: str, server: Emulator, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    process = await asyncio.create_subprocess_exec(python, example("watch_openai"), url, "Why?", "How?", stdout=PIPE)
+    printed = {(await process.stdout.readline()).decode().removesuffix(" runs\n") for _ in range(2)}
+    process.kill()
+    await process.communicate()
+    await lapse(url)
+    await execute(python, "-m", "openai_cancel", "ledger", "sweep", "--ledger", url, "--quiet")
+    assert {name for name, work in server.responses.items() if work.cancelled} == printed
+    server.script = Script(runs_for=0)
+    assert (await execute(python, example("watch_openai"), url, "Why?")).endswith("Forty-two.\n")
+
+
 async def test_service_cancels_a_response_and_passes_errors_on(server: Emulator, create: Callable[..., str]) -> None:
     app = runpy.run_path(str(ROOT / "examples" / "service.py"))["make_app"]()
     identifier = create()
@@ -193,9 +219,14 @@ async def test_a_python_block_of_the_readme_runs(
 ) -> None:
     identifier = create()
     await execute(python, *STRICT, "-c", block.replace("resp_123", identifier))
-    if "Ledger(" in block:  # the block succeeds, so its response is released and runs on
+    if "watch(client)" in block:
         async with Ledger("sqlite:///ledger.db") as ledger:
-            assert await states(ledger) == {identifier: "released"}
+            assert [*(await states(ledger)).values()] == ["already_finished"]
+    elif "guard(client)" in block:
+        assert [work.cancelled is None for work in server.responses.values()] == [True, False]
+    elif "Ledger(" in block:  # unless it is stopped, the block succeeds, so its response is released and runs on
+        async with Ledger("sqlite:///ledger.db") as ledger:
+            assert await states(ledger) == {identifier: "cancelled" if "ledger.stop(" in block else "released"}
     else:
         assert server.responses[identifier].cancelled or "resp_123" not in block
 
@@ -248,13 +279,16 @@ async def test_the_stop_commands_of_the_readme_run(
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str], url: str) -> None:
+async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str], url: str, tmp_path: Path) -> None:
     """The sweep runs beside the other commands until it is terminated."""
-    lapsed, later, over, added = (create() for _ in range(4))
+    lapsed, later, over, added, in_file = (create() for _ in range(5))
+    (tmp_path / "ids.txt").write_text(f"{in_file}\n")
     replaced = {
         "postgresql://openai_cancel@db/openai_cancel": shlex.quote(url),
         "openai-cancel ledger sweep": "exec openai-cancel ledger sweep",  # replaces bash, so that it gets the signals
         "30s": "0.1s",
+        "--ttl 1s": "--ttl 0.1s",
+        "--older-than 10m": "--older-than 0.001s",
         "resp_123": added,
     }
     block = fenced("export OPENAI_CANCEL_LEDGER=", replaced)
@@ -268,15 +302,15 @@ async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str],
         async with bash(block) as sweep:
             out, others = await asyncio.gather(sweep.stdout.readline(), printed(block.replace("exec ", "# ")))
             assert json.loads(out)["id"] == lapsed
-            assert later in {json.loads(line)["id"] for line in others[:-1]}
-            assert others[-1] == "1 deleted"
-            assert 840 < (await entries(ledger))[added].lease_left <= 900
-            await lapse(url, added)
-            assert json.loads(await sweep.stdout.readline())["id"] == added
+            *listed, stopped, recorded, deleted = others
+            assert later in {json.loads(line)["id"] for line in listed}
+            assert (json.loads(stopped)["id"], recorded, deleted) == (added, "1 recorded", "1 deleted")
+            assert json.loads(await sweep.stdout.readline())["id"] == in_file
             sweep.send_signal(signal.SIGTERM)
             await sweep.communicate()
         assert sweep.returncode == 128 + signal.SIGTERM
-        assert await states(ledger) == {lapsed: "cancelled", later: "tracked", added: "cancelled"}
+        stopped_ids = dict.fromkeys((lapsed, added, in_file), "cancelled")
+        assert await states(ledger) == {**stopped_ids, later: "tracked"}
 
 
 async def test_the_systemd_unit_of_the_readme_sweeps_the_ledger(

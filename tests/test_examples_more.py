@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from conftest import KEY, until
 from jupyter_client.manager import start_new_async_kernel
+from ledger_database import lapse
 
 from openai_cancel.emulator import Emulator, Script
+from openai_cancel.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -165,8 +168,8 @@ async def test_opentelemetry_tracing_prints_a_span_per_stop_and_request(create: 
     assert len(requests) > 1
 
 
-@pytest.fixture
-def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+@contextmanager
+def celery_worker(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     """Run a Celery worker in another process, with a folder as the broker; yield a client for it."""
     folder = tmp_path / "broker"
     folder.mkdir()
@@ -182,7 +185,7 @@ def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     }
     (tmp_path / "celeryconfig.py").write_text("\n".join(f"{name} = {value!r}" for name, value in settings.items()))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{EXAMPLES}")
-    command = [sys.executable, "-m", "celery", "-A", "task_queue", "worker", "--concurrency=2", "--without-mingle"]
+    command = [sys.executable, "-m", "celery", "-A", module, "worker", "--concurrency=2", "--without-mingle"]
     # Without coverage, which is lost when the forked processes are killed, and slows them down.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
     with (tmp_path / "log").open("wb") as log:
@@ -190,13 +193,22 @@ def celery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
             [*command, "--without-gossip"],
             cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
-    with Celery("task_queue", broker=settings["broker_url"], backend=settings["result_backend"]) as app:
+    with Celery(module, broker=settings["broker_url"], backend=settings["result_backend"]) as app:
         app.conf.update(settings)
+        try:
+            yield app
+        finally:
+            os.killpg(worker.pid, signal.SIGKILL)  # a clean shutdown takes seconds
+            worker.wait()
+
+
+@pytest.fixture
+def celery(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    with celery_worker(request.param, tmp_path, monkeypatch) as app:
         yield app
-    os.killpg(worker.pid, signal.SIGKILL)  # a clean shutdown takes seconds
-    worker.wait()
 
 
+@pytest.mark.parametrize("celery", ["task_queue"], indirect=True)
 async def test_task_queue_stops_the_response_of_a_task_that_ends_early(
     celery: Celery, server: Emulator, create: Callable[..., str]
 ) -> None:
@@ -213,6 +225,32 @@ async def test_task_queue_stops_the_response_of_a_task_that_ends_early(
         await asyncio.to_thread(ended.get, timeout=20)
     assert server.responses[late].cancelled
     await until(lambda: server.responses[revoked].cancelled)
+
+
+@pytest.fixture
+def ledger_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    monkeypatch.setenv("OPENAI_CANCEL_LEDGER", url)
+    return url
+
+
+@pytest.mark.parametrize("celery", ["ledger_tasks"], indirect=True)
+async def test_ledger_tasks_sweep_the_response_of_a_worker_process_that_is_killed(
+    ledger_url: str, celery: Celery, server: Emulator, create: Callable[..., str]
+) -> None:
+    over, running = create(runs_for=0), create()
+    done = celery.send_task("ledger_tasks.answer", [over])
+    assert await asyncio.to_thread(done.get, timeout=20) == "Forty-two."
+    celery.send_task("ledger_tasks.answer", [running])
+    await until(lambda: any(running in request.path for request in server.received))
+    async with Ledger(ledger_url) as ledger:
+        (entry,) = [entry async for entry in ledger.entries()]
+    assert (entry.response_id, entry.state) == (running, "tracked")
+    os.kill(int(entry.owner.split(":")[1]), signal.SIGKILL)  # Celery starts another one
+    await lapse(ledger_url)
+    swept = celery.send_task("ledger_tasks.sweep")
+    assert await asyncio.to_thread(swept.get, timeout=20) == {running: "cancelled"}
+    assert server.responses[running].cancelled
 
 
 def test_the_example_tests_pass(pytester: pytest.Pytester) -> None:

@@ -98,6 +98,29 @@ forked(work)
         )
         assert (out, log) == (["cancelled"], [])
 
+    async def test_a_ledger_is_used_in_the_child_through_a_session_of_the_child(
+        self, run_script, tmp_path: Path
+    ) -> None:
+        out, log = await run_script(
+            """
+from openai_cancel.ledger import Ledger
+
+def work():
+    attempt(session.ledger.release, "resp_1")
+    with Session(ledger=Ledger(sys.argv[1])) as own:
+        own.ledger.track("resp_2", ttl=60)
+
+with Session(ledger=Ledger(sys.argv[1])) as session:
+    session.ledger.track("resp_1", ttl=60)
+    forked(work)
+    print(*sorted(entry.response_id for entry in session.ledger.entries()))
+""",
+            f"sqlite:///{tmp_path}/ledger.db",
+        )
+        refusal, ids = out
+        assert ADVICE in refusal
+        assert (ids, log) == ("resp_1 resp_2", [refusal])
+
     async def test_a_guard_whose_block_fails_in_the_child_leaves_its_response_to_the_parent(
         self, run_script, server: Emulator, create: Callable[..., str]
     ) -> None:

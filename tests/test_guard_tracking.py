@@ -1,7 +1,7 @@
 """A guard whose responses a ledger records: what it tells its tracker, and when."""
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import pytest
 from conftest import QuickSession
@@ -21,6 +21,7 @@ class RecordingTracker:
         error: the error that `begin` raises.
         settling: is set when `settle` has begun.
         may_settle: `settle` waits for it.
+        tell: tells the guard that another process has taken a response.
     """
 
     def __init__(self) -> None:
@@ -30,6 +31,9 @@ class RecordingTracker:
         self.settling = asyncio.Event()
         self.may_settle = asyncio.Event()
         self.may_settle.set()
+
+    def listen(self, taken: Callable[[Outcome], None]) -> None:
+        self.tell = taken
 
     async def begin(self, response_ids: Collection[str]) -> None:
         self.calls.append(("begin", [*response_ids]))

@@ -1,21 +1,19 @@
-"""The database of a ledger: transactions, the tables and their versions, and eager tasks."""
+"""The database of a ledger: transactions, its end, and eager tasks."""
 
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 
 import pytest
 from conftest import KEY, until
 from ledger_database import commits, execute, lapse
 from ledgers import beat, open_session, states, sweep
 from manual_clock import ManualClock
-from sqlalchemy import select, text
 
 from openai_cancel import AsyncSession, LedgerError, Verdict
 from openai_cancel.emulator import Emulator
-from openai_cancel.ledger import Ledger, database, table
-from openai_cancel.ledger.table import RESPONSES, VERSIONS
+from openai_cancel.ledger import Ledger, database
+from openai_cancel.ledger.table import RESPONSES
 
 REFUSE_RESP_WRONG = {
     "sqlite": f"CREATE TRIGGER refuse BEFORE INSERT ON {RESPONSES.name} WHEN NEW.response_id = 'resp_wrong' "
@@ -114,32 +112,6 @@ class TestTheEnd:
         assert server.responses[running].cancelled
         async with Ledger(url) as ledger:
             assert await states(ledger) == {running: "tracked"}
-
-
-class TestTables:
-    async def test_ledgers_that_are_opened_at_once_create_the_tables_once(self, url: str) -> None:
-        async with AsyncExitStack() as opened:
-            await asyncio.gather(*(opened.enter_async_context(Ledger(url)) for _ in range(8)))
-            assert await execute(url, select(VERSIONS.c.version)) == [(len(table.MIGRATIONS),)]
-
-    async def test_tables_of_an_older_version_are_migrated(self, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        async with Ledger(url):
-            pass
-
-        async def add(connection) -> None:
-            await connection.execute(text(f"ALTER TABLE {RESPONSES.name} ADD COLUMN new TEXT"))
-
-        monkeypatch.setattr(table, "MIGRATIONS", (*table.MIGRATIONS, add))
-        for _ in range(2):
-            async with Ledger(url):
-                assert await execute(url, f"SELECT new FROM {RESPONSES.name}") == []
-
-    async def test_tables_of_a_newer_version_are_refused(self, url: str) -> None:
-        async with Ledger(url):
-            pass
-        await execute(url, f"UPDATE {VERSIONS.name} SET version = 2")
-        with pytest.raises(LedgerError, match="have version 2, but this openai-cancel knows only version 1: upgrade"):
-            await Ledger(url).open()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="asyncio.eager_task_factory is new in Python 3.12")

@@ -25,6 +25,10 @@ async def session(server: Emulator, ledger: Ledger) -> AsyncIterator[AsyncSessio
         yield opened
 
 
+def ledger_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "ledger" in thread.name]
+
+
 def logged_errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
@@ -58,7 +62,7 @@ class TestHeartbeat:
     ) -> None:
         async with without_table(url):
             await beat(ledger_clock)
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name == "openai_cancel"]
 
 
 class TestADatabaseThatFailsForAWhile:
@@ -96,16 +100,30 @@ class TestADatabaseThatFailsForAWhile:
         assert await states(ledger) == {begun: "tracked", ended: "released"}
         await before.__aexit__(None, None, None)
 
-    async def test_the_number_of_missed_changes_that_are_kept_is_limited(
-        self, session, url: str, ledger_clock: ManualClock, create, monkeypatch: pytest.MonkeyPatch
+    async def test_the_number_of_missed_ends_that_are_kept_is_limited_and_the_leases_of_others_lapse(
+        self,
+        session,
+        ledger: Ledger,
+        url: str,
+        ledger_clock: ManualClock,
+        create,
+        *,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         monkeypatch.setattr(leases, "MAX_MISSED", 2)
-        broken = without_table(url)
-        await broken.__aenter__()
-        async with session.guard(*(create() for _ in range(5))):
+        async with session.guard(create()):
+            async with session.guard(*(create() for _ in range(5))):
+                broken = without_table(url)
+                await broken.__aenter__()
             await broken.__aexit__(None, None, None)
-            await beat(ledger_clock)
-            assert len(await execute(url, select(RESPONSES))) == 2
+            assert "the ends of 3 guards are lost: their leases lapse" in caplog.text
+            for _ in range(2):
+                await beat(ledger_clock)
+                found = (await entries(ledger)).values()
+                assert [entry.state for entry in found].count("released") == 2
+                assert [entry.owner for entry in found].count(None) == 5
+                assert len([entry for entry in found if entry.lease_left is not None]) == 4
 
     async def test_a_required_ledger_raises_before_the_block_and_after_it(
         self, server: Emulator, ledger: Ledger, url: str, create
@@ -145,23 +163,29 @@ class TestADatabaseThatCannotBeUsed:
         with pytest.raises(LedgerError):
             async with open_session(server, Ledger(nowhere), ledger_required=True):
                 pass
-        with pytest.raises(LedgerError, match="Connect call failed"):
+        with pytest.raises(LedgerError, match="Connection refused"):
             await Ledger("postgresql://u:secret@127.0.0.1:1/d").open()
-        # The threads of aiosqlite end a little later, and report to this loop.
-        await until(lambda: not [thread for thread in threading.enumerate() if "_connection_worker" in thread.name])
+        await until(lambda: not ledger_threads())
 
     async def test_a_guard_waits_for_a_database_that_hangs_until_the_timeout(
         self, server: Emulator, create, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read()
+        over = asyncio.Event()
+
+        async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await over.wait()
             writer.close()
 
         listener = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
         port = listener.sockets[0].getsockname()[1]
         hanging = Ledger(f"postgresql://127.0.0.1:{port}/d", timeout=0.1)
-        async with listener, open_session(server, hanging) as session, session.guard(create()):
-            assert "does not answer within 0.1 s" in caplog.text
+        async with listener:
+            async with open_session(server, hanging) as session, session.guard(create()):
+                assert "does not answer within 0.1 s" in caplog.text
+            with pytest.raises(LedgerError, match="does not answer within 0.1 s"):
+                await Ledger(f"postgresql://127.0.0.1:{port}/d", timeout=0.1).open()
+            over.set()
+            await until(lambda: not ledger_threads())
 
     async def test_a_guard_goes_on_if_the_file_is_read_only(
         self, server: Emulator, create, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import random
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -106,3 +108,33 @@ async def test_a_sweep_survives_a_restart_of_postgresql(postgres: Postgres, serv
         await sweep(ledger, session)
         assert await states(ledger) == dict.fromkeys(names, "cancelled")
     running.cancel()
+
+
+@pytest.mark.timeout(300)
+async def test_two_hosts_stop_each_of_ten_thousand_guarded_responses_once(
+    postgres: Postgres, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heartbeats renew the leases meanwhile, and lock the rows for a moment each time."""
+    await empty(postgres.url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    names, other = [create() for _ in range(10_000)], create()
+    stop = (COMMAND, "ledger", "stop", "--label", "job=7", "--json", "--ledger", postgres.url, "--account", "tests")
+    async with (
+        Ledger(postgres.url, lease=1.5, labels={"job": "7"}, timeout=60) as ledger,
+        Ledger(postgres.url, labels={"job": "8"}) as theirs,
+        open_session(server, ledger) as session,
+        open_session(server, theirs) as their_session,
+        their_session.guard(other),
+    ):
+        async with AsyncExitStack() as guards:
+            for start in range(0, len(names), 1000):
+                await guards.enter_async_context(session.guard(*names[start : start + 1000]))
+            hosts = [await asyncio.create_subprocess_exec(*stop, stdout=PIPE, stderr=PIPE) for _ in range(2)]
+            printed = await asyncio.gather(*(host.communicate() for host in hosts))
+        assert [host.returncode for host in hosts] == [0, 0], printed[0][1] + printed[1][1]
+        by_host = [[json.loads(line)["id"] for line in out.splitlines()] for out, _ in printed]
+        assert all(by_host)
+        assert sorted(by_host[0] + by_host[1]) == sorted(names)
+        assert sorted(cancelled_ids(server)) == sorted(names)
+        assert await states(ledger) == {**dict.fromkeys(names, "cancelled"), other: "tracked"}

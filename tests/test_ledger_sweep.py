@@ -8,15 +8,17 @@ from contextlib import AsyncExitStack, aclosing
 from functools import partial
 
 import pytest
-from conftest import until
-from ledger_database import lapse, without_table
+from conftest import QuickClock, reported, until
+from ledger_database import execute, lapse, without_table
 from ledgers import beat, cancelled_ids, entries, open_session, states, sweep
 from manual_clock import ManualClock
+from sqlalchemy import update
 
 from openai_cancel import AsyncSession, LedgerError, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger import sweep as sweep_module
+from openai_cancel.ledger.table import RESPONSES
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ class TestClaims:
         assert await sweep(ledger, session) == {}
         async with without_table(url):
             await beat(ledger_clock)  # it would fail if it had something to renew
-        assert not caplog.records
+        assert not [record for record in caplog.records if record.name == "openai_cancel"]
 
     async def test_several_sweeps_at_once_share_the_responses(self, url: str, server: Emulator, create) -> None:
         names = [create() for _ in range(200)]
@@ -136,7 +138,47 @@ class TestResponsesThatAreNotStopped:
             entry = (await entries(ledger))[name]
             waits.append(entry.lease_left and round(entry.lease_left))
         assert waits == [30, 60, 120, 240, 480, 960, 1920, 3600, None]
-        assert (entry.state, entry.attempts, entry.error[:3]) == ("forbidden", 9, "403")
+        assert (entry.state, entry.attempts) == ("forbidden", 9)
+        assert entry.error.startswith("Given up after 9 attempts: 403")
+
+    async def test_a_response_that_is_not_found_is_tried_again_while_it_is_young(
+        self, session, ledger: Ledger, url: str
+    ) -> None:
+        for number in range(2):
+            await ledger.track("resp_none", session=session, ttl=1)
+            await execute(url, update(RESPONSES).values(lease_until=0, created=RESPONSES.c.created - 150 * number))
+            assert await sweep(ledger, session) == {"resp_none": Verdict.NOT_FOUND}
+            entry = (await entries(ledger))["resp_none"]
+            assert (entry.state, entry.lease_left is None) == (("tracked", False), ("not_found", True))[number]
+            assert entry.error.startswith("404")
+
+    @pytest.mark.parametrize(
+        "look", [Fault(on="retrieve", status=404), reported("not_found")], ids=["404", "not_found in a 200"]
+    )
+    async def test_what_is_not_found_while_cancels_fail_is_tried_again_and_given_up_with_a_reason(
+        self, session, ledger: Ledger, url: str, server: Emulator, look: Fault
+    ) -> None:
+        await ledger.track("resp_1", session=session, ttl=1)
+        await execute(url, update(RESPONSES).values(created=RESPONSES.c.created - 1000))
+        for attempt in range(1, 3):
+            server.faults[:] = [Fault(on="cancel", status=503), look] * 20
+            await lapse(url)
+            assert await sweep(ledger, session, max_attempts=2, max_retries=0) == {"resp_1": Verdict.UNKNOWN}
+            entry = (await entries(ledger))["resp_1"]
+            assert entry.state == {1: "tracked", 2: "unknown"}[attempt]
+        assert entry.error.startswith("Given up after 2 attempts: 503")
+
+    async def test_a_response_that_only_keeps_running_is_given_up_with_its_status_as_the_reason(
+        self, ledger: Ledger, server: Emulator, track_lapsed
+    ) -> None:
+        (name,) = await track_lapsed(1)
+        running = {"id": name, "status": "in_progress"}
+        server.faults += [Fault(on=call, status=200, body=running) for call in ("cancel", "retrieve")] * 100
+        async with open_session(server, ledger, clock=QuickClock()) as quick:
+            assert await sweep(ledger, quick, max_attempts=1) == {name: Verdict.STILL_RUNNING}
+        assert (await entries(ledger))[name].error == (
+            "Given up after 1 attempt: The server reports the status 'in_progress'."
+        )
 
     async def test_a_refused_key_ends_the_sweep(self, session, ledger: Ledger, server: Emulator, track_lapsed) -> None:
         await track_lapsed(20)

@@ -47,6 +47,30 @@ def refusal(retry_after: float | None = 0.25) -> RateLimitError:
     return RateLimitError("no", status=429, headers={}, body=b"", retry_after=retry_after)
 
 
+class TestSlowStart:
+    async def test_the_rate_doubles_each_second_until_the_server_refuses_a_request(self) -> None:
+        server = LimitedServer(40, burst=1)
+        pace = Pace(64, server.clock, rate=10)
+        refused = None
+        while refused is None:
+            sent = await pace.turn()
+            refused = server.answer()
+            pace.note(sent, refused)
+        assert 1.5 < server.clock.now - server.began < 3.5  # from 10 to 40 requests a second
+        assert pace.rate <= 40
+        before = pace.rate
+        for _ in range(40):
+            pace.note(await pace.turn(), server.answer())
+        assert pace.rate < 1.2 * before
+
+    async def test_the_rate_stays_below_its_maximum(self) -> None:
+        server = LimitedServer(math.inf)
+        pace = Pace(64, server.clock, rate=10, max_rate=25)
+        for _ in range(200):
+            pace.note(await pace.turn(), server.answer())
+        assert pace.rate == 25
+
+
 class TestTurn:
     async def test_no_request_waits_before_the_server_refuses_one(self) -> None:
         server = LimitedServer(math.inf, latency=0)

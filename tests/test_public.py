@@ -60,12 +60,25 @@ class TestTypedDictsOfOptions:
         assert typing.get_type_hints(CallOptions) == self.keywords(getattr(session, call))
 
     @pytest.mark.parametrize("session", [AsyncSession, Session])
-    @pytest.mark.parametrize(("call", "own"), [("guard", {"grace"}), ("wait", {"timeout", "on_abandon", "grace"})])
+    @pytest.mark.parametrize(
+        ("call", "own"),
+        [
+            ("guard", {"grace", "poll", "max_age"}),
+            ("watch", {"grace"}),
+            (
+                "wait",
+                {
+                    *("timeout", "queued_timeout", "stalled_timeout"),
+                    *("poll", "on_update", "on_abandon", "grace", "max_age"),
+                },
+            ),
+        ],
+    )
     def test_request_options_are_the_keywords_of_guard_and_wait_except_their_own(
         self, session: type, call: str, own: set[str]
     ) -> None:
         keywords = self.keywords(getattr(session, call))
-        own = own | ({"abandoned"} if session is AsyncSession else set())
+        own = own | ({"abandoned"} if session is AsyncSession and call != "watch" else set())
         assert typing.get_type_hints(RequestOptions) == {
             name: kind for name, kind in keywords.items() if name not in own
         }

@@ -74,7 +74,9 @@ class TestTimeout:
         with pytest.raises(WaitTimeoutError) as caught:
             await session.wait(identifier, timeout=10)
         error = caught.value
-        assert str(error) == f"{identifier} did not end within 10 s: its status was 'in_progress'."
+        assert str(error) == (
+            f"{identifier} did not end within 10 s: its status was 'in_progress'. It was stopped (cancelled)."
+        )
         assert isinstance(error, TimeoutError)
         assert (error.outcome.verdict, error.response.status) == (Verdict.CANCELLED, "in_progress")
         assert server.responses[identifier].cancelled

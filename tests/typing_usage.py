@@ -14,6 +14,7 @@ from openai.types.responses import Response as TheirResponse
 from openai_cancel import (
     APIStatusError,
     AsyncSession,
+    BlockingWatch,
     Guard,
     Outcome,
     Response,
@@ -21,8 +22,9 @@ from openai_cancel import (
     Session,
     Verdict,
     WaitTimeoutError,
+    Watch,
 )
-from openai_cancel.ledger import Entry, Ledger
+from openai_cancel.ledger import BlockingLedger, Entry, Ledger
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -63,6 +65,29 @@ async def guarding(session: AsyncSession, blocking: Session) -> None:
     session.guard("x", deadline=5)  # type: ignore[call-arg]  # the name is grace
 
 
+async def clients(
+    session: AsyncSession,
+    blocking: Session,
+    client: openai.AsyncOpenAI,
+    other: openai.OpenAI,
+    azure: openai.AzureOpenAI,
+) -> None:
+    async with session.guard(client, "resp_123", other, azure, grace=5) as guard:
+        guard.add(openai.DefaultAsyncHttpxClient())
+    with blocking.guard(other):
+        pass
+    watch = session.watch(client, other, grace=5)
+    assert_type(watch, Watch)
+    assert_type(watch.response_ids, tuple[str, ...])
+    watch.add(azure)
+    async with session.watch(client) as same:
+        assert_type(same, Watch)
+    with blocking.watch(other) as third:
+        assert_type(third, BlockingWatch)
+    session.guard(5)  # type: ignore[arg-type]  # neither an id nor a client
+    session.watch("resp_123")  # type: ignore[arg-type]  # no client
+
+
 async def many(session: AsyncSession, blocking: Session, theirs: list[TheirResponse]) -> None:
     async for outcome in session.stop_many(theirs, concurrency=8):
         assert_type(outcome, Outcome)
@@ -81,9 +106,28 @@ async def ledgers(theirs: TheirResponse) -> None:
         async for entry in ledger.entries(include_ended=True):
             assert_type(entry, Entry)
             assert_type(entry.lease_left, float | None)
+        async for outcome in ledger.stop(session, labels={"a": "b"}, state="tracked", older_than=60):
+            assert_type(outcome, Outcome)
+        ledger.stop(session, state="cancelled")  # type: ignore[arg-type]  # it has ended
+        assert_type(await ledger.track_many(["x", theirs], session=session, ttl=900), int)
+        assert_type(await ledger.purge(older_than=60, state="released"), int)
         await ledger.track("x", session=session)  # type: ignore[call-arg]  # ttl is needed
-    Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a")
     Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # an object is needed
+
+
+def blocking_ledgers(theirs: TheirResponse) -> None:
+    with Session(ledger=Ledger("sqlite:///x"), ledger_required=True, account="a") as session:
+        assert_type(session.ledger, BlockingLedger)
+        session.ledger.track(theirs, ttl=900)
+        assert_type(session.ledger.track_many(["x"], ttl=900, labels={"a": "b"}), int)
+        assert_type(session.ledger.release("x"), bool)
+        for outcome in session.ledger.sweep():
+            assert_type(outcome, Outcome)
+        for stopped in session.ledger.stop(labels={"a": "b"}, dry_run=True):
+            assert_type(stopped, Outcome)
+        for entry in session.ledger.entries(labels={"a": "b"}):
+            assert_type(entry, Entry)
+        session.ledger.track("x", session=session, ttl=900)  # type: ignore[call-arg]  # its session is known
 
 
 def blocking(theirs: openai.OpenAI) -> None:

@@ -31,6 +31,7 @@ from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError, StopResult
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession
+from openai_cancel.wait import WaitTimeoutError
 
 
 def stop(
@@ -222,7 +223,8 @@ def _show_error(response_id: str, error: OpenAICancelError, *, as_json: bool) ->
             document["outcome"] = {"verdict": outcome.verdict, "stopped": outcome.stopped}
         print_line(to_json(document))
     else:
-        complain(f"{response_id!r}: {error}{_describe_stop(outcome)}")
+        says_so = isinstance(error, WaitTimeoutError)
+        complain(f"{response_id!r}: {error}{'' if says_so else _describe_stop(outcome)}")
     return exit_status(error)
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -12,26 +12,31 @@ from cyclopts import App, Parameter
 
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
+from openai_cancel.cli.ids import Source
 from openai_cancel.cli.options import (
     DEFAULT_ACCOUNT,
     DEFAULT_CONNECTION,
     DEFAULT_LEDGER,
     DEFAULT_RUN,
+    DEFAULT_SELECTION,
     AccountOptions,
     AsJson,
     Connection,
     Count,
+    Files,
     Flag,
     Ids,
     LedgerOptions,
     RunOptions,
     Seconds,
-    check_text,
+    SelectionOptions,
+    check_ids,
+    read_labels,
 )
 from openai_cancel.cli.output import complain, print_line, printable
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.signals import run_until_signalled
-from openai_cancel.errors import LedgerError
+from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 
@@ -69,7 +74,6 @@ def sweep(
     """
     if once and every is not None:
         raise UsageError("--once cannot be combined with --every.")
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
     opened, session = where.make(lease=lease), account.session(connection, max_connections=options.concurrency)
     sweep_once = partial(
         opened.sweep,
@@ -79,6 +83,63 @@ def sweep(
         confirm=confirm,
         max_attempts=max_attempts,
     )
+    return _run(opened, session, sweep_once, options, every)
+
+
+@ledger.command
+def stop(
+    *,
+    older_than: Seconds | None = None,
+    dry_run: Annotated[bool, Flag] = False,
+    confirm: Seconds | None = None,
+    options: RunOptions = DEFAULT_RUN,
+    selection: SelectionOptions = DEFAULT_SELECTION,
+    where: LedgerOptions = DEFAULT_LEDGER,
+    account: AccountOptions = DEFAULT_ACCOUNT,
+    connection: Connection = DEFAULT_CONNECTION,
+) -> int:
+    """Stop recorded responses now, whoever guards them, and record the outcomes.
+
+    ```
+    openai-cancel ledger stop --label job=7
+    openai-cancel ledger stop --older-than 2h --dry-run
+    ```
+
+    It needs a condition; --state tracked stops everything of the account.
+
+    Args:
+        older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
+        dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
+        confirm: Check cancelled responses again after this many seconds, because some servers resume them.
+    """
+    labels, state = selection.labels, selection.state
+    if not labels and state is None and older_than is None:
+        raise UsageError("No condition: use --label, --state or --older-than, or --state tracked for everything.")
+    if state not in (None, "tracked", "stopping"):
+        raise UsageError(f"--state must be tracked or stopping: responses that are {state} have ended.")
+    opened, session = where.make(), account.session(connection, max_connections=options.concurrency)
+    stop_once = partial(
+        opened.stop,
+        session,
+        labels=labels,
+        state=state,
+        older_than=older_than,
+        dry_run=dry_run,
+        concurrency=options.concurrency,
+        deadline=options.deadline,
+        confirm=confirm,
+    )
+    return _run(opened, session, stop_once, options)
+
+
+def _run(
+    opened: "Ledger",
+    session: AsyncSession,
+    sweep_once: Callable[[], AsyncGenerator[Outcome, None]],
+    options: RunOptions,
+    every: float | None = None,
+) -> int:
+    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
     status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
     report.sum_up()
     return status
@@ -110,60 +171,89 @@ async def _sweep(
 def list_(
     *,
     ended: Annotated[bool, Flag, Parameter("--all")] = False,
+    older_than: Seconds | None = None,
     as_json: AsJson = False,
+    selection: SelectionOptions = DEFAULT_SELECTION,
     where: LedgerOptions = DEFAULT_LEDGER,
 ) -> None:
     """List the recorded responses of all accounts.
 
+    ```
+    openai-cancel ledger list --label job=7 --older-than 2h
+    openai-cancel ledger list --state forbidden
+    ```
+
     Args:
         ended: Also list the responses that have ended or were released.
+        older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
         as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
     """
     show = _as_json if as_json or not sys.stdout.isatty() else _as_line
+    labels = selection.labels
 
     async def run() -> None:
-        async with where.make() as opened, aclosing(opened.entries(include_ended=ended)) as entries:
-            async for entry in entries:
-                print_line(show(entry))
+        async with where.make() as opened:
+            entries = opened.entries(include_ended=ended, labels=labels, state=selection.state, older_than=older_than)
+            async with aclosing(entries):
+                async for entry in entries:
+                    print_line(show(entry))
 
     asyncio.run(run())
 
 
 @ledger.command
 def add(
-    ids: Ids,
+    ids: Ids = (),
     /,
     *,
     ttl: Seconds,
+    file: Files = (),
     label: Annotated[tuple[str, ...], Flag] = (),
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
     connection: Connection = DEFAULT_CONNECTION,
-) -> None:
-    """Record responses for a sweep to stop, unless they are released first.
+) -> int:
+    """Record responses for sweeps on any hosts to stop, unless they are released first.
 
     ```
     openai-cancel ledger add resp_123 --ttl 15m --label job=7
+    openai-cancel ledger add --file ids.txt --ttl 1s
     ```
 
     Args:
-        ids: The ids of the responses.
+        ids: The ids of the responses. - reads them from standard input.
         ttl: The time after which a sweep stops the responses, such as 30s, 15m or 2h.
+        file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
         label: A label of the responses, as NAME=VALUE. Can be repeated.
     """
-    for pair in label:
-        if "=" not in pair:
-            raise UsageError(f"{pair!r} is not a label: write --label NAME=VALUE.")
-        check_text(pair, "--label")
-    labels = {name: value for name, _, value in (pair.partition("=") for pair in label)}
-    session = account.session(connection)
+    check_ids(ids, file)
+    labels = read_labels(label)
+    session, opened = account.session(connection), where.make()
+    bad = 0
 
-    async def run() -> None:
-        async with where.make() as opened:
-            for response_id in ids:
-                await opened.track(response_id, session=session, ttl=ttl, labels=labels)
+    def complain_of_line(problem: str) -> None:
+        nonlocal bad
+        bad += 1
+        complain(problem)
 
-    asyncio.run(run())
+    async def run(source: Source) -> int:
+        async with opened:
+            return await opened.track_many(source.read(), session=session, ttl=ttl, labels=labels)
+
+    with _open_source(ids, file, complain_of_line) as source:
+        count = asyncio.run(run(source))
+    if file:
+        print_line(f"{count:,} recorded")
+    return ExitStatus.NOT_STOPPED if bad else ExitStatus.OK
+
+
+def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: Callable[[str], None]) -> Source:
+    try:
+        return Source(ids, files, complain=complain_of_line, skip=lambda _: False)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
 
 
 @ledger.command
@@ -197,7 +287,12 @@ def release(
 
 
 @ledger.command
-def purge(*, older_than: Seconds, where: LedgerOptions = DEFAULT_LEDGER) -> None:
+def purge(
+    *,
+    older_than: Seconds,
+    selection: SelectionOptions = DEFAULT_SELECTION,
+    where: LedgerOptions = DEFAULT_LEDGER,
+) -> None:
     """Delete the records of responses of all accounts that ended some time ago.
 
     ```
@@ -205,12 +300,13 @@ def purge(*, older_than: Seconds, where: LedgerOptions = DEFAULT_LEDGER) -> None
     ```
 
     Args:
-        older_than: The time since the responses ended, such as 12h or 7d.
+        older_than: The time since the responses ended or were released, such as 12h or 7d.
     """
+    labels = selection.labels
 
     async def run() -> int:
         async with where.make() as opened:
-            return await opened.purge(older_than=older_than)
+            return await opened.purge(older_than=older_than, labels=labels, state=selection.state)
 
     print_line(f"{asyncio.run(run()):,} deleted")
 

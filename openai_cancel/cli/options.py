@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from cyclopts import CycloptsError, Group, Parameter, Token, convert
 from cyclopts.validators import Number
@@ -48,6 +48,23 @@ Seconds = Annotated[float, Parameter(converter=_read_seconds)]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 """A whole number of at least 1."""
 
+Files = Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True)]
+"""The option `--file`: the paths of files of ids, with - for standard input."""
+
+State = Literal[
+    "tracked",
+    "stopping",
+    "released",
+    "cancelled",
+    "already_finished",
+    "not_background",
+    "not_found",
+    "forbidden",
+    "still_running",
+    "unknown",
+]
+"""A state of a response in a ledger."""
+
 AsJson = Annotated[bool, Flag, Parameter("--json")]
 """The option `--json`."""
 
@@ -84,7 +101,7 @@ class FileOptions:
         resume: Skip the ids that the log shows as stopped.
     """
 
-    file: Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True)] = ()
+    file: Files = ()
     log: Path | None = None
     resume: Annotated[bool, Flag] = False
 
@@ -94,8 +111,7 @@ class FileOptions:
         Raises:
             UsageError: the options cannot work with these arguments.
         """
-        if not ids and not self.file:
-            raise UsageError("No ids: pass ids, or use --file, or - for standard input.")
+        check_ids(ids, self.file)
         self.check_log()
 
     def check_log(self) -> None:
@@ -379,6 +395,56 @@ class AccountOptions:
 
 
 DEFAULT_ACCOUNT = AccountOptions()
+
+
+@Parameter(name="*", group=_LEDGER_GROUP)
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """The options of every command for some of the responses in a ledger.
+
+    Attributes:
+        label: Only responses with this label, as NAME=VALUE. Can be repeated: they have all of the labels.
+        state: Only responses in this state. The last seven are verdicts about their end.
+    """
+
+    label: Annotated[tuple[str, ...], Flag] = ()
+    state: State | None = None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels.
+
+        Raises:
+            UsageError: one is not of the form NAME=VALUE.
+        """
+        return read_labels(self.label)
+
+
+DEFAULT_SELECTION = SelectionOptions()
+
+
+def read_labels(pairs: Sequence[str]) -> dict[str, str]:
+    """Return the labels of --label options.
+
+    Raises:
+        UsageError: one is not of the form NAME=VALUE.
+        ConfigurationError: one contains control characters.
+    """
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"{pair!r} is not a label: write --label NAME=VALUE.")
+        check_text(pair, "--label")
+    return {name: value for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def check_ids(ids: Sequence[str], files: Sequence[str]) -> None:
+    """Refuse a run without ids.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if not ids and not files:
+        raise UsageError("No ids: pass ids, or use --file, or - for standard input.")
 
 
 def check_text(text: str | None, source: str) -> None:

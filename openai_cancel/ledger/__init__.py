@@ -4,10 +4,12 @@ Needs the extra `ledger`: `pip install 'openai-cancel[ledger]'`.
 """
 
 try:
-    from openai_cancel.ledger.ledger import Entry, Ledger
+    from openai_cancel.ledger.blocking import BlockingLedger
+    from openai_cancel.ledger.entry import Entry
+    from openai_cancel.ledger.ledger import Ledger
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
         f"{_missing.name} is not installed: pip install 'openai-cancel[ledger]'", name=_missing.name
     ) from None
 
-__all__ = ["Entry", "Ledger"]
+__all__ = ["BlockingLedger", "Entry", "Ledger"]

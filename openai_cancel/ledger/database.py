@@ -1,21 +1,25 @@
 """`Database`: one task that sends all statements of a ledger, those that wait in one transaction.
 
-A transaction is the expensive part, because it waits for the disk or the network. The drivers never see a
-cancellation, because callers wait outside the task that uses them.
+A transaction is the expensive part, because it waits for the disk or the network. It runs in a `Connection`'s thread.
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Collection, Sequence
+from copy import copy
 from typing import Any
 
 import attrs
-from sqlalchemy import URL, Row, make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.exc import DBAPIError
 
+from openai_cancel.cancellation import wait_through_cancellation
+from openai_cancel.checks import Secret
 from openai_cancel.errors import ConfigurationError, LedgerError, detached
-from openai_cancel.ledger.table import Command, migrate
+from openai_cancel.ledger.connection import MIGRATION_TIMEOUT, Backend, Connection, Rows
+from openai_cancel.ledger.postgresql import read_postgresql_url
+from openai_cancel.ledger.sqlite import read_sqlite_url
+from openai_cancel.ledger.table import Command
 
 BATCH_SIZE = 100
 """The largest number of jobs that share a transaction."""
@@ -23,28 +27,26 @@ BATCH_SIZE = 100
 MAX_QUEUED = 10_000
 """The largest number of jobs that wait. It is reached only if the database hangs."""
 
-_DRIVERS = {
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "postgresql+asyncpg": "postgresql+asyncpg",
-}
+PROBE_SHARE = 0.2
+"""The part of the time of a transaction in which a connection that was idle must answer to its begin.
 
-_BEGIN_SQLITE = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
-"""The statements that begin a transaction: readers do not wait for writers, a commit waits until the data is on the
-disk, and writers take turns.
-
-See https://www.sqlite.org/wal.html and https://www.sqlite.org/lang_transaction.html.
+What stands between this process and the database may have forgotten the connection, without a word to either side.
 """
+
+DRAIN_SHARE = 0.9
+"""The part of the time-out in which a database that closes does the jobs that wait."""
+
+CANCELLED_CLOSE_TIME = 0.5
+"""Seconds that a close has left when it is cancelled."""
+
+END_TIME = 0.5
+"""Seconds that a database which closes waits for its connections to end."""
 
 _CLOSED = "The ledger is closed."
 
-Rows = Sequence[Row[Any]]
 
-
-def read_url(url: str) -> URL:
-    """Return the URL of a database, with the driver that is used. Errors do not quote it: it may contain a password.
+def read_url(url: str) -> Backend:
+    """Return the database of a URL. Errors do not quote the URL: it may contain a password.
 
     Raises:
         ConfigurationError: it is not a URL, or not one of a database that can hold a ledger.
@@ -52,31 +54,32 @@ def read_url(url: str) -> URL:
     like = "like sqlite:///ledger.db or postgresql://user@host/database"
     if not isinstance(url, str):
         raise ConfigurationError(f"The URL of a ledger must be a string {like}, not {type(url).__name__}.")
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # a ValueError if the port is not a number
-        raise ConfigurationError(f"That is not the URL of a database: write it {like}.") from None
-    driver = _DRIVERS.get(parsed.drivername)
-    if driver is None:
-        raise ConfigurationError(f"A ledger cannot be kept in {parsed.drivername!r}: use a URL {like}.")
-    if driver.startswith("sqlite") and (
-        parsed.database in {None, "", ":memory:"} or parsed.query.get("mode") == "memory"
-    ):
-        raise ConfigurationError(f"A ledger cannot be kept in memory, which ends with the process: use a URL {like}.")
-    return parsed.set(drivername=driver)
+    scheme, colon, rest = map(Secret, url.partition("://"))
+    kind, _, driver = str.partition(scheme, "+")
+    if not colon:
+        raise ConfigurationError(f"That is not the URL of a database: write it {like}.")
+    if kind == "sqlite" and driver in {"", "pysqlite"}:
+        return read_sqlite_url(Secret(f"sqlite://{rest}"))
+    if kind in {"postgresql", "postgres"} and driver in {"", "psycopg"}:
+        return read_postgresql_url(Secret(f"postgresql://{rest}"))
+    if kind in {"sqlite", "postgresql", "postgres"}:
+        used = "pysqlite" if kind == "sqlite" else "psycopg"
+        raise ConfigurationError(f"A ledger does not use the driver {driver!r} but {used!r}: write {kind}://….")
+    raise ConfigurationError(f"A ledger cannot be kept in {str(scheme)!r}: use a URL {like}.")
 
 
 @attrs.define(eq=False)
 class _Job:
     commands: Collection[Command]
     result: asyncio.Future[Rows]
+    reads_only: bool
 
 
 class Database:
     """The database of a ledger, and the task that uses it. It belongs to the event loop in which it is created.
 
     Args:
-        url: the URL, from `read_url`.
+        backend: the database, from `read_url`.
         timeout: seconds that a transaction may take, and that a caller waits for one.
 
     Attributes:
@@ -84,37 +87,51 @@ class Database:
         dialect: `sqlite` or `postgresql`.
     """
 
-    def __init__(self, url: URL, timeout: float) -> None:
+    def __init__(self, backend: Backend, timeout: float) -> None:
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self.dialect: str = url.get_backend_name()
+        self.dialect: str = backend.dialect
+        self._backend = backend
         self._timeout = timeout
-        is_sqlite = self.dialect == "sqlite"
-        # The time-out of SQLite is for locks. It ends before ours, because its error message says more. Without an
-        # isolation level, its driver begins no transactions by itself, which would be too late and without a lock.
-        arguments = {"timeout": timeout * 0.8, "isolation_level": None} if is_sqlite else {"timeout": timeout}
-        self._begin = _BEGIN_SQLITE if is_sqlite else ()
-        self._engine = create_async_engine(
-            url, hide_parameters=True, pool_size=1, max_overflow=0, pool_pre_ping=True, connect_args=arguments
-        )
-        self._migrated = False
+        self._engine = backend.create_engine(timeout)
+        self._connection: Connection | None = None  # the one that worked last, while it is idle
+        self._active: Connection | None = None  # the newest one
+        self._was_open = False  # whether the connection that failed last had opened before
+        self._ending: set[asyncio.Task[Any]] = set()  # they wait for threads that nobody else waits for
         self._queue: deque[_Job] = deque()
         self._wake = asyncio.Event()
         self._closing = False
         self._task = asyncio.create_task(self._run())
 
-    def close(self) -> asyncio.Task[None]:
-        """Accept no more jobs, and return the task, which ends when those that wait are done."""
+    async def close(self) -> None:
+        """Accept no more jobs, do those that wait, and close the connection, all within the time-out.
+
+        If it is cancelled, it has half a second left. The jobs that are not done then fail.
+        """
         self._closing = True
         self._wake.set()
-        return self._task
+        until = self.loop.time() + self._timeout * DRAIN_SHARE
+        cancellation: asyncio.CancelledError | None = None
+        while not self._task.done() and self.loop.time() < until:
+            try:
+                await _wait_for(self._task, until - self.loop.time())
+            except asyncio.CancelledError as error:
+                cancellation = error
+                until = min(until, self.loop.time() + CANCELLED_CLOSE_TIME)
+        self._task.cancel()
+        if cancellation := await wait_through_cancellation(self._task) or cancellation:
+            raise cancellation
 
     async def connect(self) -> None:
-        """Connect, and create the tables if there are none. `execute` would do this, too.
+        """Connect, and create or change the tables if that is necessary. `execute` would do this, too.
 
         Raises:
             LedgerError: the database fails or takes too long.
         """
-        await self.execute()
+        result = self.submit((), reads_only=True)
+        await _wait_for(result, self._timeout)
+        if self._active is not None and self._active.is_migrating:
+            await _wait_for(result, MIGRATION_TIMEOUT)
+        self._check(result)
 
     async def execute(self, *commands: Command) -> Rows:
         """Execute commands in one transaction, and return the rows of the last one. Jobs are done in their order.
@@ -126,8 +143,16 @@ class Database:
         """
         return await self.wait(self.submit(commands))
 
-    def submit(self, commands: Collection[Command]) -> asyncio.Future[Rows]:
-        """Start a job like `execute`, and return its result, for which `wait` waits.
+    async def read(self, *commands: Command) -> Rows:
+        """Execute commands like `execute`, if all of them only read. With SQLite they do not wait for other writers.
+
+        Raises:
+            LedgerError: the database fails or takes too long.
+        """
+        return await self.wait(self.submit(commands, reads_only=True))
+
+    def submit(self, commands: Collection[Command], *, reads_only: bool = False) -> asyncio.Future[Rows]:
+        """Start a job like `execute` or `read`, and return its result, for which `wait` waits.
 
         Raises:
             LedgerError: too many jobs are waiting, or the database is closed.
@@ -136,33 +161,36 @@ class Database:
             raise LedgerError(_CLOSED)
         if len(self._queue) >= MAX_QUEUED:
             raise LedgerError(f"The ledger's database is too slow: {len(self._queue):,} transactions wait for it.")
-        job = _Job(commands, self.loop.create_future())
+        job = _Job(commands, self.loop.create_future(), reads_only)
         self._queue.append(job)
         self._wake.set()
         return job.result
 
     async def wait(self, result: asyncio.Future[Rows]) -> Rows:
-        """Wait for the result of a job.
+        """Wait for the result of a job. A cancellation ends the wait, and not the job.
 
         Raises:
             LedgerError: the database fails or takes too long.
         """
-        try:
-            async with asyncio.timeout(self._timeout):
-                return await result
-        except TimeoutError:
-            raise self._too_late() from None
+        await _wait_for(result, self._timeout)
+        return self._check(result)
+
+    def _check(self, result: asyncio.Future[Rows]) -> Rows:
+        if not result.done():
+            raise self._too_late()
+        return result.result()
 
     async def _run(self) -> None:
         try:
-            while (self._queue or not self._closing) and not _is_cancelled():
+            while self._queue or not self._closing:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._queue and not _is_cancelled():
+                while self._queue:
                     await self._do([self._queue.popleft() for _ in range(min(BATCH_SIZE, len(self._queue)))])
         finally:
-            _fail(self._queue, LedgerError(_CLOSED))  # the event loop ends, and cancels all tasks
-            await self._engine.dispose()
+            self._closing = True  # perhaps the event loop ends, and cancels all tasks
+            _fail(self._queue, LedgerError(_CLOSED))
+            await self._end_connections()
 
     async def _do(self, jobs: Sequence[_Job]) -> None:
         """Do some jobs in one transaction, or each in its own if one of them fails."""
@@ -170,56 +198,112 @@ class Database:
             results = await self._transact(jobs)
         except TimeoutError:
             _fail(jobs, self._too_late())
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - drivers raise errors of any class
-            if len(jobs) == 1 or _is_cancelled():
+        except asyncio.CancelledError:
+            _fail(jobs, LedgerError(_CLOSED))
+            raise
+        except Exception as error:  # noqa: BLE001 - drivers raise errors of any class
+            if len(jobs) == 1 or not self._was_open:
                 _fail(jobs, _translate(error))
             else:
                 for job in jobs:
                     await self._do([job])
         else:
             for job, rows in zip(jobs, results, strict=True):
-                if not job.result.done():
-                    job.result.set_result(rows)
+                job.result.set_result(rows)
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
-        async with asyncio.timeout(self._timeout), self._engine.begin() as connection:
-            for statement in self._begin:
-                await connection.exec_driver_sql(statement)
-            if not self._migrated:
-                await migrate(connection)
-            results = [await _execute(connection, job.commands) for job in jobs]
-        self._migrated = True
+        """Do some jobs in one transaction. If the connection that was idle fails, a fresh one follows.
+
+        It may have been closed in the meantime, forgotten by the network, or lead to what is a replica by now.
+        """
+        until = self.loop.time() + self._timeout
+        if self._connection is not None:
+            idle, self._connection = self._connection, None
+            try:
+                return await self._attempt(idle, jobs, until)
+            except Exception:
+                if not self._can_be_repeated(idle, jobs, until):
+                    raise
+        return await self._attempt(Connection(self._backend, self._engine, self._timeout), jobs, until)
+
+    def _can_be_repeated(self, failed: Connection, jobs: Sequence[_Job], until: float) -> bool:
+        """Return whether there is time for jobs that have failed, and they can do no harm if they were done after all.
+
+        A transaction whose commit was not sent was not done.
+        """
+        if self.loop.time() > until - self._timeout / 2:
+            return False
+        return not failed.is_committing or all(command.is_repeatable for job in jobs for command in job.commands)
+
+    async def _attempt(self, connection: Connection, jobs: Sequence[_Job], until: float) -> list[Rows]:
+        """Do some jobs in one transaction on a connection, which is of no more use if that fails."""
+        self._active = connection
+        was_idle = connection.is_open
+        reads_only = all(job.reads_only for job in jobs)
+        task = connection.transact([job.commands for job in jobs], reads_only=reads_only)
+        try:
+            if was_idle and self._backend.is_remote:
+                await _wait_for(task, self._timeout * PROBE_SHARE)
+                if not (task.done() or connection.has_begun):
+                    raise TimeoutError  # noqa: TRY301 - the handler is for everything
+            await _wait_for(task, until - self.loop.time())
+            if connection.is_migrating:
+                await _wait_for(task, MIGRATION_TIMEOUT)
+            if not task.done():
+                raise TimeoutError  # noqa: TRY301 - the handler is for everything
+            results = task.result()
+        except BaseException:
+            self._was_open = connection.is_open
+            connection.abort()
+            self._watch(task)
+            raise
+        self._connection = connection
         return results
+
+    def _watch(self, task: asyncio.Task[Any]) -> None:
+        """Remember a task until it has ended."""
+        self._ending.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._ending.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio would log an exception that nobody has looked at
+
+    async def _end_connections(self) -> None:
+        if self._connection is not None:
+            self._watch(asyncio.create_task(self._connection.close()))
+        try:
+            if self._ending:
+                await asyncio.wait([*self._ending], timeout=min(END_TIME, self._timeout * (1 - DRAIN_SHARE)))
+        finally:
+            for task in self._ending:  # their threads end when the calls of the drivers return
+                task.cancel()
+            self._engine.dispose()
 
     def _too_late(self) -> LedgerError:
         return LedgerError(f"The ledger's database does not answer within {self._timeout:g} s.")
 
 
-async def _execute(connection: AsyncConnection, commands: Collection[Command]) -> Rows:
-    """Execute commands, and return the rows of the last one."""
-    rows: Rows = ()
-    for statement, parameters in commands:
-        result = await connection.execute(statement, parameters or None)
-        rows = result.all() if result.returns_rows else ()
-    return rows
-
-
-def _is_cancelled() -> bool:
-    """Return whether the current task was cancelled. Some drivers swallow that, or turn it into an error."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def _wait_for(future: asyncio.Future[Any], seconds: float) -> None:
+    """Wait until a future is done, or the time has passed. A cancellation does not cancel the future."""
+    if not future.done():
+        await asyncio.wait((future,), timeout=None if seconds == math.inf else seconds)
 
 
 def _fail(jobs: Collection[_Job], error: LedgerError) -> None:
     for job in jobs:
-        if not job.result.done():
-            job.result.set_exception(error)
+        job.result.set_exception(error)
+        job.result.exception()  # asyncio would log an exception that nobody has looked at
 
 
-def _translate(error: BaseException) -> LedgerError:
+def _translate(error: Exception) -> LedgerError:
     if isinstance(error, LedgerError):
         return error
-    words = str(getattr(error, "orig", None) or error)  # the text of SQLAlchemy's own errors quotes the statement
-    failure = LedgerError(f"The ledger's database failed: {' '.join(words.split()) or type(error).__name__}.")
-    failure.__cause__ = detached(error)  # the frames of a driver hold the password
+    # SQLAlchemy's own errors quote the statement. A copy of psycopg's lacks the connection, which has the password.
+    cause = copy(error.orig) if isinstance(error, DBAPIError) else error
+    primary: object = getattr(getattr(cause, "diag", None), "message_primary", None)  # without the statement
+    words = " ".join(str(primary or cause).split()).rstrip(".?") or type(cause).__name__
+    failure = LedgerError(f"The ledger's database failed: {words}.")
+    failure.__cause__ = None if cause is None else detached(cause)  # the frames of a driver hold the password
     return failure

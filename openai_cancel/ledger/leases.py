@@ -5,34 +5,82 @@ import logging
 import os
 import secrets
 import socket
-from collections import Counter
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
-from openai_cancel.cancellation import wait_through_cancellation
+import attrs
+
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
-from openai_cancel.ledger.database import Database, Rows
-from openai_cancel.ledger.table import RELEASED, TRACKED, Account, Change, Record, Settlement, renew, write
+from openai_cancel.ledger.connection import Rows
+from openai_cancel.ledger.database import Database
+from openai_cancel.ledger.fate import Fate, decide_fate, describe_taken
+from openai_cancel.ledger.table import (
+    TRACKED,
+    Change,
+    End,
+    Record,
+    Settlement,
+    Sighting,
+    count_owned,
+    look,
+    owned,
+    renew,
+    write,
+)
 from openai_cancel.outcome import Outcome
 
-MAX_MISSED = 10_000
+MAX_MISSED = 100_000
 """The largest number of changes that are kept, to be written later, while the database fails."""
+
+REPORTED = 100
+"""The largest number of changes in a line of the log."""
+
+MAX_LOOKED_AT = 500
+"""The largest number of rows that one statement looks at."""
 
 Written = asyncio.Future[Rows]
 """The result of a write, for which `Leases.wait` waits."""
+
+Listener = Callable[[Outcome], None]
+"""A function that a guard is told with that another process stops a response, or has stopped it."""
+
+_WATCHED = frozenset({Fate.SHARED, Fate.TAKEN})
+"""The fates that may change."""
 
 _T = TypeVar("_T")
 
 _log = logging.getLogger("openai_cancel")
 
 
+@attrs.define(eq=False)
+class _Held:
+    """A row that guards hold.
+
+    Attributes:
+        record: the row as it is written.
+        since: the time at which it was written first.
+        listeners: one for each guard, because a response can be guarded more than once.
+        writes: how often it was written.
+        fate: what is known about it.
+    """
+
+    record: Record
+    since: float
+    listeners: list[Listener] = attrs.field(factory=list[Listener])
+    writes: int = 0
+    fate: Fate = Fate.OURS
+
+
 class Leases:
     """The leases that this process holds. Each heartbeat renews all of them with one statement.
 
-    A heartbeat also writes the changes that could not be written before, unless they no longer matter.
+    A heartbeat also writes the changes that could not be written before, unless they no longer matter. If the process
+    owns fewer rows than it holds, the heartbeat looks for the others: a row that is missing is written again, and the
+    guards of a row that another process has taken are told.
 
     Args:
         database: the database. It is closed together with this object.
@@ -50,34 +98,55 @@ class Leases:
         self.duration = duration
         self.owner: str = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._clock = clock
-        self._held: Counter[str] = Counter()  # by digest, because a response can be guarded more than once
+        self._held: dict[str, _Held] = {}  # by digest
         self._sweeps: set[str] = set()
         self._missed: dict[str, Change] = {}
         self._failing = False
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
-        """Write what is still to be written, and close the database. Leases that are still held lapse."""
+        """Write what is still to be written, and close the database. Leases that are still held lapse.
+
+        It takes no longer than the time-out of the database, and half a second if it is cancelled. What could not be
+        written is logged.
+        """
         self._heart.cancel()
-        if cancellation := await wait_through_cancellation(self._heart, self.database.close()):
-            raise cancellation
+        self.write(self._take_missed())
+        try:
+            await self.database.close()
+            await asyncio.wait((self._heart,))
+        finally:
+            self._report_unwritten()
 
-    def hold(self, records: Collection[Record]) -> Written:
-        """Hold the leases of rows, and write those that are not held already."""
-        new = [record for record in records if record.digest not in self._held]
-        self._held.update(record.digest for record in records)
-        return self.write(new)
+    def hold(self, records: Collection[Record], listener: Listener) -> Written:
+        """Hold the leases of rows for a guard, and write them.
 
-    def let_go(self, settlements: Collection[Settlement]) -> Written:
-        """Give up the leases of rows, and write the changes of those that nothing else holds."""
-        self._held.subtract(settlement.digest for settlement in settlements)
-        last = [settlement for settlement in settlements if self._held[settlement.digest] <= 0]
-        for settlement in last:
-            del self._held[settlement.digest]
+        They are written even if another guard of this process holds them: somebody else may have released or taken
+        them since its last heartbeat.
+        """
+        for record in records:
+            held = self._held.setdefault(record.digest, _Held(record, self._clock.monotonic()))
+            held.listeners.append(listener)
+            held.record = _with_earliest_limit(record, held.record)
+            held.writes += 1
+            held.fate = Fate.OURS
+        return self.write([*records])
+
+    def let_go(self, ends: Collection[End], listener: Listener) -> Written:
+        """Give up the leases of rows for a guard, and write the ends of those that no other guard holds."""
+        last: list[End] = []
+        for end in ends:
+            held = self._held.get(end.digest)
+            if held is None or listener not in held.listeners:
+                continue
+            held.listeners.remove(listener)
+            if not held.listeners:
+                del self._held[end.digest]
+                last += [end] if held.fate is Fate.OURS else []
         return self.write(last)
 
     def write(self, changes: Sequence[Change]) -> Written:
-        """Write changes now, or with a later heartbeat if that fails. `wait` waits for it."""
+        """Write changes now. `wait` waits for it. If it fails, a later heartbeat writes ends and guarded rows."""
         for change in changes:
             self._missed.pop(change.digest, None)
         written: Written = self.database.loop.create_future()
@@ -114,16 +183,21 @@ class Leases:
 
     def _note(self, changes: Collection[Change], written: Written) -> None:
         """Keep changes that could not be written for a later heartbeat."""
-        error = None if written.cancelled() else written.exception()
-        if error is not None:
-            self._complain(error)
-        elif not written.cancelled():
+        error = written.exception()
+        if error is None:
             self._failing = False
-        for change in changes:
-            if error is None and not written.cancelled():
+            for change in changes:
                 self._missed.pop(change.digest, None)
-            elif len(self._missed) < MAX_MISSED:
+            return
+        self._complain(error)
+        lost = 0
+        for change in changes:
+            if len(self._missed) < MAX_MISSED:
                 self._missed[change.digest] = change
+            else:
+                lost += not isinstance(change, Record)
+        if lost:
+            _log.error("the ends of %s guards are lost: their leases lapse", f"{lost:,}")
 
     async def _beat(self) -> None:
         while True:
@@ -131,20 +205,94 @@ class Leases:
             await self._renew()
 
     async def _renew(self) -> None:
-        """Write the changes that were missed, and renew all leases."""
-        # A row that was let go in the meantime is not held again, and a row that is held again is not let go.
-        missed = [
-            change for digest, change in self._missed.items() if isinstance(change, Record) == (digest in self._held)
-        ]
-        self._missed.clear()
+        """Write the ends that were missed, renew all leases, and find out what became of rows that were lost."""
+        missed = self._take_missed()
         owners = {*self._sweeps, self.owner} if self._held else self._sweeps
         try:
             if missed:
                 await self.wait(self.write(missed))
             if owners:
-                await self.database.execute(renew(owners, self.duration))
+                await self._renew_leases(owners)
         except LedgerError as error:
             self._complain(error)
+
+    def _take_missed(self) -> list[End]:
+        """Return the ends that were missed and still matter."""
+        # A row that is held again was written again. Heartbeats find the rows of guards that are missing by themselves,
+        # and who has called `Ledger.track` was told.
+        missed = [
+            change
+            for change in self._missed.values()
+            if not isinstance(change, Record) and (change.owner != self.owner or change.digest not in self._held)
+        ]
+        self._missed.clear()
+        return missed
+
+    def _report_unwritten(self) -> None:
+        for changes in _parts(self._missed.values(), REPORTED):
+            _log.warning(
+                "the ledger was closed before it could write the new states of these responses, and sweeps go by the "
+                "old ones: %s",
+                ", ".join(f"{change.response_id} ({_new_state(change)})" for change in changes),
+            )
+
+    async def _renew_leases(self, owners: Collection[str]) -> None:
+        counted = {digest: held for digest, held in self._held.items() if held.fate is Fate.OURS}
+        watched = {digest: held for digest, held in self._held.items() if held.fate in _WATCHED}
+        ((found,),) = await self.database.execute(renew(owners, self.duration), count_owned(self.owner))
+        self._failing = False
+        lost = {} if found == len(counted) else await self._find_lost(counted)
+        await self._look_at({**watched, **lost})
+
+    async def _find_lost(self, counted: Mapping[str, _Held]) -> dict[str, _Held]:
+        """Return the rows that this process should own, and does not."""
+        ours = {digest for (digest,) in await self.database.execute(owned(self.owner))}
+        unknown = ours - counted.keys() - self._held.keys() - self._missed.keys()  # their ends were lost
+        self.write([Settlement(digest, "?", self.owner, TRACKED, again_in=self.duration) for digest in unknown])
+        return {digest: held for digest, held in counted.items() if digest not in ours}
+
+    async def _look_at(self, rows: Mapping[str, _Held]) -> None:
+        """Find out what became of rows, tell their guards, and write those again that nobody has taken."""
+        again: list[Record] = []
+        for digests in _parts(rows, MAX_LOOKED_AT):
+            writes = {digest: rows[digest].writes for digest in digests}
+            found = await self.database.execute(look(digests))
+            sightings = {row.digest: Sighting._make(row) for row in found}
+            for digest in digests:
+                held = rows[digest]
+                # Otherwise it was let go, or written again.
+                if self._held.get(digest) is held and held.writes == writes[digest]:
+                    again += self._learn(held, sightings.get(digest))
+        if again:
+            _log.error("%s running responses were not in the ledger, and are recorded again", f"{len(again):,}")
+            self.write(again)
+
+    def _learn(self, held: _Held, row: Sighting | None) -> list[Record]:
+        """Note what has become of a row, tell its guards, and return what is to be written again."""
+        before, fate = held.fate, decide_fate(row, self.owner)
+        if before is Fate.TAKEN and fate not in {Fate.TAKEN, Fate.ENDED, Fate.RELEASED}:
+            # A sweep that was interrupted has given it back to others. If it has been deleted, it had ended.
+            held.fate = Fate.ENDED if row is None else Fate.TAKEN
+            return []
+        if fate is Fate.LEFT or row is None:
+            held.fate = Fate.OURS
+            held.writes += 1
+            return [held.record if row else self._aged(held)]
+        held.fate = fate
+        if fate in {Fate.TAKEN, Fate.ENDED}:
+            outcome = describe_taken(row, held.record.response_id)
+            if before is not fate:
+                _log.warning("%s was taken from its guard (%s)", outcome.response_id, outcome.verdict)
+            for listener in [*held.listeners]:
+                listener(outcome)
+        return []
+
+    def _aged(self, held: _Held) -> Record:
+        """Return a row that is written as if it were new, with what is left of its limit."""
+        limit = held.record.max_age
+        if limit is None:
+            return held.record
+        return held.record._replace(max_age=max(limit - (self._clock.monotonic() - held.since), 0.0))
 
     def _complain(self, error: BaseException) -> None:
         """Log that the database fails: once, until it works again."""
@@ -153,86 +301,17 @@ class Leases:
         self._failing = True
 
 
-class LeaseTracker:
-    """Records the responses that the guards of a session hold. It is the `openai_cancel.tracking.Tracker` of a ledger.
+def _new_state(change: Change) -> str:
+    return TRACKED if isinstance(change, Record) else change.state
 
-    Args:
-        leases: the leases of the process.
-        account: the account of the session.
-        labels: the labels of the ledger.
-        required: whether a failure to record raises an error.
-    """
 
-    def __init__(self, leases: Leases, account: Account, labels: Mapping[str, str], *, required: bool) -> None:
-        self._leases = leases
-        self._account = account
-        self._labels = labels
-        self._required = required
+def _with_earliest_limit(record: Record, other: Record) -> Record:
+    limits = [limit for limit in (record.max_age, other.max_age) if limit is not None]
+    return record._replace(max_age=min(limits, default=None))
 
-    async def begin(self, response_ids: Collection[str]) -> None:
-        """Record responses and hold their leases.
 
-        Raises:
-            LedgerError: they could not be recorded, and that is required.
-        """
-        await self._wait(self._leases.hold(self._records(response_ids)), required=self._required)
-
-    def begin_soon(self, response_id: str) -> None:
-        """Record one more response and hold its lease, without waiting, from any thread."""
-        self._call(self._leases.hold, self._records([response_id]))
-
-    async def release(self, response_ids: Collection[str]) -> None:
-        """Let responses run on without a lease.
-
-        Raises:
-            LedgerError: this could not be recorded, and that is required.
-        """
-        await self._wait(self._leases.let_go(self._released(response_ids)), required=self._required)
-
-    def release_soon(self, response_ids: Collection[str]) -> None:
-        """Let responses run on without a lease, without waiting, from any thread."""
-        self._call(self._leases.let_go, self._released(response_ids))
-
-    def settle_soon(self, outcome: Outcome) -> None:
-        """Record the outcome of a response that has ended, without waiting, from any thread."""
-        self._call(self._leases.let_go, [self._settled(outcome.response_id, outcome)])
-
-    async def settle(self, response_ids: Collection[str], outcomes: Mapping[str, Outcome]) -> None:
-        """Record the outcomes of responses. A sweep may claim those at once that were not stopped."""
-        settlements = [self._settled(name, outcomes.get(name)) for name in response_ids]
-        # If this fails, the leases lapse, and a sweep does the rest.
-        await self._wait(self._leases.let_go(settlements), required=False)
-
-    def _records(self, response_ids: Collection[str]) -> list[Record]:
-        owner, seconds = self._leases.owner, self._leases.duration
-        return [self._account.record(name, owner=owner, seconds=seconds, labels=self._labels) for name in response_ids]
-
-    def _released(self, response_ids: Collection[str]) -> list[Settlement]:
-        owner = self._leases.owner
-        return [Settlement(digest=self._account.digest(name), owner=owner, state=RELEASED) for name in response_ids]
-
-    def _settled(self, response_id: str, outcome: Outcome | None) -> Settlement:
-        digest, owner = self._account.digest(response_id), self._leases.owner
-        if outcome is None:
-            return Settlement(digest=digest, owner=owner, state=TRACKED, again_in=0.0, more_attempts=1)
-        return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1, young=True)
-
-    async def _wait(self, written: Written, *, required: bool) -> None:
-        try:
-            await self._leases.wait(written)
-        except LedgerError:
-            if required:
-                raise
-
-    def _call(self, function: Callable[[list[_T]], object], changes: list[_T]) -> None:
-        """Call a function in the event loop of the ledger: now in this loop, and soon in that of another thread."""
-        loop = self._leases.database.loop
-        try:
-            running = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is loop:
-            function(changes)
-            return
-        with suppress(RuntimeError):  # the loop is closed, and the leases lapse
-            loop.call_soon_threadsafe(function, changes)
+def _parts(items: Iterable[_T], size: int) -> Generator[list[_T], None, None]:
+    """Yield items, as many at once."""
+    source = iter(items)
+    while part := [*islice(source, size)]:
+        yield part

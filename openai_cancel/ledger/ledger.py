@@ -6,21 +6,25 @@ outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that di
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from datetime import UTC, datetime
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Literal, Self
 
-import attrs
-from sqlalchemy import Row
-
+from openai_cancel.caller import Caller
 from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
+from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
-from openai_cancel.ledger.leases import Leases, LeaseTracker
+from openai_cancel.ledger.entry import Entry
+from openai_cancel.ledger.leases import Leases
+from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
 from openai_cancel.ledger.sweep import Sweep
-from openai_cancel.ledger.table import Account, page, purge, release
+from openai_cancel.ledger.table import Account, release
+from openai_cancel.ledger.tracker import LeaseTracker
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
@@ -28,39 +32,8 @@ from openai_cancel.wire import ResponseId
 PAGE_SIZE = 500
 """The number of rows that are read, or deleted, in one transaction."""
 
-
-@attrs.frozen(kw_only=True)
-class Entry:
-    """A response in a ledger.
-
-    Attributes:
-        response_id: the id, as it was tracked.
-        base_url: the address of the server that holds the response.
-        account: the name of the account; see `AsyncSession.account`.
-        labels: the labels of the ledger and of the call that tracked the response.
-        state: `tracked`; `stopping` if a sweep has claimed it; `released` if it may run on, or its guard has ended
-            normally; otherwise the verdict about its end.
-        owner: the holder of the lease, which contains host and process id; or None.
-        attempts: the number of attempts to stop it.
-        created: when it was first tracked, in UTC, by the clock of the database.
-        changed: when its state last changed, in UTC, by the clock of the database.
-        lease_left: seconds until the lease lapses, negative if it has lapsed; None if no sweep will claim it.
-        error: the reason why it could not be stopped, or None.
-        request_id: the server's id of the last request, or None.
-    """
-
-    response_id: str
-    base_url: str
-    account: str
-    labels: Mapping[str, str]
-    state: str
-    owner: str | None
-    attempts: int
-    created: datetime
-    changed: datetime
-    lease_left: float | None
-    error: str | None
-    request_id: str | None
+BATCH_SIZE = 1000
+"""The number of rows that `track_many` writes in one transaction."""
 
 
 class Ledger:
@@ -73,11 +46,14 @@ class Ledger:
     ```
 
     Args:
-        url: the URL of the database, such as `sqlite:///ledger.db` (with the driver `sqlite+aiosqlite`) or
-            `postgresql://user@host/database` (with `postgresql+asyncpg`). The tables are created if there are none.
+        url: the URL of the database, such as `sqlite:///ledger.db` or `postgresql://user@host/database`. The latter
+            may have all options of libpq, such as `?sslmode=require`, several hosts, or a service. The tables are
+            created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
             their leases three times as often.
-        timeout: seconds that a transaction may take.
+        max_age: seconds since a response was first recorded after which a sweep stops it, although its process lives
+            and renews its lease: the largest `max_age` of the guards and waits that use this ledger. None for no limit.
+        timeout: seconds that a transaction may take, and the close.
         labels: stored with each row, for example the name of the service.
         clock: the source of time and chance, for tests.
 
@@ -87,12 +63,15 @@ class Ledger:
 
     _leases: Leases | None = None
     _closed = False
+    _users = 0
+    _closes_itself = False
 
     def __init__(
         self,
         url: str,
         *,
         lease: float = 60.0,
+        max_age: float | None = None,
         timeout: float = 5.0,
         labels: Mapping[str, str] | None = None,
         clock: Clock = SYSTEM_CLOCK,
@@ -100,14 +79,15 @@ class Ledger:
         url = Secret(url) if isinstance(url, str) else url  # it may contain a password
         self._url = read_url(url)
         self._lease = check_seconds("lease", lease)
+        self._max_age = _check_limit(max_age)
         self._timeout = check_seconds("timeout", timeout)
-        self._labels = _check_labels(labels or {})
+        self._labels = check_labels(labels or {})
         self._clock = clock
 
     def __repr__(self) -> str:
         """Return the URL without its password."""
         url = getattr(self, "_url", None)  # there is none if the constructor has failed
-        return f"<{type(self).__name__} {url.render_as_string(hide_password=True) if url else '?'}>"
+        return f"<{type(self).__name__} {url.shown if url else '?'}>"
 
     async def open(self, *, check: bool = True) -> Self:
         """Open the ledger in the running event loop. `async with` does this, and closes it at the end.
@@ -134,7 +114,8 @@ class Ledger:
     async def close(self) -> None:
         """Write what is still to be written, and close the ledger. Closing twice does nothing.
 
-        Leases of responses that are still guarded lapse.
+        This takes no longer than the time-out, and a second if it is cancelled. The ids of the responses whose new
+        state could not be written are logged as a warning. Leases of responses that are still guarded lapse.
 
         Raises:
             SessionStateError: the ledger belongs to another event loop.
@@ -152,39 +133,58 @@ class Ledger:
     ) -> None:
         await self.close()
 
-    async def attach(self, *, required: bool) -> bool:
-        """Make sure that the ledger is open in the running event loop. `AsyncSession.open` calls this.
+    async def attach(self, *, required: bool) -> None:
+        """Use the ledger until `detach`, in the running event loop. `AsyncSession.open` calls this.
+
+        If the ledger is not open, this opens it, and the last `detach` closes it.
 
         Args:
             required: whether to connect to the database now, and fail if that is not possible.
-
-        Returns:
-            Whether this call has opened it; if so, the session closes it.
 
         Raises:
             LedgerError: the database cannot be used.
             SessionStateError: the ledger was closed, or is open in another event loop.
         """
         if self._leases is None:
-            await self.open(check=required)
-            return True
-        _ = self._open_leases  # raises if they belong to another event loop
-        return False
+            await self.open(check=False)
+            self._closes_itself = True
+        leases = self._open_leases  # raises if they belong to another event loop
+        self._users += 1
+        if required:
+            try:
+                await leases.database.connect()
+            except BaseException:
+                await self.detach()
+                raise
 
-    def tracker(self, *, account: str, base_url: str, required: bool) -> LeaseTracker:
-        """Return an object that records the responses of guards. `AsyncSession.guard` calls this.
+    async def detach(self) -> None:
+        """End the use of the ledger. `AsyncSession.close` calls this."""
+        self._users -= 1
+        if self._closes_itself and self._users == 0:
+            await self.close()
+
+    def tracker(self, *, account: str, base_url: str, required: bool, max_age: float | None = None) -> LeaseTracker:
+        """Return an object that records the responses of a guard. `AsyncSession.guard` calls this.
 
         Args:
             account: the name of the account.
             base_url: the address of the server.
             required: whether a failure to record raises an error.
+            max_age: as for `AsyncSession.guard`.
 
         Raises:
             SessionStateError: the ledger is not open.
         """
         if self._leases is None:
             raise _not_open()
-        return LeaseTracker(self._leases, Account(account, base_url), self._labels, required=required)
+        limits = [limit for limit in (_check_limit(max_age), self._max_age) if limit is not None]
+        return LeaseTracker(
+            self._leases,
+            Account(account, base_url),
+            self._labels,
+            required=required,
+            max_age=min(limits, default=None),
+        )
 
     async def track(
         self,
@@ -195,6 +195,8 @@ class Ledger:
         labels: Mapping[str, str] | None = None,
     ) -> None:
         """Let a sweep stop a response after some time, unless it is released before. It needs no guard.
+
+        While a guard holds the response, the lease of the guard counts, and after its normal end this time again.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
@@ -208,14 +210,61 @@ class Ledger:
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: an option cannot work.
         """
-        record = _account(session).record(
+        account = await _account(session)
+        record = account.record(
             session.identify(response_id),
             owner=None,
             seconds=check_seconds("ttl", ttl),
-            labels={**self._labels, **_check_labels(labels or {})},
+            labels={**self._labels, **check_labels(labels or {})},
+            max_age=self._max_age,
         )
         leases = self._open_leases
         await leases.wait(leases.write([record]))
+
+    async def track_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        session: AsyncSession,
+        ttl: float,
+        labels: Mapping[str, str] | None = None,
+    ) -> int:
+        """Let sweeps on any hosts stop any number of responses after some time, like `track`.
+
+        The ids are read as they are needed, and memory does not grow with their number. They are recorded in
+        transactions of 1,000.
+
+        Args:
+            response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
+            session: a session for the server and the account of the responses.
+            ttl: seconds until a sweep may stop them.
+            labels: stored with them, in addition to the labels of the ledger.
+
+        Returns:
+            The number of ids.
+
+        Raises:
+            LedgerError: some could not be recorded. Those before them were.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            InvalidResponseIdError: an id cannot be sent. Those before it may have been recorded.
+            ConfigurationError: an option cannot work.
+
+        An exception of the iterable ends it, too.
+        """
+        account = await _account(session)
+        seconds = check_seconds("ttl", ttl)
+        labels = {**self._labels, **check_labels(labels or {})}
+        leases, total = self._open_leases, 0
+        async with aclosing(batches(response_ids, BATCH_SIZE)) as source:
+            async for batch in source:
+                names = map(session.identify, batch)
+                records = [
+                    account.record(name, owner=None, seconds=seconds, labels=labels, max_age=self._max_age)
+                    for name in names
+                ]
+                await leases.wait(leases.write(records))
+                total += len(records)
+        return total
 
     async def release(self, response_id: ResponseId, *, session: AsyncSession) -> bool:
         """Let a response run on: no sweep will stop it, even if another process guards or tracks it.
@@ -233,34 +282,66 @@ class Ledger:
             InvalidResponseIdError: the id cannot be sent.
             ConfigurationError: the session is not an `AsyncSession`.
         """
-        digest = _account(session).digest(session.identify(response_id))
+        account = await _account(session)
+        digest = account.digest(session.identify(response_id))
         return len(await self._open_leases.database.execute(release(digest))) > 0
 
-    async def entries(self, *, include_ended: bool = False) -> AsyncGenerator[Entry, None]:
+    async def entries(
+        self,
+        *,
+        include_ended: bool = False,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        older_than: float | None = None,
+    ) -> AsyncGenerator[Entry, None]:
         """Yield the responses in the ledger, of all accounts, the oldest first.
 
         Args:
             include_ended: whether to include responses that no sweep will claim any more.
+            labels: only responses that have these labels, and perhaps others.
+            state: only responses in this state, such as `tracked` or `cancelled`, also if they have ended.
+            older_than: only responses that were first tracked this many seconds ago, or earlier.
 
         Raises:
             LedgerError: the database failed.
             SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: an argument cannot work.
         """
-        after = (-1.0, "")
+        pages = self.pages(include_ended=include_ended, labels=labels, state=state, older_than=older_than)
+        async with aclosing(pages):
+            async for entries in pages:
+                for entry in entries:
+                    yield entry
+
+    async def pages(
+        self,
+        *,
+        include_ended: bool = False,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        older_than: float | None = None,
+    ) -> AsyncGenerator[Sequence[Entry], None]:
+        """Yield what `entries` yields, as many at once as are read in one transaction. `BlockingLedger` uses this."""
+        selection = Selection.checked(labels, state, older_than)
+        after = Place()
         while True:
-            command = page(after, include_ended=include_ended, limit=PAGE_SIZE)
-            rows = await self._open_leases.database.execute(command)
-            for row in rows:
-                yield _entry(row)
+            command = page(selection, after, include_ended=include_ended, limit=PAGE_SIZE)
+            rows = await self._open_leases.database.read(command)
+            if rows:
+                yield [Entry.from_row(row) for row in rows]
             if len(rows) < PAGE_SIZE:
                 return
-            after = (rows[-1].created, rows[-1].digest)
+            after = Place(rows[-1].created, rows[-1].digest)
 
-    async def purge(self, *, older_than: float) -> int:
+    async def purge(
+        self, *, older_than: float, labels: Mapping[str, str] | None = None, state: str | None = None
+    ) -> int:
         """Delete the rows of responses that ended, or were released, some time ago.
 
         Args:
             older_than: seconds since that time.
+            labels: only responses that have these labels, and perhaps others.
+            state: only responses in this state, such as `released`.
 
         Returns:
             The number of rows that were deleted.
@@ -268,9 +349,9 @@ class Ledger:
         Raises:
             LedgerError: the database failed. Some rows may have been deleted.
             SessionStateError: the ledger is not open, or belongs to another event loop.
-            ConfigurationError: the argument cannot work.
+            ConfigurationError: an argument cannot work.
         """
-        command = purge(check_seconds("older_than", older_than), limit=PAGE_SIZE)
+        command = purge(Selection.checked(labels, state, check_seconds("older_than", older_than)), limit=PAGE_SIZE)
         total = 0
         while rows := await self._open_leases.database.execute(command):
             total += len(rows)
@@ -317,10 +398,105 @@ class Ledger:
             ConfigurationError: an option cannot work.
         """
         headers, query = hidden(headers), hidden(query)
+        _check_session(session)
+        return self._sweep(
+            None,
+            account=partial(_account, session),
+            caller=session.caller.with_options(headers=headers, query=query),
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+        )
+
+    def stop(
+        self,
+        session: AsyncSession,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: Literal["tracked", "stopping"] | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+        batch: int = 100,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Outcome, None]:
+        """Stop responses now, whoever guards or tracks them, record their outcomes, and yield them as they come.
+
+        ```python
+        async for outcome in ledger.stop(session, labels={"job": "7"}):
+            print(outcome.response_id, outcome.verdict)
+        ```
+
+        It stops all responses of the session's account and server that have not ended and fulfil every condition;
+        without a condition, all of them. Their guards lose the lease, and learn of it with their next heartbeat. Any
+        number of stops and sweeps may run at the same time: each response is stopped by one of them. Sweeps try again
+        what could not be stopped.
+
+        Args:
+            session: a session for the server and the account whose responses are stopped.
+            labels: only responses that have these labels, and perhaps others.
+            state: only responses in this state. Those that a sweep is stopping are left to it while its lease lasts.
+            older_than: only responses that were first tracked this many seconds ago, or earlier.
+            dry_run: only look, as for `AsyncSession.stop`, and change nothing.
+            batch: as for `sweep`.
+            max_attempts: as for `sweep`.
+            concurrency: as for `AsyncSession.stop_many`.
+            deadline: as for `AsyncSession.stop_many`.
+            confirm: as for `AsyncSession.stop_many`.
+            max_retries: as for `AsyncSession.stop`.
+            headers: as for `AsyncSession.cancel`.
+            query: as for `AsyncSession.cancel`.
+
+        Raises:
+            LedgerError: the iteration raises it if the database fails for longer than a lease, or another transaction
+                locks rows for about a minute.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: an option cannot work.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_session(session)
+        if state is not None and state not in OPEN_STATES:
+            raise ConfigurationError(f"state must be {' or '.join(OPEN_STATES)}, as others have ended, not {state!r}.")
+        return self._sweep(
+            Selection.checked(labels, state, older_than),
+            account=partial(_account, session),
+            caller=session.caller.with_options(headers=headers, query=query),
+            dry_run=dry_run,
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+        )
+
+    def _sweep(
+        self,
+        selection: Selection | None,
+        *,
+        account: Callable[[], Awaitable[Account]],
+        caller: Caller,
+        dry_run: bool = False,
+        batch: int,
+        max_attempts: int,
+        concurrency: int,
+        deadline: float,
+        confirm: float | None,
+        max_retries: int | None,
+    ) -> AsyncGenerator[Outcome, None]:
         sweep = Sweep(
             leases=self._open_leases,
-            account=_account(session),
-            caller=session.caller.with_options(headers=headers, query=query),
+            account=account,
+            caller=caller,
+            selection=selection,
             clock=self._clock,
             batch=check_count("batch", batch, least=1),
             max_attempts=check_count("max_attempts", max_attempts, least=1),
@@ -329,7 +505,7 @@ class Ledger:
             confirm=None if confirm is None else check_seconds("confirm", confirm),
             max_retries=None if max_retries is None else check_count("max_retries", max_retries),
         )
-        return sweep.run()
+        return sweep.look(selection) if dry_run and selection is not None else sweep.run()
 
     @property
     def _open_leases(self) -> Leases:
@@ -337,7 +513,9 @@ class Ledger:
         if self._leases is None:
             raise _not_open()
         if self._leases.database.loop is not asyncio.get_running_loop():
-            raise SessionStateError("The ledger was opened in another event loop: create one for each loop.")
+            raise SessionStateError(
+                "The ledger was opened in another event loop: create one for each loop, and for each Session."
+            )
         return self._leases
 
 
@@ -345,35 +523,21 @@ def _not_open() -> SessionStateError:
     return SessionStateError("The ledger is not open: use `async with Ledger(…) as ledger:`, or await its open().")
 
 
-def _account(session: AsyncSession) -> Account:
+async def _account(session: AsyncSession) -> Account:
+    _check_session(session)
+    return Account(await session.load_account(), session.base_url)
+
+
+def _check_session(session: AsyncSession) -> None:
     if not isinstance(session, AsyncSession):
         raise ConfigurationError(
-            f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, run the command "
-            "`openai-cancel ledger`, or use an AsyncSession in asyncio.run()."
+            f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, use the methods of "
+            "`session.ledger`."
         )
-    return Account(session.account, session.base_url)
 
 
-def _check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    if not isinstance(labels, Mapping) or any(
-        not isinstance(text, str) or not text.isprintable() for item in labels.items() for text in item
-    ):
-        raise ConfigurationError("labels must be a mapping of printable strings to printable strings.")
-    return dict(labels)
-
-
-def _entry(row: Row[Any]) -> Entry:
-    return Entry(
-        response_id=row.response_id,
-        base_url=row.base_url,
-        account=row.account,
-        labels=row.labels,
-        state=row.state,
-        owner=row.owner,
-        attempts=row.attempts,
-        created=datetime.fromtimestamp(row.created, UTC),
-        changed=datetime.fromtimestamp(row.changed, UTC),
-        lease_left=row.lease_left,
-        error=row.error,
-        request_id=row.request_id,
-    )
+def _check_limit(max_age: float | None) -> float | None:
+    """Return the limit in seconds, or None if there is none."""
+    if max_age is None or check_seconds("max_age", max_age) == math.inf:
+        return None
+    return max_age

@@ -2,7 +2,7 @@
 
 import secrets
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 
 import attrs
@@ -11,10 +11,11 @@ from openai_cancel.bulk import stop_many
 from openai_cancel.caller import Caller
 from openai_cancel.clock import Clock
 from openai_cancel.errors import AuthenticationError, LedgerError
+from openai_cancel.ledger.claims import Claims
 from openai_cancel.ledger.leases import Leases, Written
-from openai_cancel.ledger.table import TRACKED, Account, Claimed, Settlement, claim
+from openai_cancel.ledger.selection import Selection
+from openai_cancel.ledger.table import TRACKED, Account, Claimed, Settlement
 from openai_cancel.outcome import Outcome
-from openai_cancel.retry import poll_delay
 
 YOUNG = 120.0
 """Seconds after it was recorded in which a response that the server does not find is tried again."""
@@ -36,7 +37,8 @@ class Sweep:
     Attributes:
         leases: the leases of the process.
         caller: makes the calls.
-        account: the account whose responses are claimed.
+        account: returns the account whose responses are claimed.
+        selection: the rows that are claimed, whoever holds their leases; None for those whose lease has lapsed.
         clock: the source of time and chance.
         batch: the number of responses that are claimed at once.
         max_attempts: the number of attempts after which a response is given up.
@@ -48,7 +50,8 @@ class Sweep:
 
     leases: Leases
     caller: Caller
-    account: Account
+    account: Callable[[], Awaitable[Account]]
+    selection: Selection | None = None
     clock: Clock
     batch: int
     max_attempts: int
@@ -58,6 +61,7 @@ class Sweep:
     max_retries: int | None
 
     _owner: str = attrs.field(init=False)
+    _claims: Claims = attrs.field(init=False)
     _claimed: dict[str, Claimed] = attrs.field(init=False, factory=dict[str, Claimed])
     _unwritten: deque[Written] = attrs.field(init=False, factory=deque[Written])
     _refused: bool = False
@@ -65,6 +69,13 @@ class Sweep:
     def __attrs_post_init__(self) -> None:
         # A sweep is an owner of its own: a claim whose answer was lost lapses when the sweep ends, not the process.
         self._owner = f"{self.leases.owner}:{secrets.token_hex(4)}"
+        self._claims = Claims(
+            database=self.leases.database,
+            owner=self._owner,
+            duration=self.leases.duration,
+            batch=self.batch,
+            clock=self.clock,
+        )
 
     async def run(self) -> AsyncGenerator[Outcome, None]:
         """Yield the outcomes as they come. At the end all of them are recorded."""
@@ -89,28 +100,36 @@ class Sweep:
             while self._unwritten:
                 await self._wait_for_oldest()
 
+    async def look(self, selection: Selection) -> AsyncGenerator[Outcome, None]:
+        """Yield the outcomes of a dry run of `stop_many` for the open rows of a selection, and change nothing."""
+        outcomes = stop_many(
+            self.caller,
+            self._claims.ids(attrs.evolve(selection, account=await self.account())),
+            concurrency=self.concurrency,
+            deadline=self.deadline,
+            dry_run=True,
+            max_retries=self.max_retries,
+        )
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                yield outcome
+
     async def _claim_ids(self) -> AsyncGenerator[str, None]:
         """Yield the ids of responses, and claim more of them when they are needed."""
-        while not self._refused and (rows := await self._claim()):
-            self._claimed |= {row.response_id: row for row in rows}
-            for row in rows:
-                yield row.response_id
-
-    async def _claim(self) -> list[Claimed]:
-        """Claim some more. If the database fails, for example during a restart, try again for as long as a lease."""
-        command = claim(self._owner, self.leases.duration, self.account, limit=self.batch)
-        until = self.clock.monotonic() + self.leases.duration
-        failures = 0
-        while True:
-            try:
-                rows = await self.leases.database.execute(command)
-                return [Claimed(row.digest, row.response_id, row.attempts, row.age) for row in rows]
-            except LedgerError:
-                delay = poll_delay(failures, asked=None, random=self.clock.random())
-                if self.clock.monotonic() + delay > until:
-                    raise
-                failures += 1
-                await self.clock.sleep(delay)
+        account, selection = await self.account(), self.selection
+        if selection is None:
+            claims = self._claims.lapsed(account)
+        else:
+            claims = self._claims.selected(attrs.evolve(selection, account=account))
+        async with aclosing(claims):
+            async for rows in claims:
+                # If the database was away for longer than a lease, some are claimed again that are under way.
+                new = [row.response_id for row in rows if row.response_id not in self._claimed]
+                self._claimed |= {row.response_id: row for row in rows}
+                for response_id in new:
+                    yield response_id
+                if self._refused:
+                    return
 
     def _record(self, outcome: Outcome) -> None:
         row = self._claimed.pop(outcome.response_id)
@@ -119,12 +138,25 @@ class Sweep:
         backoff = min(INITIAL_BACKOFF * 2 ** min(row.attempts - 1, 10), MAX_BACKOFF)
         again_in = backoff if row.attempts < self.max_attempts else None
         young = row.age < YOUNG
-        self._write(Settlement.from_outcome(row.digest, self._owner, outcome, again_in=again_in, young=young))
+        self._write(
+            Settlement.from_outcome(
+                row.digest, self._owner, outcome, again_in=again_in, attempts=row.attempts, young=young
+            )
+        )
 
     def _give_back(self) -> None:
         """Let other sweeps claim at once what this one has claimed and not stopped."""
         for row in self._claimed.values():
-            self._write(Settlement(digest=row.digest, owner=self._owner, state=TRACKED, again_in=0.0, more_attempts=-1))
+            self._write(
+                Settlement(
+                    digest=row.digest,
+                    response_id=row.response_id,
+                    owner=self._owner,
+                    state=TRACKED,
+                    again_in=0.0,
+                    more_attempts=-1,
+                )
+            )
 
     def _write(self, settlement: Settlement) -> None:
         self._unwritten.append(self.leases.write([settlement]))

@@ -4,30 +4,40 @@ Everything but `migrate` is pure: it builds statements and does not execute them
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from sqlalchemy import (
     JSON,
     Column,
+    ColumnElement,
+    Connection,
     Double,
     Executable,
     Index,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     Text,
+    and_,
     bindparam,
+    case,
+    cast,
     delete,
+    func,
     insert,
+    inspect,
+    not_,
+    null,
+    or_,
     select,
     text,
-    tuple_,
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Insert
 from sqlalchemy.sql.functions import GenericFunction
@@ -41,10 +51,21 @@ TRACKED, RELEASED, STOPPING = "tracked", "released", "stopping"
 FINAL_VERDICTS = frozenset({Verdict.CANCELLED, Verdict.ALREADY_FINISHED, Verdict.NOT_BACKGROUND, Verdict.NOT_FOUND})
 """The verdicts that another attempt would not change."""
 
+BY_LEASE, BY_LIMIT, BY_STOP, BY_HAND = "lease", "max_age", "stop", "release"
+"""Why an owner has lost its row: the lease had lapsed, `max_age` was over, or somebody has stopped or released it."""
+
 MAX_ERROR_LENGTH = 1000
 """The number of characters of an error that are stored."""
 
 METADATA = MetaData()
+
+_log = logging.getLogger("openai_cancel")
+
+
+def _index(name: str, *columns: str, where: str) -> Index:
+    """Return a partial index."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
 
 VERSIONS = Table("openai_cancel_schema", METADATA, Column("version", Integer, nullable=False))
 
@@ -65,8 +86,15 @@ RESPONSES = Table(
     Column("lease_until", Double),  # NULL if no sweep should claim the row any more
     Column("error", Text),
     Column("request_id", Text),
-    Index("openai_cancel_lapsing", "lease_until"),
-    Index("openai_cancel_owners", "owner"),
+    Column("tracked_until", Double),  # the lease that remains when its guards have ended: that of `Ledger.track`
+    Column("expires", Double),  # no lease lasts longer than this
+    Column("reason", Text),  # why its owner has lost the row
+    # Partial indexes, because most rows of an old ledger have ended.
+    _index("openai_cancel_lapsing", "lease_until", where="lease_until IS NOT NULL"),
+    _index("openai_cancel_owners", "owner", where="owner IS NOT NULL"),
+    _index("openai_cancel_open", "created", "digest", where="lease_until IS NOT NULL"),
+    _index("openai_cancel_ended", "changed", where="lease_until IS NULL"),
+    Index("openai_cancel_created", "created", "digest"),
 )
 
 _table = RESPONSES.c
@@ -87,14 +115,22 @@ def _compile_for_sqlite(*_: Any, **__: Any) -> str:
 
 @compiles(DatabaseTime, "postgresql")
 def _compile_for_postgresql(*_: Any, **__: Any) -> str:
-    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+    # That of the statement, which is the same in all of it: with `clock_timestamp()`, no index would be used.
+    return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
 
 
 class Command(NamedTuple):
-    """A statement, and one set of parameters for each of its executions."""
+    """A statement, and one set of parameters for each of its executions.
+
+    Attributes:
+        statement: the statement.
+        parameters: the parameters.
+        is_repeatable: whether it does no harm, and has the same result, if it is executed twice in succession.
+    """
 
     statement: Executable
     parameters: Sequence[Mapping[str, Any]] = ()
+    is_repeatable: bool = True
 
 
 class Record(NamedTuple):
@@ -106,8 +142,9 @@ class Record(NamedTuple):
         base_url: the address of the server that holds the response.
         account: the name of the account.
         labels: what the caller stores with it.
-        owner: the holder of the lease, or None.
+        owner: the holder of the lease, or None for the time of a `track`, which remains when a guard has ended.
         seconds: the length of the lease.
+        max_age: seconds since the response was first recorded after which its lease ends, whoever renews it; or None.
     """
 
     digest: str
@@ -117,6 +154,7 @@ class Record(NamedTuple):
     labels: Mapping[str, str]
     owner: str | None
     seconds: float
+    max_age: float | None = None
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statement that writes the row."""
@@ -128,19 +166,23 @@ class Settlement(NamedTuple):
 
     Attributes:
         digest: the key of the row.
+        response_id: the id.
         owner: the holder of the lease that ends.
         state: the new state.
         again_in: seconds until a sweep may claim the row; None for never.
         more_attempts: the number to add to the attempts.
-        outcome: the outcome of the last attempt, or None.
+        error: the reason why the response was not stopped, or None.
+        request_id: the server's id of the last request, or None.
     """
 
     digest: str
+    response_id: str
     owner: str
     state: str
     again_in: float | None = None
     more_attempts: int = 0
-    outcome: Outcome | None = None
+    error: str | None = None
+    request_id: str | None = None
 
     @classmethod
     def from_outcome(
@@ -151,6 +193,7 @@ class Settlement(NamedTuple):
         *,
         again_in: float | None,
         more_attempts: int = 0,
+        attempts: int = 1,
         young: bool = False,
     ) -> Self:
         """Return what to record for the outcome of a stop.
@@ -161,36 +204,71 @@ class Settlement(NamedTuple):
             outcome: the outcome.
             again_in: seconds until a sweep may claim the row if the response was not stopped; None to give up.
             more_attempts: the number to add to the attempts.
+            attempts: the number of attempts to stop the response so far, for the reason of giving up.
             young: whether the response was recorded a moment ago, so that a server that does not find it may find it
                 later.
         """
         final = outcome.verdict in FINAL_VERDICTS and not (young and outcome.verdict is Verdict.NOT_FOUND)
-        ended = final or again_in is None
+        gives_up = again_in is None and not final
+        error = _reason(outcome)
         return cls(
             digest=digest,
+            response_id=outcome.response_id,
             owner=owner,
-            state=outcome.verdict if ended else TRACKED,
-            again_in=None if ended else again_in,
+            state=outcome.verdict if final or gives_up else TRACKED,
+            again_in=None if final else again_in,
             more_attempts=more_attempts,
-            outcome=outcome,
+            error=f"Given up after {attempts:,} attempt{'s' * (attempts != 1)}: {error}" if gives_up else error,
+            request_id=outcome.request_id,
         )
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statement that writes the change."""
-        outcome = self.outcome
-        error = None if outcome is None or outcome.error is None else str(outcome.error)
         return {
             "old_digest": self.digest,
             "old_owner": self.owner,
             "new_state": self.state,
             "again_in": self.again_in,
             "more_attempts": self.more_attempts,
-            "new_error": _storable(error),
-            "new_request_id": _storable(None if outcome is None else outcome.request_id),
+            "new_error": _storable(self.error),
+            "new_request_id": _storable(self.request_id),
         }
 
 
-Change = Record | Settlement
+def _reason(outcome: Outcome) -> str | None:
+    """Return the reason why a response was not stopped. There is one, even if no request has failed."""
+    if outcome.error is not None:
+        return str(outcome.error)
+    if outcome.stopped:
+        return None
+    status = None if outcome.response is None else outcome.response.status
+    return f"The server reports the status {status!r}."
+
+
+class Release(NamedTuple):
+    """The normal end of a guard: its response may run on, for as long as `Ledger.track` has said if it was called.
+
+    It has no effect if the row belongs to another owner by now.
+
+    Attributes:
+        digest: the key of the row.
+        response_id: the id.
+        owner: the holder of the lease that ends.
+        state: the new state, if `Ledger.track` was not called.
+    """
+
+    digest: str
+    response_id: str
+    owner: str
+    state: str = RELEASED
+
+    def parameters(self) -> dict[str, Any]:
+        """Return the parameters of the statement that writes the change."""
+        return {"old_digest": self.digest, "old_owner": self.owner}
+
+
+End = Settlement | Release
+Change = Record | End
 
 
 class Account(NamedTuple):
@@ -203,7 +281,15 @@ class Account(NamedTuple):
         """Return the key of a row."""
         return hashlib.sha256("\0".join((*self, response_id)).encode()).hexdigest()
 
-    def record(self, response_id: str, *, owner: str | None, seconds: float, labels: Mapping[str, str]) -> Record:
+    def record(
+        self,
+        response_id: str,
+        *,
+        owner: str | None,
+        seconds: float,
+        labels: Mapping[str, str],
+        max_age: float | None = None,
+    ) -> Record:
         """Return a row to write. For the arguments, see `Record`."""
         return Record(
             digest=self.digest(response_id),
@@ -213,6 +299,7 @@ class Account(NamedTuple):
             labels=labels,
             owner=owner,
             seconds=seconds,
+            max_age=max_age,
         )
 
 
@@ -221,44 +308,97 @@ def _storable(words: str | None) -> str | None:
     return words and words[:MAX_ERROR_LENGTH].encode(errors="replace").decode().replace("\0", "")
 
 
-def _recording(dialect: str) -> Insert:
+def _earlier(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the earlier of two times. NULL is never."""
+    return case((or_(one.is_(None), other < one), other), else_=one)
+
+
+_now = DatabaseTime()
+_seconds, _max_age = bindparam("seconds", type_=Double), bindparam("max_age", type_=Double)
+_is_claimed = and_(_table.state == STOPPING, _table.lease_until >= _now)
+
+
+def _recording(dialect: str, *, guarded: bool) -> Insert:
+    """Return the statement that writes a row: for a guard, which holds its lease, or for `Ledger.track`.
+
+    It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
+    """
     make = sqlite.insert if dialect == "sqlite" else postgresql.insert
     statement = make(RESPONSES).values(
         state=TRACKED,
         attempts=0,
-        created=DatabaseTime(),
-        changed=DatabaseTime(),
-        lease_until=DatabaseTime() + bindparam("seconds", type_=Double),
+        created=_now,
+        changed=_now,
+        lease_until=_earlier(_now + _seconds, _now + _max_age),
+        tracked_until=null() if guarded else _now + _seconds,
+        expires=_now + _max_age,  # the sum with NULL is NULL
     )
     new = statement.excluded
+    expires = _earlier(_table.expires, _table.created + _max_age)
+    lease = _earlier(_now + _seconds, expires)
+    is_guarded = and_(_table.state == TRACKED, _table.owner.is_not(None), _table.lease_until >= _now)
+    # The labels of a track take precedence over those of a guard, which are the same for all of its process.
+    labels = (new.labels, _table.labels) if guarded else (_table.labels, new.labels)
     return statement.on_conflict_do_update(
         index_elements=[_table.digest],
         set_={
-            "labels": new.labels,
+            "labels": _merged(dialect, *labels),
             "state": TRACKED,
-            "owner": new.owner,
+            "owner": new.owner if guarded else case((is_guarded, _table.owner), else_=null()),
             "attempts": 0,
-            "changed": new.changed,
-            "lease_until": new.lease_until,
+            "changed": _now,
+            "lease_until": lease if guarded else case((is_guarded, _table.lease_until), else_=lease),
+            # A row without a lease has ended, and with it the time of its track.
+            "tracked_until": case((_has_lease, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
+            "expires": expires,
             "error": None,
             "request_id": None,
+            "reason": None,
         },
+        where=not_(_is_claimed),
     )
 
 
-_RECORD: Mapping[str, Insert] = {dialect: _recording(dialect) for dialect in ("sqlite", "postgresql")}
+def _merged(dialect: str, one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the labels of both; those of the second one take precedence."""
+    if dialect == "sqlite":
+        return func.json_patch(one, other, type_=JSON)
+    merged = cast(one, postgresql.JSONB).op("||")(cast(other, postgresql.JSONB))
+    return cast(merged, JSON)
+
+
+_RECORD: Mapping[tuple[str, bool], Insert] = {
+    (dialect, guarded): _recording(dialect, guarded=guarded)
+    for dialect in ("sqlite", "postgresql")
+    for guarded in (True, False)
+}
+
+_is_owned = and_(_table.digest == bindparam("old_digest"), _table.owner == bindparam("old_owner"))
+_again_in = bindparam("again_in", type_=Double)
 
 _SETTLE = (
     update(RESPONSES)
-    .where(_table.digest == bindparam("old_digest"), _table.owner == bindparam("old_owner"))
+    .where(_is_owned)
     .values(
         state=bindparam("new_state", type_=String),
         owner=None,
         attempts=_table.attempts + bindparam("more_attempts", type_=Integer),
-        changed=DatabaseTime(),
-        lease_until=DatabaseTime() + bindparam("again_in", type_=Double),  # the sum with NULL is NULL
+        changed=_now,
+        lease_until=_now + _again_in,  # the sum with NULL is NULL
+        tracked_until=case((_again_in.is_(None), null()), else_=_table.tracked_until),
         error=bindparam("new_error", type_=Text),
         request_id=bindparam("new_request_id", type_=Text),
+    )
+)
+
+_RELEASE = (
+    update(RESPONSES)
+    .where(_is_owned)
+    .values(
+        state=case((_table.tracked_until.is_(None), RELEASED), else_=TRACKED),
+        owner=None,
+        changed=_now,
+        lease_until=case((_table.expires < _table.tracked_until, _table.expires), else_=_table.tracked_until),
     )
 )
 
@@ -270,16 +410,64 @@ def write(changes: Collection[Change], dialect: str) -> list[Command]:
         changes: what to write.
         dialect: `sqlite` or `postgresql`.
     """
-    records = [change.parameters() for change in changes if isinstance(change, Record)]
-    settlements = [change.parameters() for change in changes if isinstance(change, Settlement)]
-    commands = Command(_RECORD[dialect], records), Command(_SETTLE, settlements)
-    return [command for command in commands if command.parameters]
+    records = [change for change in changes if isinstance(change, Record)]
+    parts: list[tuple[Executable, Sequence[Change]]] = [
+        (_RECORD[dialect, True], [record for record in records if record.owner is not None]),
+        (_RECORD[dialect, False], [record for record in records if record.owner is None]),
+        (_SETTLE, [change for change in changes if isinstance(change, Settlement)]),
+        (_RELEASE, [change for change in changes if isinstance(change, Release)]),
+    ]
+    return [Command(statement, [change.parameters() for change in part]) for statement, part in parts if part]
 
 
 def renew(owners: Collection[str], seconds: float) -> Command:
-    """Return the command that renews the leases of some owners; they last that many seconds from now."""
-    leases = update(RESPONSES).where(_table.owner.in_(owners), _has_lease)
-    return Command(leases.values(lease_until=DatabaseTime() + seconds))
+    """Return the command that renews the leases of some owners: they last that many seconds from now.
+
+    No lease of a guard lasts longer than the limit of its row. That of a sweep does, because it is stopping it.
+    """
+    until = _now + seconds
+    renewed = case((_table.state == STOPPING, until), else_=_earlier(until, _table.expires))
+    return Command(update(RESPONSES).where(_table.owner.in_(owners), _has_lease).values(lease_until=renewed))
+
+
+def count_owned(owner: str) -> Command:
+    """Return the command that counts the rows of an owner."""
+    return Command(select(func.count()).select_from(RESPONSES).where(_table.owner == owner, _has_lease))
+
+
+def owned(owner: str) -> Command:
+    """Return the command that reads the digests of the rows of an owner."""
+    return Command(select(_table.digest).where(_table.owner == owner, _has_lease))
+
+
+class Sighting(NamedTuple):
+    """A row as it is now, for an owner that may have lost it. For the attributes, see `RESPONSES`."""
+
+    digest: str
+    state: str
+    owner: str | None
+    attempts: int
+    lease_left: float | None
+    """Seconds until its lease ends."""
+    error: str | None
+    request_id: str | None
+    reason: str | None
+
+
+def look(digests: Collection[str]) -> Command:
+    """Return the command that reads some rows. They are those of `Sighting`."""
+    return Command(
+        select(
+            _table.digest,
+            _table.state,
+            _table.owner,
+            _table.attempts,
+            (_table.lease_until - _now).label("lease_left"),
+            _table.error,
+            _table.request_id,
+            _table.reason,
+        ).where(_table.digest.in_(digests))
+    )
 
 
 class Claimed(NamedTuple):
@@ -309,82 +497,126 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
         .where(_table.account == account.name, _table.base_url == account.base_url)
         .order_by(_table.lease_until)
         .limit(limit)
-        .with_for_update(skip_locked=True)  # ignored by SQLite, where a claim has locked the whole file
-        .cte("lapsed")
     )
+    # A row whose sweep was interrupted keeps the reason of the first one.
+    reason = func.coalesce(_table.reason, case((_table.expires < _now, BY_LIMIT), else_=BY_LEASE))
+    return take(lapsed, owner, seconds, reason)
+
+
+def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnElement[str] | str) -> Command:
+    """Return the command that gives rows to a sweep, except those that another transaction has locked.
+
+    Its rows are those of `Claimed`, with their `created`.
+
+    Args:
+        rows: selects their digests.
+        owner: the new holder of the leases.
+        seconds: the length of the new leases.
+        reason: why the owners of the rows lose them.
+    """
+    # SQLite ignores the lock: there, a claim has locked the whole file.
+    taken = rows.with_for_update(skip_locked=True).cte("taken")
     return Command(
         update(RESPONSES)
-        .where(_table.digest.in_(select(lapsed.c.digest)))
+        .where(_table.digest.in_(select(taken.c.digest)))
         .values(
             state=STOPPING,
             owner=owner,
             attempts=_table.attempts + 1,
-            changed=DatabaseTime(),
-            lease_until=DatabaseTime() + seconds,
+            changed=_now,
+            lease_until=_now + seconds,
+            reason=reason,
         )
-        .returning(_table.digest, _table.response_id, _table.attempts, (DatabaseTime() - _table.created).label("age"))
+        .returning(
+            _table.digest,
+            _table.response_id,
+            _table.attempts,
+            (DatabaseTime() - _table.created).label("age"),
+            _table.created,
+        )
     )
 
 
 def release(digest: str) -> Command:
-    """Return the command that releases a row with a lease, whoever holds it, and returns its digest."""
+    """Return the command that releases a row with a lease, whoever holds it, and returns its digest.
+
+    Its limits end, too.
+    """
+    ends = dict.fromkeys(("owner", "lease_until", "tracked_until", "expires"))
     return Command(
         update(RESPONSES)
         .where(_table.digest == digest, _has_lease)
-        .values(state=RELEASED, owner=None, changed=DatabaseTime(), lease_until=None)
-        .returning(_table.digest)
+        .values(state=RELEASED, changed=_now, reason=BY_HAND, **ends)
+        .returning(_table.digest),
+        is_repeatable=False,  # the second time it finds no lease
     )
 
 
-def page(after: tuple[float, str], *, include_ended: bool, limit: int) -> Command:
-    """Return the command that reads a page of rows, the oldest first, with the seconds that are left of their leases.
+_VERSION_2 = (
+    "ALTER TABLE openai_cancel_responses ADD COLUMN tracked_until DOUBLE PRECISION",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN expires DOUBLE PRECISION",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN reason TEXT",
+    # The rows of `Ledger.track`. Those that a sweep has given back look like them, but their lease ended with that.
+    """UPDATE openai_cancel_responses SET tracked_until = lease_until
+    WHERE owner IS NULL AND attempts = 0 AND lease_until > changed + 0.001""",
+    "DROP INDEX IF EXISTS openai_cancel_lapsing",
+    "DROP INDEX IF EXISTS openai_cancel_owners",
+    "CREATE INDEX openai_cancel_lapsing ON openai_cancel_responses (lease_until) WHERE lease_until IS NOT NULL",
+    "CREATE INDEX openai_cancel_owners ON openai_cancel_responses (owner) WHERE owner IS NOT NULL",
+    "CREATE INDEX openai_cancel_open ON openai_cancel_responses (created, digest) WHERE lease_until IS NOT NULL",
+    "CREATE INDEX openai_cancel_ended ON openai_cancel_responses (changed) WHERE lease_until IS NULL",
+    "CREATE INDEX openai_cancel_created ON openai_cancel_responses (created, digest)",
+)
 
-    Args:
-        after: `created` and `digest` of the last row of the page before.
-        include_ended: whether to read rows without a lease, too.
-        limit: the number of rows of a page.
-    """
-    rows = select(RESPONSES, (_table.lease_until - DatabaseTime()).label("lease_left"))
-    if not include_ended:
-        rows = rows.where(_has_lease)
-    rows = rows.where(tuple_(_table.created, _table.digest) > after)
-    return Command(rows.order_by(_table.created, _table.digest).limit(limit))
-
-
-def purge(older_than: float, *, limit: int) -> Command:
-    """Return the command that deletes rows that ended more than so many seconds ago, and returns their digests."""
-    old = select(_table.digest).where(_table.lease_until.is_(None), _table.changed < DatabaseTime() - older_than)
-    return Command(delete(RESPONSES).where(_table.digest.in_(old.limit(limit))).returning(_table.digest))
-
-
-async def _create(connection: AsyncConnection) -> None:
-    await connection.run_sync(METADATA.create_all)
-    await connection.execute(insert(VERSIONS).values(version=0))
+MIGRATIONS: Sequence[Sequence[str]] = (_VERSION_2,)
+"""The statements from each version of the tables to the next one, from version 1 on. They are only ever added."""
 
 
-MIGRATIONS: Sequence[Callable[[AsyncConnection], Awaitable[None]]] = (_create,)
-"""The steps from each version of the tables to the next one. The first creates them. Steps are only ever added."""
+_NEWEST = 1 + len(MIGRATIONS)
 
 _MIGRATION_LOCK = 7306_5143  # an arbitrary constant that identifies the lock
 
 
-async def migrate(connection: AsyncConnection) -> None:
-    """Bring the tables to the newest version, in the transaction that is open.
+def is_migrated(connection: Connection) -> bool:
+    """Return whether the tables exist in the newest version. This takes no lock."""
+    return bool(_columns(connection, RESPONSES)) and _stored_version(connection) == _NEWEST
+
+
+def migrate(connection: Connection) -> None:
+    """Create the tables, or bring them to the newest version, in the transaction that is open.
 
     Raises:
         LedgerError: the tables have a version that this package does not know.
     """
     if connection.dialect.name == "postgresql":
         # Two processes that start at once would both try to create the tables. SQLite has locked the file by now.
-        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
-    exists = await connection.run_sync(lambda sync: sync.dialect.has_table(sync, VERSIONS.name))
-    version: int = await connection.scalar(select(VERSIONS.c.version)) or 0 if exists else 0
-    if version > len(MIGRATIONS):
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+    stored = _stored_version(connection)
+    if stored is not None and stored > _NEWEST:
         raise LedgerError(
-            f"The tables of the ledger have version {version}, but this openai-cancel knows only version "
-            f"{len(MIGRATIONS)}: upgrade it."
+            f"The tables of the ledger have version {stored}, but this openai-cancel knows only version {_NEWEST}: "
+            "upgrade it."
         )
-    for step in MIGRATIONS[version:]:
-        await step(connection)
-    if version < len(MIGRATIONS):
-        await connection.execute(update(VERSIONS).values(version=len(MIGRATIONS)))
+    names = _columns(connection, RESPONSES)
+    if stored is None or not names:
+        METADATA.create_all(connection)  # those that do not exist
+    if stored is not None and not names:
+        _log.error("the ledger's table %s was missing, and is created again without its rows", RESPONSES.name)
+    if names:
+        version = stored or (_NEWEST if "expires" in names else 1)
+        for statement in (statement for step in MIGRATIONS[version - 1 :] for statement in step):
+            connection.execute(text(statement))
+    if stored != _NEWEST:
+        connection.execute(delete(VERSIONS))
+        connection.execute(insert(VERSIONS).values(version=_NEWEST))
+
+
+def _stored_version(connection: Connection) -> int | None:
+    return connection.scalar(select(VERSIONS.c.version)) if _columns(connection, VERSIONS) else None
+
+
+def _columns(connection: Connection, table: Table) -> set[str]:
+    """Return the names of the columns of a table, or none if it does not exist."""
+    if not connection.dialect.has_table(connection, table.name):
+        return set()
+    return {column["name"] for column in inspect(connection).get_columns(table.name)}

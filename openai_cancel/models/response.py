@@ -6,11 +6,12 @@ See https://platform.openai.com/docs/api-reference/responses/object.
 from __future__ import annotations  # evaluated when a class is first used, not at import
 
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from openai_cancel.models.choices import ToolChoice
 from openai_cancel.models.config import ReasoningConfig, TextConfig
 from openai_cancel.models.content import InputContent, OutputText
+from openai_cancel.models.fields import document_of
 from openai_cancel.models.inputs import InputItem
 from openai_cancel.models.items import Message, OutputItem
 from openai_cancel.models.problems import SHORT
@@ -365,6 +366,13 @@ def record_call(
         values["attempts"] = attempts
     if age is not None:
         values["age"] = age
+
+
+def progress_of(response: Response) -> object:
+    """Return what changes in the document of a response while it makes progress: status, output, times of updates."""
+    document: dict[str, Any] = document_of(response)
+    updates = {name: value for name, value in document.items() if "updated" in name}
+    return document.get("status"), document.get("output"), updates
 
 
 def _moment(timestamp: float | None) -> datetime | None:

@@ -1,12 +1,12 @@
 """Ways to create a background response and to wait for it: the official client's own, and those of agent frameworks."""
 
 import asyncio
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
 
 import attrs
-import httpx
 import openai
 
 QUESTION: dict[str, Any] = {"model": "gpt-5", "input": "How much wood?", "background": True}
@@ -27,6 +27,7 @@ class Driver:
         streams: whether it reads a stream. If not, it polls.
         steps: whether its consumer is ours, which calls the step.
         blocks: whether it takes a blocking client.
+        dies: whether it is also run in a process of its own, which a signal ends.
         client: makes the client from an address.
         guards: returns what is guarded: the client, or the httpx client that a framework was given.
     """
@@ -35,11 +36,14 @@ class Driver:
     streams: bool = False
     steps: bool = True
     blocks: bool = False
+    dies: bool = False
     client: Callable[..., Any] = openai.AsyncOpenAI
     guards: Callable[[Any], Any] = lambda client: client
 
 
 def _httpx_client(**options: Any) -> openai.AsyncOpenAI:
+    import httpx
+
     return openai.AsyncOpenAI(http_client=httpx.AsyncClient(), **options)
 
 
@@ -252,17 +256,28 @@ def _langchain_model(client: openai.AsyncOpenAI) -> Any:
 
 def _http(client: openai.AsyncOpenAI) -> Any:
     """Return the httpx client of a client, which is given to a framework as its own."""
-    return client._client  # noqa: SLF001
+    return client._client
+
+
+def import_frameworks() -> None:
+    for name in (
+        "agent_framework.openai",
+        "agents",
+        "agno.models.openai",
+        "langchain_openai",
+        "pydantic_ai.models.openai",
+    ):
+        importlib.import_module(name)
 
 
 BLOCKS: dict[str, Any] = {"blocks": True, "client": openai.OpenAI}
 DRIVERS = {
-    "create": Driver(create),
+    "create": Driver(create, dies=True),
     "create (httpx)": Driver(create, client=_httpx_client),
     "create (aiohttp)": Driver(create, client=_aiohttp_client),
-    "stream=True": Driver(stream, streams=True),
+    "stream=True": Driver(stream, streams=True, dies=True),
     "stream=True (httpx)": Driver(stream, streams=True, client=_httpx_client),
-    "stream=True (aiohttp)": Driver(stream, streams=True, client=_aiohttp_client),
+    "stream=True (aiohttp)": Driver(stream, streams=True, client=_aiohttp_client, dies=True),
     "retrieve(stream=True)": Driver(resumed_stream, streams=True),
     ".stream()": Driver(stream_helper, streams=True),
     ".parse()": Driver(parse),
@@ -271,16 +286,16 @@ DRIVERS = {
     "with_streaming_response": Driver(streaming_response),
     "with_streaming_response, stream=True": Driver(lines_of_a_streaming_response, streams=True),
     "with_options": Driver(with_options),
-    "OpenAI": Driver(blocking_create, **BLOCKS),
-    "OpenAI, stream=True": Driver(blocking_stream, streams=True, **BLOCKS),
-    "pydantic-ai": Driver(pydantic_ai, steps=False),
+    "OpenAI": Driver(blocking_create, dies=True, **BLOCKS),
+    "OpenAI, stream=True": Driver(blocking_stream, streams=True, dies=True, **BLOCKS),
+    "pydantic-ai": Driver(pydantic_ai, steps=False, dies=True),
     "pydantic-ai, run_stream": Driver(pydantic_ai_stream, streams=True),
-    "agno": Driver(agno, steps=False),
+    "agno": Driver(agno, steps=False, dies=True),
     "agno, blocking": Driver(agno_blocking, steps=False, **BLOCKS),
     "agent-framework": Driver(agent_framework),
-    "agent-framework, stream": Driver(agent_framework_stream, streams=True),
+    "agent-framework, stream": Driver(agent_framework_stream, streams=True, dies=True),
     "openai-agents": Driver(openai_agents),
-    "openai-agents, run_streamed": Driver(openai_agents_stream, streams=True),
-    "langchain": Driver(langchain, guards=_http),
+    "openai-agents, run_streamed": Driver(openai_agents_stream, streams=True, dies=True),
+    "langchain": Driver(langchain, guards=_http, dies=True),
     "langchain, astream": Driver(langchain_stream, streams=True, guards=_http),
 }

@@ -1,6 +1,6 @@
 """How many responses are left running, by driver and failure: the emulator knows. `python matrix.py` prints a table.
 
-Names of drivers or failures after it select some of them.
+Names of drivers, failures or columns after it select some of them.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ import traceback
 from asyncio.subprocess import PIPE
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from signal import SIGKILL, Signals
 from typing import Any
 
-from drivers import DRIVERS, Driver, Step
-from failures import FAILURES, PATIENCE, READ_TIMEOUT, Failure, running, time_out, time_out_of_a_thread, until
-from protection import KEY, protecting, protecting_blocking
+import attrs
+from drivers import DRIVERS, Driver, Step, import_frameworks
+from failures import FAILURES, PATIENCE, Failure, running, time_out, time_out_of_a_thread, until
+from protection import GRACE, KEY, NOTHING, Protection, protecting, protecting_blocking
 
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Script
@@ -27,9 +27,17 @@ from openai_cancel.ledger import Ledger
 Cell = tuple[str, str]
 """The names of a driver and of a failure."""
 
-AT_ONCE = 8
+AT_ONCE = 6
+PROCESSES = os.cpu_count() or 1
 # Streams send a word every 0.1 s, for longer than anything waits.
 SCRIPT = Script(runs_for=120, says="A woodchuck would chuck " * 300)
+
+PROTECTIONS = {
+    "without": NOTHING,
+    "guard": Protection.GUARD,
+    "watch and sweep": Protection.WATCH,
+    "guard, watch and sweep": Protection.GUARD | Protection.WATCH,
+}
 
 
 def cells(wanted: Collection[str] = ()) -> list[Cell]:
@@ -39,91 +47,131 @@ def cells(wanted: Collection[str] = ()) -> list[Cell]:
     return [cell for cell in possible if not wanted or set(cell) & set(wanted)]
 
 
-async def left_running(cell: Cell, *, protected: bool, folder: Path) -> list[str]:
-    """Run a driver, let something go wrong, and return the ids of the responses that run afterwards."""
-    driver, failure = DRIVERS[cell[0]], FAILURES[cell[1]]
-    async with Emulator(script=SCRIPT) as server:
-        server.faults.extend(failure.faults(driver))
-        if failure.kills:
-            await _kill(cell[0], failure.kills, server, folder, protected=protected)
-        elif driver.blocks:
-            await _strike_a_thread(driver, failure, server, protected=protected)
-        else:
-            await _strike(driver, failure, server, protected=protected)
-        await _quiet(server)
-        assert server.responses, "nothing was created"
-        return running(server)
+@attrs.frozen
+class Experiment:
+    """A driver runs, and something goes wrong.
 
+    Attributes:
+        name: the name of the driver.
+        failure: what goes wrong.
+        protection: what protects the run.
+        folder: an empty folder.
+    """
 
-async def _strike(driver: Driver, failure: Failure, server: Emulator, *, protected: bool) -> None:
-    client = driver.client(api_key=KEY, base_url=server.base_url)
+    name: str
+    failure: Failure
+    protection: Protection
+    folder: Path
 
-    async def run(step: Step) -> None:
-        async with protecting(driver.guards(client), server.base_url, protected=protected):
-            await driver.run(client, step)
+    @property
+    def driver(self) -> Driver:
+        return DRIVERS[self.name]
 
-    with contextlib.suppress(Exception, asyncio.CancelledError):
-        async with asyncio.timeout(PATIENCE):
-            await failure.strike(run, client, server)
-    await client.close()
+    @property
+    def ledger_url(self) -> str:
+        return f"sqlite:///{self.folder}/ledger.db"
 
+    async def run(self) -> int:
+        """Return how many responses run afterwards."""
+        async with Emulator(script=SCRIPT) as server:
+            server.faults.extend(self.failure.faults(self.driver))
+            if self.failure.kills:
+                await self._kill(server)
+            elif self.driver.blocks:
+                await self._strike_a_thread(server)
+            else:
+                await self._strike(server)
+            await _quiet(server)
+            assert server.responses, "nothing was created"
+            if self.protection & Protection.WATCH:
+                await self._sweep(server)
+            return len(running(server))
 
-async def _strike_a_thread(driver: Driver, failure: Failure, server: Emulator, *, protected: bool) -> None:
-    client = driver.client(api_key=KEY, base_url=server.base_url, timeout=READ_TIMEOUT)
-    loop = asyncio.get_running_loop()
+    async def _strike(self, server: Emulator) -> None:
+        driver = self.driver
+        client = driver.client(api_key=KEY, base_url=server.base_url)
 
-    async def run(step: Step) -> None:
-        done = loop.create_future()
+        async def run(step: Step) -> None:
+            async with protecting(driver.guards(client), self.protection, server.base_url, self.ledger_url):
+                await driver.run(client, step)
 
-        def main() -> None:
-            with contextlib.suppress(Exception):
-                with protecting_blocking(driver.guards(client), server.base_url, protected=protected):
-                    driver.run(client, step)
-            loop.call_soon_threadsafe(done.set_result, None)
-
-        threading.Thread(target=main, daemon=True).start()
-        await asyncio.shield(done)
-
-    strike = time_out_of_a_thread if failure.strike is time_out else failure.strike
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(PATIENCE):
-            await strike(run, client, server)
-    client.close()
-
-
-async def _kill(name: str, number: Signals, server: Emulator, folder: Path, *, protected: bool) -> None:
-    """Run a driver in a process, and send it a signal when its code has seen the response."""
-    url = f"sqlite:///{folder}/ledger.db" if number is SIGKILL else ""
-    with (folder / "stderr").open("wb") as errors:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(Path(__file__).with_name("process.py")), name, str(protected), server.base_url, url,
-            stdout=PIPE, stderr=errors, env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )  # fmt: skip
-    seen = asyncio.ensure_future(process.stdout.readline())
-    try:
-        async with asyncio.timeout(60):
-            await until(lambda: seen.done() or any(request.method == "GET" for request in server.received))
-            assert running(server), (folder / "stderr").read_text()
-            process.send_signal(number)
-            await process.wait()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        await seen
-    if protected and url:
-        await _sweep(url, server)
-
-
-async def _sweep(url: str, server: Emulator) -> None:
-    """Stop what a dead process has left, when its leases have lapsed."""
-    async with Ledger(url) as ledger, AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger) as session:
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(PATIENCE):
-                while running(server):
-                    async for _ in ledger.sweep(session):
-                        pass
-                    await asyncio.sleep(0.1)
+                await self.failure.strike(run, client, server)
+        except (Exception, asyncio.CancelledError):
+            if not server.responses:
+                raise  # something else went wrong before
+        finally:
+            await client.close()
+
+    async def _strike_a_thread(self, server: Emulator) -> None:
+        driver = self.driver
+        client = driver.client(api_key=KEY, base_url=server.base_url)
+        loop = asyncio.get_running_loop()
+
+        async def run(step: Step) -> None:
+            done = loop.create_future()
+
+            def main() -> None:
+                error = None
+                try:
+                    with protecting_blocking(driver.guards(client), self.protection, server.base_url, self.ledger_url):
+                        driver.run(client, step)
+                except Exception as raised:  # noqa: BLE001 - handed on to the event loop
+                    error = raised
+                loop.call_soon_threadsafe(done.set_result, error)
+
+            threading.Thread(target=main, daemon=True).start()
+            if (error := await asyncio.shield(done)) is not None:
+                raise error
+
+        strike = time_out_of_a_thread if self.failure.strike is time_out else self.failure.strike
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await strike(run, client, server)
+        except Exception:
+            if not server.responses:
+                raise
+        finally:
+            client.close()
+
+    async def _kill(self, server: Emulator) -> None:
+        """Run the driver in a process, and send it a signal when its code has seen the response."""
+        errors = self.folder / "stderr"
+        script = str(Path(__file__).with_name("process.py"))
+        with errors.open("wb") as stderr:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, script, self.name, str(self.protection.value), server.base_url, self.ledger_url,
+                stdout=PIPE, stderr=stderr, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )  # fmt: skip
+        seen = asyncio.ensure_future(process.stdout.readline())
+        try:
+            async with asyncio.timeout(60):
+                await until(lambda: seen.done() or any(request.method == "GET" for request in server.received))
+                assert running(server), errors.read_text()
+                while process.returncode is None:
+                    process.send_signal(self.failure.kills)
+                    # In a blocking library, the exception of a signal handler may be lost.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(process.wait(), 10)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            await seen
+
+    async def _sweep(self, server: Emulator) -> None:
+        """Stop what is left when its leases have lapsed."""
+        async with (
+            Ledger(self.ledger_url, timeout=GRACE) as ledger,
+            AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
+        ):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    while running(server):
+                        async for _ in ledger.sweep(session):
+                            pass
+                        await asyncio.sleep(0.1)
 
 
 async def _quiet(server: Emulator) -> None:
@@ -134,16 +182,17 @@ async def _quiet(server: Emulator) -> None:
         await asyncio.sleep(0.7)
 
 
-async def run_all(chosen: Collection[Cell], *, protected: bool) -> dict[Cell, int | str]:
+async def run_all(chosen: Collection[Cell], protection: Protection) -> dict[Cell, int | str]:
     """Return how many responses are left running, or the traceback of an error, by cell."""
-    limit = asyncio.Semaphore(AT_ONCE)
+    await asyncio.to_thread(import_frameworks)  # an import blocks the event loop for seconds
+    limits = {True: asyncio.Semaphore(PROCESSES), False: asyncio.Semaphore(AT_ONCE)}
     found: dict[Cell, int | str] = {}
 
     async def run(cell: Cell) -> None:
-        async with limit:
+        async with limits[FAILURES[cell[1]].kills is not None]:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    found[cell] = len(await left_running(cell, protected=protected, folder=Path(folder)))
+                    found[cell] = await Experiment(cell[0], FAILURES[cell[1]], protection, Path(folder)).run()
                 except Exception:  # noqa: BLE001 - shown in the table
                     found[cell] = traceback.format_exc()
 
@@ -153,29 +202,29 @@ async def run_all(chosen: Collection[Cell], *, protected: bool) -> dict[Cell, in
     return {cell: found[cell] for cell in chosen}
 
 
-def table(without: Mapping[Cell, Any], guarded: Mapping[Cell, Any]) -> str:
-    """Return the runs that have left a response running, by failure, in Markdown."""
-    lines = ["| failure | runs | left running without | with |", "|---|---|---|---|"]
-    for failure in FAILURES:
-        here = [cell for cell in without if cell[1] == failure]
+def table(found: Mapping[str, Mapping[Cell, Any]]) -> str:
+    """Return the runs that have left a response running, by failure and protection, in Markdown."""
+    lines = [f"| what goes wrong | runs | {' | '.join(found)} |", f"|---|---|{'---|' * len(found)}"]
+    everything = [*next(iter(found.values()))]
+    for failure in (*FAILURES, None):
+        here = [cell for cell in everything if failure in {cell[1], None}]
         if here:
-            counts = [sum(found[cell] != 0 for cell in here) for found in (without, guarded)]
-            lines.append(f"| {failure} | {len(here)} | {counts[0]} | {counts[1]} |")
-    counts = [sum(left != 0 for left in found.values()) for found in (without, guarded)]
-    return "\n".join([*lines, f"| all | {len(without)} | {counts[0]} | {counts[1]} |"])
+            counts = [sum(left[cell] != 0 for cell in here) for left in found.values()]
+            lines.append(f"| {failure or 'all'} | {len(here)} | {' | '.join(map(str, counts))} |")
+    return "\n".join(lines)
 
 
-def main(*wanted: str) -> int:
-    """Print a table, and the cells with a response that is left running in spite of this package."""
-    chosen = cells(wanted)
-    without, guarded = (asyncio.run(run_all(chosen, protected=protected)) for protected in (False, True))
-    print(table(without, guarded))
-    for found, name in ((without, "without"), (guarded, "with")):
-        for cell, left in found.items():
-            if isinstance(left, str) or (left and found is guarded):
-                print(f"{name}: {cell[0]}, {cell[1]}: {left}")
-    return int(any(guarded.values()))
+def main(*wanted: str) -> None:
+    """Print a table, and the runs that have left a response running in spite of a protection, or failed."""
+    chosen = cells([word for word in wanted if word not in PROTECTIONS])
+    names = [name for name in PROTECTIONS if name in wanted] or [*PROTECTIONS]
+    found = {name: asyncio.run(run_all(chosen, PROTECTIONS[name])) for name in names}
+    print(table(found))  # noqa: T201
+    for name, left in found.items():
+        for cell, count in left.items():
+            if isinstance(count, str) or (count and name != "without"):
+                print(f"{name}: {cell[0]}, {cell[1]}: {count}")  # noqa: T201
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

@@ -1,0 +1,180 @@
+"""`BlockingLedger`: the methods of `Ledger`, blocking, for the session that it belongs to."""
+
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping
+from functools import partial
+from itertools import islice
+from typing import Literal, ParamSpec, TypeVar
+
+from openai_cancel.checks import hidden
+from openai_cancel.iteration import BlockingIteration
+from openai_cancel.ledger.batches import iterate
+from openai_cancel.ledger.entry import Entry
+from openai_cancel.ledger.ledger import BATCH_SIZE, Ledger
+from openai_cancel.outcome import Outcome
+from openai_cancel.session import AsyncSession
+from openai_cancel.wire import ResponseId
+from openai_cancel.worker import LoopThread
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class BlockingLedger:
+    """The ledger of a blocking `Session`. `Session.ledger` returns it.
+
+    ```python
+    with Session(ledger=Ledger("sqlite:///ledger.db")) as session:
+        session.ledger.track("resp_123", ttl=15 * 60)
+    ```
+
+    Its methods are those of `Ledger`, for the account and the server of the session. They run in the session's event
+    loop, and can be called from several threads.
+
+    Args:
+        ledger: the ledger.
+        session: the session in the thread.
+        loop_thread: the thread with the event loop.
+        owner: kept alive by this object, because a `Session` that is garbage-collected ends its thread.
+    """
+
+    def __init__(self, ledger: Ledger, session: AsyncSession, loop_thread: LoopThread, owner: object) -> None:
+        self._ledger = ledger
+        self._session = session
+        self._loop_thread = loop_thread
+        self.owner: object = owner
+
+    def __repr__(self) -> str:
+        """Return the URL without its password."""
+        return repr(self._ledger).replace(type(self._ledger).__name__, type(self).__name__, 1)
+
+    def track(self, response_id: ResponseId, *, ttl: float, labels: Mapping[str, str] | None = None) -> None:
+        """Let a sweep stop a response after some time, unless it is released before. See `Ledger.track`."""
+        self._loop_thread.run(self._ledger.track, response_id, session=self._session, ttl=ttl, labels=labels)
+
+    def track_many(
+        self,
+        response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+        *,
+        ttl: float,
+        labels: Mapping[str, str] | None = None,
+    ) -> int:
+        """Let sweeps on any hosts stop any number of responses after some time. See `Ledger.track_many`.
+
+        An iterable is read in the thread of the caller, an async iterable in the session's thread.
+        """
+        track_many = partial(self._ledger.track_many, session=self._session, ttl=ttl, labels=labels)
+        if isinstance(response_ids, AsyncIterable):
+            return self._loop_thread.run(track_many, response_ids)
+        ids = iterate(response_ids)
+        total = self._loop_thread.run(track_many, ())  # so that arguments are checked without ids, too
+        while batch := [*islice(ids, BATCH_SIZE)]:
+            total += self._loop_thread.run(track_many, batch)
+        return total
+
+    def release(self, response_id: ResponseId) -> bool:
+        """Let a response run on: no sweep will stop it. See `Ledger.release`."""
+        return self._loop_thread.run(self._ledger.release, response_id, session=self._session)
+
+    def entries(
+        self,
+        *,
+        include_ended: bool = False,
+        labels: Mapping[str, str] | None = None,
+        state: str | None = None,
+        older_than: float | None = None,
+    ) -> Generator[Entry, None, None]:
+        """Yield the responses in the ledger, of all accounts, the oldest first. See `Ledger.entries`."""
+        pages = self._ledger.pages(include_ended=include_ended, labels=labels, state=state, older_than=older_than)
+        for entries in self._iterate(pages):
+            yield from entries
+
+    def purge(self, *, older_than: float, labels: Mapping[str, str] | None = None, state: str | None = None) -> int:
+        """Delete the rows of responses that ended, or were released, some time ago. See `Ledger.purge`."""
+        return self._loop_thread.run(self._ledger.purge, older_than=older_than, labels=labels, state=state)
+
+    def sweep(
+        self,
+        *,
+        batch: int = 100,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """Stop the responses whose lease has lapsed, and yield the outcomes as they come. See `Ledger.sweep`.
+
+        ```python
+        for outcome in session.ledger.sweep():
+            print(outcome.response_id, outcome.verdict)
+        ```
+        """
+        headers, query = hidden(headers), hidden(query)
+        outcomes = self._loop_thread.run(
+            _call,
+            self._ledger.sweep,
+            self._session,
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return self._iterate(outcomes)
+
+    def stop(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        state: Literal["tracked", "stopping"] | None = None,
+        older_than: float | None = None,
+        dry_run: bool = False,
+        batch: int = 100,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[Outcome, None, None]:
+        """Stop responses now, whoever guards or tracks them, and yield the outcomes as they come. See `Ledger.stop`.
+
+        ```python
+        for outcome in session.ledger.stop(labels={"job": "7"}):
+            print(outcome.response_id, outcome.verdict)
+        ```
+        """
+        headers, query = hidden(headers), hidden(query)
+        outcomes = self._loop_thread.run(
+            _call,
+            self._ledger.stop,
+            self._session,
+            labels=labels,
+            state=state,
+            older_than=older_than,
+            dry_run=dry_run,
+            batch=batch,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return self._iterate(outcomes)
+
+    def _iterate(self, source: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
+        # A generator that refers to this object, and so to the session.
+        yield from BlockingIteration(source, None, self._loop_thread).run()
+
+
+async def _call(function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a function in the event loop in which this coroutine runs."""
+    return function(*args, **kwargs)

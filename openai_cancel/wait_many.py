@@ -1,0 +1,114 @@
+"""`wait_many`: wait for any number of responses in constant memory, with as few requests as the server allows."""
+
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from typing import Any
+
+import attrs
+
+from openai_cancel.bulk import Bulk
+from openai_cancel.caller import Caller
+from openai_cancel.errors import APIError, InvalidResponseIdError, OpenAICancelError, detached
+from openai_cancel.guard import Guard
+from openai_cancel.models import Response
+from openai_cancel.models.serialization import Serializable
+from openai_cancel.pace import Pace
+from openai_cancel.wait import OnUpdate, WaitLimits, WaitTimeoutError, wait
+from openai_cancel.wire import ResponseId
+
+FIRST_RATE = 10.0
+"""Requests a second at the beginning. All waits begin at once, which would be too many requests for most servers."""
+
+
+@attrs.frozen(kw_only=True)
+class WaitResult(Serializable):
+    """The end of a wait of `wait_many`.
+
+    Attributes:
+        response_id: the id that was passed in. Some servers answer with another one.
+        response: the response at its end, or as it was last seen; None if it was never seen.
+        error: the reason why the wait ended before the response; otherwise None. Its `outcome` says whether the
+            response was stopped.
+    """
+
+    response_id: str
+    response: Response | None
+    error: OpenAICancelError | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the response has ended by itself."""
+        return self.error is None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes as a JSON document, with the document of the response, and `ended`."""
+        return {
+            "response_id": self.response_id,
+            "ended": self.ended,
+            "response": None if self.response is None else self.response.to_dict(),
+            "error": None if self.error is None else self.error.to_dict(),
+        }
+
+
+def wait_many(
+    caller: Caller,
+    response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId],
+    *,
+    concurrency: int,
+    max_rate: float,
+    limits: WaitLimits,
+    guard: Callable[[str], Guard],
+    on_update: OnUpdate | None = None,
+    give_up_after: float = math.inf,
+) -> AsyncGenerator[WaitResult, None]:
+    """Wait for any number of responses, and yield how each wait has ended.
+
+    Args:
+        caller: makes the requests.
+        response_ids: the ids.
+        concurrency: the largest number of waits at once.
+        max_rate: the largest number of requests a second.
+        limits: the limits of each wait.
+        guard: returns the guard of a wait, which stops its response if the wait ends before.
+        on_update: as for `AsyncSession.wait`.
+        give_up_after: seconds without any answer of the server after which the iteration ends with an error.
+    """
+    pace = Pace(concurrency, caller.clock, give_up_after, rate=min(FIRST_RATE, max_rate), max_rate=max_rate)
+    return _WaitMany(caller, pace, limits=limits, guard=guard, on_update=on_update).run(response_ids)
+
+
+class _WaitMany(Bulk[WaitResult]):
+    """A `wait_many` that is under way."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        pace: Pace,
+        *,
+        limits: WaitLimits,
+        guard: Callable[[str], Guard],
+        on_update: OnUpdate | None,
+    ) -> None:
+        super().__init__(caller, pace)
+        self._limits = limits
+        self._guard = guard
+        self._on_update = on_update
+
+    @property
+    def limit(self) -> int:
+        """The number of responses to wait for at once, which needs no requests while they run."""
+        return self.pace.concurrency
+
+    async def work(self, response_id: str) -> WaitResult:
+        """Wait for a response."""
+        guard = self._guard(response_id)
+        try:
+            response = await wait(self.caller, guard, response_id, limits=self._limits, on_update=self._on_update)
+        except (WaitTimeoutError, APIError) as error:
+            seen = error.response if isinstance(error, WaitTimeoutError) else None
+            return WaitResult(response_id=response_id, response=seen, error=detached(error))
+        return WaitResult(response_id=response_id, response=response, error=None)
+
+    def refuse(self, response_id: str, error: InvalidResponseIdError) -> WaitResult:
+        """Return the result of an id that cannot be sent."""
+        return WaitResult(response_id=response_id, response=None, error=error)

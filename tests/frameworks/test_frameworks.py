@@ -1,0 +1,80 @@
+"""Nothing is left running, whatever creates it and whatever goes wrong. The examples of frameworks run as they are.
+
+They need the dependency group `frameworks`.
+"""
+
+import asyncio
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import KEY
+from matrix import PROTECTIONS, cells, run_all, table
+
+from openai_cancel.emulator import Emulator, Script
+
+pytestmark = [
+    pytest.mark.frameworks,
+    # Of clients that are closed, and of generators that nobody reads to their end, as the matrix wants them.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "frameworks").glob("*.py"))
+BY_DESIGN = {"consumer leaves early", "SIGKILL"}
+"""A guard leaves the responses of a block alone that ends normally, and does not survive its process. A watch does."""
+
+
+@pytest.mark.timeout(1800)
+async def test_nothing_is_left_running(capsys: pytest.CaptureFixture[str]) -> None:
+    everything = cells()
+    found = {name: await run_all(everything, PROTECTIONS[name]) for name in ("without", "guard", "watch and sweep")}
+    with capsys.disabled():
+        print(f"\n{table(found)}")  # noqa: T201
+    guarded = {cell: left for cell, left in found["guard"].items() if left and cell[1] not in BY_DESIGN}
+    watched = {cell: left for cell, left in found["watch and sweep"].items() if left}
+    broken = {cell: left for cell, left in found["without"].items() if isinstance(left, str)}
+    assert (guarded, watched, broken) == ({}, {}, {})
+    assert any(found["without"].values())
+
+
+@pytest.fixture
+async def server() -> Emulator:
+    async with Emulator(api_key=KEY) as server:
+        yield server
+
+
+async def run(path: Path, server: Emulator, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, str(path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+class TestExamples:
+    def test_an_example_has_at_most_40_lines(self, path: Path) -> None:
+        assert len(path.read_text().splitlines()) <= 40
+
+    async def test_an_example_prints_the_answer(self, path: Path, server: Emulator, monkeypatch) -> None:
+        server.script = Script(runs_for=0.1)
+        assert await run(path, server, monkeypatch, "100", "How much wood?") == "Forty-two.\n"
+
+    async def test_an_example_stops_its_response_after_a_time_out(
+        self, path: Path, server: Emulator, monkeypatch
+    ) -> None:
+        server.script = Script(runs_for=math.inf)
+        assert (await run(path, server, monkeypatch, "3", "How much wood?")).endswith(
+            "Timed out. The response was stopped.\n"
+        )
+        assert [work.status(server.clock()) for work in server.responses.values()] == ["cancelled"]

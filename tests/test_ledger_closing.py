@@ -1,0 +1,125 @@
+"""The end of a ledger: it comes within the time-out, or soon after a cancellation, and it says what was not written."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from conftest import until
+from ledger_database import connected, without_table
+from ledgers import open_session, states
+from sqlalchemy import text
+
+from openai_cancel import LedgerError
+from openai_cancel.emulator import Emulator
+from openai_cancel.ledger import Ledger, database, leases
+from openai_cancel.ledger.table import RESPONSES
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Let all writes to a database wait until the block ends."""
+    with connected(url) as connection:  # which locks a file of SQLite
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"LOCK TABLE {RESPONSES.name}"))
+        yield
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "openai_cancel" and record.levelname == "WARNING"
+    ]
+
+
+class TestADatabaseThatHangs:
+    async def test_closing_ends_within_the_timeout_and_says_what_was_not_written(
+        self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "BATCH_SIZE", 1)  # each transaction may take the whole time
+        names = [create() for _ in range(3)]
+        ledger = await Ledger(url, timeout=1).open()
+        async with open_session(server, ledger) as session, session.guard(names[0]):
+            pass
+        async with open_session(server, ledger) as session:
+            guards = [session.guard(name) for name in names]
+            for guard in guards:
+                await guard.__aenter__()
+            with locked(url):
+                ending = [asyncio.create_task(guard.__aexit__(None, None, None)) for guard in guards]
+                await asyncio.sleep(0)
+                began = asyncio.get_running_loop().time()
+                await ledger.close()
+                assert asyncio.get_running_loop().time() - began < 1.5
+                await asyncio.gather(*ending)
+        (said,) = warnings(caplog)
+        assert all(f"{name} (released)" in said for name in names)
+        await until(lambda: not [thread for thread in threading.enumerate() if "ledger" in thread.name])
+        async with Ledger(url) as again:
+            assert await states(again) == dict.fromkeys(names, "tracked")
+
+    async def test_a_cancellation_ends_the_close_soon(
+        self, url: str, server: Emulator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "CANCELLED_CLOSE_TIME", 0.05)
+        ledger = await Ledger(url, timeout=30).open()
+        async with open_session(server, ledger) as session:
+            with locked(url):
+                tracking = asyncio.create_task(ledger.track("resp_1", session=session, ttl=60))
+                await asyncio.sleep(0)
+                closing = asyncio.create_task(ledger.close())
+                await asyncio.sleep(0.1)
+                began = asyncio.get_running_loop().time()
+                closing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await closing
+                assert asyncio.get_running_loop().time() - began < 5
+                with pytest.raises(LedgerError, match="The ledger is closed"):
+                    await tracking
+        assert "resp_1 (tracked)" in warnings(caplog)[0]
+
+
+class TestConnections:
+    async def test_a_connection_is_closed_by_its_thread_even_if_nobody_waits_for_that(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "END_TIME", 0)
+        for _ in range(10):
+            async with Ledger(url):
+                pass
+        await until(lambda: not [thread for thread in threading.enumerate() if "ledger" in thread.name])
+        gc.collect()  # a connection that is open warns
+
+
+class TestMissedChanges:
+    async def test_closing_writes_what_a_database_that_works_again_has_missed(
+        self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        running = create()
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
+            guard = session.guard(running)
+            await guard.__aenter__()
+            async with without_table(url):
+                await guard.__aexit__(None, None, None)
+        async with Ledger(url) as again:
+            assert await states(again) == {running: "released"}
+        assert not warnings(caplog)
+
+    async def test_what_is_never_written_is_said_in_lines_of_limited_length(
+        self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(leases, "REPORTED", 2)
+        names = [create() for _ in range(3)]
+        ledger = await Ledger(url).open()
+        async with open_session(server, ledger) as session:
+            guard = session.guard(*names)
+            await guard.__aenter__()
+            async with without_table(url):
+                await guard.__aexit__(None, None, None)
+                await ledger.close()
+        said = warnings(caplog)
+        assert [line.count("(released)") for line in said] == [2, 1]
+        assert all(name in "".join(said) for name in names)

@@ -1,0 +1,272 @@
+"""`wait`: how often it looks, when it gives up, and what it tells."""
+
+import asyncio
+import logging
+import math
+import random
+from typing import Any
+
+import pytest
+from conftest import KEY, QuickClock, QuickSession, cancels, reported
+
+from openai_cancel import AsyncSession, ConfigurationError, Response, Session, Verdict, WaitTimeoutError
+from openai_cancel.emulator import Emulator, Fault
+
+pytestmark = pytest.mark.usefixtures("no_task_is_left")
+
+HOUR = 3600.0
+
+
+class Jittery(QuickClock):
+    """A clock that draws from a seed."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.source = random.Random(seed)
+
+    def random(self) -> float:
+        return self.source.random()
+
+
+class Sleepy(QuickClock):
+    """A clock with which the machine sleeps for an hour, once, as it waits for the third time."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds)
+        if len(self.slept) == 3:
+            self.now += HOUR
+
+
+def known(status: str, **more: Any) -> Fault:
+    return Fault(on="retrieve", status=200, body={"id": "resp_x", "status": status, **more})
+
+
+class TestIntervals:
+    @pytest.mark.parametrize("drawn", [0.0, 1.0, None])
+    async def test_eight_hours_take_at_most_600_looks(self, drawn: float | None) -> None:
+        clock = Jittery(1) if drawn is None else QuickClock()
+        clock.drawn = drawn
+        async with (
+            Emulator(clock=clock.monotonic) as server,
+            QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session,
+        ):
+            began = clock.now
+            response = await session.wait(_added(server, 8 * HOUR))
+            assert response.status == "completed"
+            assert len(server.received) <= 600
+            assert clock.now - began - 8 * HOUR <= 60
+        age = 0.0
+        for delay in clock.slept:
+            assert delay <= max(8.0, 0.02 * age) + 1e-6
+            age += delay
+
+    async def test_the_longest_interval_can_be_set(self, clock: QuickClock, server, create) -> None:
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            await session.wait(create(runs_for=60), poll=2)
+            assert set(clock.slept) == {0.5, 1, 2}
+
+    async def test_the_longest_interval_of_a_stop_and_of_a_guard_can_be_set(self, session, create) -> None:
+        await session.stop(create(resumes_after=0, resumes=100), deadline=10, poll=1)
+        assert set(session.clock.slept[:6]) == {0.5, 1}
+        session.clock.slept.clear()
+        with pytest.raises(ZeroDivisionError):
+            async with session.guard(create(resumes_after=0, resumes=100), poll=0.5):
+                _ = 1 / 0
+        assert max(session.clock.slept) == 0.5
+
+    async def test_a_bulk_run_has_the_same_option(self, session, create) -> None:
+        outcomes = session.stop_many([create(resumes_after=0, resumes=100)], deadline=10, poll=1)
+        assert [outcome.verdict async for outcome in outcomes] == [Verdict.STILL_RUNNING]
+        assert max(session.clock.slept) == 1
+
+    @pytest.mark.parametrize("header", ["retry-after", "retry-after-ms", "openai-poll-after-ms"])
+    @pytest.mark.parametrize(("asked", "delay"), [(20.0, 20.0), (7200.0, 60.0), (0.0, 0.25)])
+    async def test_the_server_may_ask_for_an_interval_within_bounds(
+        self, session, server, create, *, header: str, asked: float, delay: float
+    ) -> None:
+        value = asked if header == "retry-after" else 1000 * asked
+        server.faults.append(reported("queued", **{header: f"{value:.0f}"}))
+        await session.wait(create(runs_for=0))
+        assert session.clock.slept == [delay]
+
+    async def test_the_header_for_polls_takes_precedence(self, session, server, create) -> None:
+        server.faults.append(reported("queued", **{"retry-after": "9", "openai-poll-after-ms": "1500"}))
+        await session.wait(create(runs_for=0))
+        assert session.clock.slept == [1.5]
+
+
+def _added(server: Emulator, seconds: float) -> str:
+    return server.add(server.script.amended({"runs_for": str(seconds)}))
+
+
+class TestQueuedTimeout:
+    async def test_a_response_that_stays_queued_is_stopped(self, clock: QuickClock, server, create) -> None:
+        name = create(queued_for=math.inf)
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            with pytest.raises(WaitTimeoutError) as caught:
+                await session.wait(name, queued_timeout=30)
+        error = caught.value
+        assert str(error) == f"{name} was still queued after 30 s (queued_timeout). It was stopped (cancelled)."
+        assert (error.limit, error.outcome.verdict, error.response.status) == ("queued_timeout", "cancelled", "queued")
+        assert sum(clock.slept) == 30
+
+    async def test_a_response_that_has_left_the_queue_may_take_its_time(
+        self, clock: QuickClock, server, create
+    ) -> None:
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            response = await session.wait(create(queued_for=20, runs_for=500), queued_timeout=30)
+        assert (response.status, cancels(server)) == ("completed", 0)
+
+    async def test_a_response_that_is_queued_again_has_the_whole_time_again(self, session, server, create) -> None:
+        server.faults += [known("queued")] * 4 + [known("in_progress")] + [known("queued")] * 3
+        await session.wait(create(runs_for=0), queued_timeout=20)
+        assert sum(session.clock.slept) > 30
+
+    async def test_a_failing_server_does_not_show_that_a_response_is_queued(self, session, server, create) -> None:
+        server.faults += [known("queued")] + [Fault(on="retrieve", status=503)] * 20
+        assert (await session.wait(create(runs_for=0), queued_timeout=30, max_retries=0)).status == "completed"
+
+
+class TestStalledTimeout:
+    async def test_a_response_without_progress_is_stopped(self, clock: QuickClock, server, create) -> None:
+        name = create()
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            with pytest.raises(WaitTimeoutError) as caught:
+                await session.wait(name, stalled_timeout=60)
+        error = caught.value
+        assert str(error) == (
+            f"{name} made no progress for 60 s (stalled_timeout): its status was 'in_progress'. "
+            "It was stopped (cancelled)."
+        )
+        assert (error.limit, bool(server.responses[name].cancelled)) == ("stalled_timeout", True)
+
+    @pytest.mark.parametrize(
+        "steps",
+        [
+            [{"status": "queued"}, {"status": "in_progress"}],
+            [{"output": [{"type": "message", "id": f"msg_{number}"}]} for number in range(2)],
+            [{"updated_at": number} for number in range(2)],
+            [{"last_updated": str(number)} for number in range(2)],
+        ],
+        ids=["status", "output", "updated_at", "last_updated"],
+    )
+    async def test_a_change_of_status_output_or_updates_is_progress(self, session, server, create, steps) -> None:
+        server.faults += [known(**{"status": "in_progress", **step}) for step in steps * 6]
+        assert (await session.wait(create(runs_for=0), stalled_timeout=10)).status == "completed"
+        assert sum(session.clock.slept) > 60
+
+    async def test_a_response_that_is_left_alone_runs_on(self, session, server, create) -> None:
+        with pytest.raises(WaitTimeoutError, match=r"stalled_timeout.* It was left running\."):
+            await session.wait(create(), stalled_timeout=10, on_abandon="leave")
+        assert cancels(server) == 0
+
+
+class TestFrozenProcess:
+    async def test_a_wait_looks_before_it_gives_up(self, server, create) -> None:
+        clock = Sleepy()
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            server.faults += [known("in_progress")] * 3
+            assert (await session.wait(create(runs_for=0), timeout=60)).status == "completed"
+        assert (clock.now - 1_700_000_000.0 > HOUR, cancels(server)) == (True, 0)
+
+    async def test_a_wait_whose_response_still_runs_gives_up_and_stops_it(self, server, create) -> None:
+        name = create()
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=Sleepy()) as session:
+            with pytest.raises(WaitTimeoutError) as caught:
+                await session.wait(name, timeout=60)
+        assert (len(caught.value.response.id) > 0, caught.value.outcome.verdict) == (True, Verdict.CANCELLED)
+
+    async def test_a_stop_looks_before_it_gives_up(self, server, create) -> None:
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=Sleepy()) as session:
+            server.faults += [Fault(on="cancel", status=200, body={"id": "x", "status": "in_progress"})]
+            server.faults += [known("in_progress")] * 2 + [known("cancelled")]
+            outcome = await session.stop(create(), deadline=60)
+        assert (outcome.verdict, outcome.stopped) == (Verdict.CANCELLED, True)
+
+
+class TestOnUpdate:
+    async def test_it_is_called_with_every_response(self, clock: QuickClock, server, create) -> None:
+        seen: list[str | None] = []
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            last = await session.wait(
+                create(queued_for=1, runs_for=1), on_update=lambda response: seen.append(response.status)
+            )
+        assert (seen[0], seen[-1], len(seen)) == ("queued", last.status, len(server.received))
+
+    async def test_it_may_be_async(self, session, create) -> None:
+        seen: list[Response] = []
+
+        async def note(response: Response) -> None:
+            await asyncio.sleep(0)
+            seen.append(response)
+
+        assert [await session.wait(create(runs_for=0), on_update=note)] == seen
+
+    @pytest.mark.parametrize("kind", [ZeroDivisionError, asyncio.CancelledError])
+    async def test_its_failure_is_logged_and_does_not_end_the_wait(
+        self, session, create, caplog: pytest.LogCaptureFixture, kind: type[BaseException]
+    ) -> None:
+        def fail(_: Response) -> None:
+            raise kind
+
+        with caplog.at_level(logging.WARNING):
+            assert (await session.wait(create(runs_for=0), on_update=fail)).status == "completed"
+        assert f"on_update raised {kind.__name__}; the wait goes on" in caplog.text
+
+    async def test_a_cancellation_while_it_runs_ends_the_wait(self, server, create) -> None:
+        entered = asyncio.Event()
+
+        async def linger(_: Response) -> None:
+            entered.set()
+            await asyncio.Event().wait()
+
+        name = create()
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            task = asyncio.create_task(session.wait(name, on_update=linger))
+            await entered.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert server.responses[name].cancelled
+
+    async def test_a_blocking_session_calls_it_too(self, server, create) -> None:
+        seen: list[str | None] = []
+
+        def run() -> None:
+            with Session(api_key=KEY, base_url=server.base_url) as session:
+                session.wait(create(runs_for=0), on_update=lambda response: seen.append(response.status))
+
+        await asyncio.to_thread(run)
+        assert seen == ["completed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"poll": 0.2}, "poll must be at least 0.25 s, not 0.2"),
+        ({"poll": 0}, "poll must be a number of seconds greater than 0"),
+        ({"poll": math.inf}, "poll must be finite"),
+        ({"poll": math.nan}, "poll must be a number of seconds"),
+        ({"poll": None}, "poll must be a number of seconds"),
+        ({"queued_timeout": -1}, "queued_timeout must be a number of seconds"),
+        ({"queued_timeout": math.inf}, "queued_timeout must be finite; leave it out for no limit"),
+        ({"queued_timeout": math.nan}, "queued_timeout must be a number of seconds"),
+        ({"stalled_timeout": 0}, "stalled_timeout must be a number of seconds"),
+        ({"stalled_timeout": math.inf}, "stalled_timeout must be finite"),
+        ({"timeout": math.nan}, "timeout must be a number of seconds"),
+        ({"timeout": 10, "queued_timeout": 11}, r"queued_timeout \(11 s\) must not be longer than timeout \(10 s\)"),
+        ({"timeout": 10, "stalled_timeout": 11}, "stalled_timeout .* must not be longer than timeout"),
+        ({"on_update": 5}, "on_update must be a function, not int"),
+    ],
+)
+async def test_a_limit_that_cannot_work_is_refused_before_anything_is_sent(session, server, options, words) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        await session.wait("resp_x", **options)
+    assert server.received == []
+
+
+@pytest.mark.parametrize("call", ["stop", "guard", "stop_many"])
+async def test_the_interval_is_checked_everywhere(session, call: str) -> None:
+    with pytest.raises(ConfigurationError, match="poll must be at least"):
+        result = getattr(session, call)(["resp_x"] if call == "stop_many" else "resp_x", poll=0.1)
+        await result
