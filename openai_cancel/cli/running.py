@@ -241,7 +241,7 @@ class RunningSource:
             complain(f"{len(names):,} run again although they were stopped")
         self.again = len(names)
         self.found, self.total = Findings(names), self.yielded + self.skipped + len(names)
-        self._skip = lambda _: False
+        self._skip = _skips_nothing
         return bool(names)
 
     async def read(self) -> AsyncGenerator[str, None]:
@@ -278,6 +278,10 @@ class RunningSource:
                         yield response
         except OpenAICancelError as error:
             self._failure = error
+
+
+def _skips_nothing(_: str) -> bool:
+    return False
 
 
 def _ask(found: Findings) -> bool:
