@@ -14,6 +14,7 @@ from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.stop import stop
+from openai_cancel.updates import OnUpdate
 from openai_cancel.wire import ResponseId
 
 _R = TypeVar("_R")
@@ -29,12 +30,20 @@ def stop_many(
     dry_run: bool = False,
     poll: float = MAX_POLL,
     max_retries: int | None = None,
+    on_update: OnUpdate | None = None,
     give_up_after: float = math.inf,
 ) -> AsyncGenerator[Outcome, None]:
     """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
     pace = Pace(concurrency, caller.clock, give_up_after)
     bulk = _StopMany(
-        caller, pace, deadline=deadline, confirm=confirm, dry_run=dry_run, poll=poll, max_retries=max_retries
+        caller,
+        pace,
+        deadline=deadline,
+        confirm=confirm,
+        dry_run=dry_run,
+        poll=poll,
+        max_retries=max_retries,
+        on_update=on_update,
     )
     return bulk.run(response_ids)
 
@@ -165,6 +174,7 @@ class _StopMany(Bulk[Outcome]):
         dry_run: bool,
         poll: float,
         max_retries: int | None,
+        on_update: OnUpdate | None,
     ) -> None:
         super().__init__(caller, pace)
         self._deadline = deadline
@@ -172,6 +182,7 @@ class _StopMany(Bulk[Outcome]):
         self._dry_run = dry_run
         self._poll = poll
         self._max_retries = max_retries
+        self._on_update = on_update
 
     async def work(self, response_id: str) -> Outcome:
         """Stop a response."""
@@ -183,6 +194,7 @@ class _StopMany(Bulk[Outcome]):
             dry_run=self._dry_run,
             poll=self._poll,
             max_retries=self._max_retries,
+            on_update=self._on_update,
         )
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> Outcome:

@@ -267,18 +267,16 @@ class Stops:
             self._tracker.settle_soon(ended(response_id))
 
     async def stop_one(self, response_id: str) -> None:
-        """Stop a response that nobody else knows, while the block goes on."""
+        """Stop a response that nobody else stops: its creator is gone, or it has come after the end of the block."""
+        if self._run is not None:
+            await wait_through_cancellation(self._run)
+        if response_id in self.outcomes:
+            return
         await self._stop_one(response_id, self._grace)
         if self._tracker and response_id not in self._settled:
             self._settled.add(response_id)
             await self._tracker.settle([response_id], self.outcomes)
         self.report(None)
-
-    async def stop_late(self) -> None:
-        """Stop the responses that have joined after the block was left by an exception."""
-        if not self.under_way:  # otherwise they are stopped together with the others
-            await self.run()
-            self.report(None)
 
     def unsettled(self) -> list[str]:
         """Return the ids whose outcome the ledger does not have."""

@@ -24,6 +24,9 @@ SLOW_START = 2.0
 LEAST_RATE = 0.5
 """The lowest rate, in requests a second."""
 
+HORIZON = 1.0
+"""Seconds for which turns are given ahead."""
+
 OVERLOAD = frozenset({429, 529})
 UNAVAILABLE = 503
 
@@ -78,6 +81,9 @@ class Pace:
             at = max(now, self._next, self._resume)
             if at > deadline:
                 raise APITimeoutError("The server's rate limit leaves no time for a request before the deadline.")
+            if at - now > HORIZON:  # by then, the rate may have grown
+                await self.clock.sleep(max(HORIZON, self._resume - now))
+                continue
             self._next = at + 1 / self.rate
             if at > now:
                 await self.clock.sleep(at - now)

@@ -41,10 +41,7 @@ class Members(Protocol):
         ...
 
     async def stop_one(self, response_id: str) -> None:
-        """Stop a response now."""
-
-    async def stop_late(self) -> None:
-        """Stop the responses that have joined after those of the block were stopped."""
+        """Stop a response, unless the end of the block has done it."""
 
 
 class Scope:
@@ -78,7 +75,7 @@ class Scope:
 
     def enter(self) -> None:
         """Let the current context create for this block."""
-        _scopes.set((*(_scopes.get() or ()), self))
+        _scopes.set((*(scope for scope in _scopes.get() or () if scope._is_open), self))
 
     def enter_thread(self) -> None:
         """Let the current thread create for this block; if it is the main thread, also the threads that it starts."""
@@ -129,8 +126,14 @@ class Scope:
             return self._members.join(response_id)
         if not self._has_failed:
             return None  # the block has ended normally, and lets its responses run on
-        self._members.join(response_id)
-        return self._members.stop_late
+        record = self._members.join(response_id)
+
+        async def stop() -> None:
+            if record is not None:
+                await record()
+            await self._members.stop_one(response_id)
+
+        return stop
 
     def abandon(self, response_id: str) -> None:
         """Stop a response that nobody knows."""

@@ -26,7 +26,8 @@ from openai_cancel.stop import stop
 from openai_cancel.threads import run_in_thread
 from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
-from openai_cancel.wait import OnUpdate, WaitLimits, check_poll, wait
+from openai_cancel.updates import OnUpdate, check_on_update
+from openai_cancel.wait import WaitLimits, check_poll, wait
 from openai_cancel.wait_many import WaitResult, wait_many
 from openai_cancel.watch import Watch
 from openai_cancel.watcher import Abandoned, Watcher
@@ -451,6 +452,7 @@ class AsyncSession:
         confirm: float | None = None,
         dry_run: bool = False,
         poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -468,6 +470,8 @@ class AsyncSession:
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
             poll: the longest time between two looks, in seconds, at least 0.25.
+            on_update: a function, sync or async, that is called with each `Response` that was received. Its exceptions
+                are logged and do not end the stop. The time that it takes counts towards the deadline.
             timeout: as for `cancel`.
             max_retries: how many failed requests in a row are followed by another one; None for as many as the
                 deadline allows.
@@ -490,6 +494,7 @@ class AsyncSession:
             check_seconds("confirm", confirm)
         if max_retries is not None:
             check_count("max_retries", max_retries)
+        check_on_update(on_update)
         caller = self._caller.with_options(timeout=timeout, headers=headers, query=query)
         return await stop(
             caller,
@@ -499,6 +504,7 @@ class AsyncSession:
             dry_run=dry_run,
             poll=check_poll(poll),
             max_retries=max_retries,
+            on_update=on_update,
         )
 
     def guard(
@@ -752,6 +758,7 @@ class AsyncSession:
         on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
+        abandoned: Abandoned | None = None,
         give_up_after: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
@@ -780,6 +787,8 @@ class AsyncSession:
             on_update: as for `wait`.
             on_abandon: as for `wait`.
             grace: as for `wait`.
+            abandoned: as for `guard`. It ends each wait, also those that begin later, with an `AbandonedError` as the
+                error of its result.
             give_up_after: as for `stop_many`.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
@@ -799,12 +808,20 @@ class AsyncSession:
         )
         _check_wait(on_update, on_abandon)
         check_seconds("grace", grace)
+        if abandoned is not None:
+            Watcher(abandoned)  # refuses what is not a function
         if max_retries is not None:
             check_count("max_retries", max_retries)
 
         def guard(response_id: str) -> Guard:
             guard = self.guard(
-                response_id, grace=grace, poll=poll, max_retries=max_retries, headers=headers, query=query
+                response_id,
+                grace=grace,
+                poll=poll,
+                abandoned=abandoned,
+                max_retries=max_retries,
+                headers=headers,
+                query=query,
             )
             if on_abandon == "leave":
                 guard.disarm()
@@ -830,6 +847,7 @@ class AsyncSession:
         confirm: float | None = None,
         dry_run: bool = False,
         poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -856,6 +874,7 @@ class AsyncSession:
             confirm: as for `stop`.
             dry_run: as for `stop`.
             poll: as for `stop`.
+            on_update: as for `stop`.
             give_up_after: seconds without any answer of the server after which the iteration ends with the error of the
                 last request. Responses that are under way then have no outcome.
             timeout: as for `cancel`.
@@ -876,6 +895,7 @@ class AsyncSession:
             check_seconds("confirm", confirm)
         if max_retries is not None:
             check_count("max_retries", max_retries)
+        check_on_update(on_update)
         return bulk.stop_many(
             self._caller.with_options(timeout=timeout, headers=headers, query=query),
             response_ids,
@@ -885,6 +905,7 @@ class AsyncSession:
             dry_run=dry_run,
             poll=check_poll(poll),
             max_retries=max_retries,
+            on_update=on_update,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )
 
@@ -957,5 +978,4 @@ def _check_ids(call: str, response_ids: object) -> None:
 def _check_wait(on_update: object, on_abandon: object) -> None:
     if on_abandon not in {"stop", "leave"}:
         raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
-    if on_update is not None and not callable(on_update):
-        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")
+    check_on_update(on_update)

@@ -20,6 +20,7 @@ from openai_cancel.errors import (
 from openai_cancel.models import Response
 from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
 from openai_cancel.retry import MAX_POLL, is_transient, poll_delay
+from openai_cancel.updates import OnUpdate, update
 
 CANCEL_SHARE = 0.75
 """The share of the remaining time that a cancel may take. The rest is for a look, in case no answer comes."""
@@ -51,6 +52,7 @@ async def stop(
     dry_run: bool = False,
     poll: float = MAX_POLL,
     max_retries: int | None = None,
+    on_update: OnUpdate | None = None,
     young: bool = False,
 ) -> Outcome:
     """Stop a response, and report its fate. For the other arguments, see `AsyncSession.stop`.
@@ -63,6 +65,7 @@ async def stop(
         dry_run: only look, and cancel nothing.
         poll: the longest time between two looks, in seconds.
         max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
+        on_update: a function that is called with each response that was received.
         young: whether the response was created a moment ago, so that a server may not know it yet.
     """
     work = _Stop(
@@ -73,6 +76,7 @@ async def stop(
         dry_run=dry_run,
         poll=poll,
         max_retries=math.inf if max_retries is None else max_retries,
+        on_update=on_update,
         young=young,
     )
     if not tracing.is_active():
@@ -92,6 +96,7 @@ class _Stop:
     dry_run: bool
     poll: float
     max_retries: float
+    on_update: OnUpdate | None
     young: bool
 
     _began: float = attrs.field(init=False)
@@ -219,6 +224,8 @@ class _Stop:
             self._count(error)
             return detached(error)
         self._count(self._response)
+        if self.on_update is not None:
+            await update(self.on_update, self.response_id, self._response)
         return None
 
     async def _retrieve(self, *, max_retries: int | None = None) -> OpenAICancelError | None:
@@ -234,6 +241,8 @@ class _Stop:
             self._count(error)
             return detached(error)
         self._count(self._response)
+        if self.on_update is not None:
+            await update(self.on_update, self.response_id, self._response)
         return None
 
     def _count(self, answer: Response | APIError) -> None:

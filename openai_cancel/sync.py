@@ -22,7 +22,7 @@ from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
-from openai_cancel.wait import OnUpdate
+from openai_cancel.updates import OnUpdate
 from openai_cancel.wait_many import WaitResult
 from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
@@ -304,12 +304,16 @@ class Session:
         confirm: float | None = None,
         dry_run: bool = False,
         poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         timeout: float | None = None,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Make sure that a response no longer runs, and report its fate. See `AsyncSession.stop`."""
+        """Make sure that a response no longer runs, and report its fate. See `AsyncSession.stop`.
+
+        `on_update` is called in the session's thread.
+        """
         headers, query = hidden(headers), hidden(query)
         return self._loop_thread.run(
             self._session.stop,
@@ -318,6 +322,7 @@ class Session:
             confirm=confirm,
             dry_run=dry_run,
             poll=poll,
+            on_update=on_update,
             timeout=timeout,
             max_retries=max_retries,
             headers=headers,
@@ -473,6 +478,7 @@ class Session:
         confirm: float | None = None,
         dry_run: bool = False,
         poll: float = 60.0,
+        on_update: OnUpdate | None = None,
         give_up_after: float = math.inf,
         timeout: float | None = None,
         max_retries: int | None = None,
@@ -498,6 +504,7 @@ class Session:
             confirm=confirm,
             dry_run=dry_run,
             poll=poll,
+            on_update=on_update,
             give_up_after=give_up_after,
             timeout=timeout,
             max_retries=max_retries,
@@ -597,6 +604,8 @@ class BlockingGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._scope.fail()
         try:
             self._leave(kind, error, traceback)
         finally:

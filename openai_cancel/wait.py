@@ -1,16 +1,14 @@
 """`wait`: poll a response until it ends."""
 
 import asyncio
-import inspect
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
 import attrs
 
 from openai_cancel.caller import Caller
-from openai_cancel.cancellation import contain
 from openai_cancel.checks import check_limit, check_seconds
 from openai_cancel.errors import (
     APIConnectionError,
@@ -24,15 +22,13 @@ from openai_cancel.models import Response
 from openai_cancel.models.response import progress_of
 from openai_cancel.outcome import Outcome
 from openai_cancel.retry import LEAST_POLL, MAX_POLL, is_transient, poll_delay
+from openai_cancel.updates import OnUpdate, update
 
 PATIENCE = 3
 """How many looks in a row the server must refuse before `wait` gives up: one 403 or 404 may pass."""
 
 LAST_LOOK = 2.0
 """Seconds for one more look after a limit. The process may have been frozen, and the response has ended meanwhile."""
-
-OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
-"""A function, sync or async, that is called with each response that was retrieved."""
 
 Limit: TypeAlias = Literal["timeout", "queued_timeout", "stalled_timeout"]
 
@@ -217,17 +213,8 @@ class _Wait:
 
     async def _update(self, response: Response) -> None:
         """Call the caller's function. Its failure does not end the wait, which would stop the response."""
-        if self.on_update is None:
-            return
-        try:
-            result = self.on_update(response)
-            if inspect.isawaitable(result):
-                await contain(result)
-        except (Exception, asyncio.CancelledError) as error:
-            task = asyncio.current_task()
-            if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
-                raise
-            _log.warning("%s: on_update raised %s; the wait goes on", self.response_id, type(error).__name__)
+        if self.on_update is not None:
+            await update(self.on_update, self.response_id, response)
 
     def _limits(self) -> Iterator[tuple[Limit, float]]:
         """Yield each limit with the time of the clock at which it is reached."""

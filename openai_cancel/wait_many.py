@@ -8,12 +8,13 @@ import attrs
 
 from openai_cancel.bulk import Bulk
 from openai_cancel.caller import Caller
-from openai_cancel.errors import APIError, InvalidResponseIdError, OpenAICancelError, detached
+from openai_cancel.errors import AbandonedError, APIError, InvalidResponseIdError, OpenAICancelError, detached
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.models.serialization import Serializable
 from openai_cancel.pace import Pace
-from openai_cancel.wait import OnUpdate, WaitLimits, WaitTimeoutError, wait
+from openai_cancel.updates import OnUpdate
+from openai_cancel.wait import WaitLimits, WaitTimeoutError, wait
 from openai_cancel.wire import ResponseId
 
 FIRST_RATE = 10.0
@@ -101,13 +102,18 @@ class _WaitMany(Bulk[WaitResult]):
 
     async def work(self, response_id: str) -> WaitResult:
         """Wait for a response."""
-        guard = self._guard(response_id)
+        seen: Response | None = None
+
+        def update(response: Response) -> object:
+            nonlocal seen
+            seen = response
+            return None if self._on_update is None else self._on_update(response)
+
         try:
-            response = await wait(self.caller, guard, response_id, limits=self._limits, on_update=self._on_update)
-        except (WaitTimeoutError, APIError) as error:
-            seen = error.response if isinstance(error, WaitTimeoutError) else None
+            await wait(self.caller, self._guard(response_id), response_id, limits=self._limits, on_update=update)
+        except (WaitTimeoutError, AbandonedError, APIError) as error:
             return WaitResult(response_id=response_id, response=seen, error=detached(error))
-        return WaitResult(response_id=response_id, response=response, error=None)
+        return WaitResult(response_id=response_id, response=seen, error=None)
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> WaitResult:
         """Return the result of an id that cannot be sent."""

@@ -1,6 +1,6 @@
-"""Outcomes of responses, as a run reports them."""
+"""Outcomes of responses and ends of waits, as a run reports them."""
 
-from openai_cancel import NotFoundError, Outcome, Response, Verdict
+from openai_cancel import NotFoundError, OpenAICancelError, Outcome, Response, Verdict, WaitResult
 from openai_cancel.converter import response_hook
 
 
@@ -17,3 +17,13 @@ def outcome(response_id: str = "resp_1", verdict: Verdict = Verdict.CANCELLED, *
 MISSING = outcome(
     "resp_2", Verdict.NOT_FOUND, error=NotFoundError("no such id", status=404, headers={}, body=b"", request_id="r")
 )
+
+
+def ended(response_id: str = "resp_1", status: str = "completed") -> WaitResult:
+    """The end of a wait for a response that has ended."""
+    return WaitResult(response_id=response_id, response=response(id=response_id, status=status), error=None)
+
+
+def unfinished(error: OpenAICancelError, response_id: str = "resp_1") -> WaitResult:
+    """The end of a wait whose response has not ended."""
+    return WaitResult(response_id=response_id, response=response(id=response_id, status="queued"), error=error)

@@ -15,8 +15,9 @@ COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
 class Terminal:
     """A command that runs on a terminal of its own, with keys to press and a screen to read."""
 
-    def __init__(self, *arguments: str, columns: int = 100, **environment: str) -> None:
+    def __init__(self, *arguments: str, columns: int = 100, into: Path | None = None, **environment: str) -> None:
         self._arguments = arguments
+        self._into = f'>"{into}"' if into else "1>&0"  # standard output
         self._environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
         self.screen = ""
 
@@ -24,7 +25,7 @@ class Terminal:
         self._keys, terminal = os.openpty()
         self.process = await asyncio.create_subprocess_exec(
             # A session leader that opens a terminal is controlled by it.
-            "sh", "-c", 'exec "$@" 0<>"$0" 1>&0 2>&0', os.ttyname(terminal), COMMAND, *self._arguments,
+            "sh", "-c", f'exec "$@" 0<>"$0" {self._into} 2>&0', os.ttyname(terminal), COMMAND, *self._arguments,
             env=self._environment, start_new_session=True,
         )  # fmt: skip
         asyncio.get_running_loop().add_reader(self._keys, self._read)

@@ -75,7 +75,7 @@ class TestSweep:
         first, second = create(), create()
         await track(url, server, first)
         process = await asyncio.create_subprocess_exec(
-            COMMAND, "ledger", "sweep", "--every", "0.05s", "--lease", "0.1", "--json", stdout=PIPE, stderr=PIPE
+            COMMAND, "ledger", "sweep", "--every", "0.05s", "--lease", "1", "--json", stdout=PIPE, stderr=PIPE
         )
         assert json.loads(await process.stdout.readline())["id"] == first
         while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded

@@ -1,15 +1,13 @@
 """The report of a run, and what it prints."""
 
-import io
 import json
 
 import pytest
-from outcomes import MISSING, outcome, response
-from rich.console import Console
+from outcomes import MISSING, outcome
 
-from openai_cancel import Outcome, Verdict
+from openai_cancel import Outcome
 from openai_cancel.cli.output import printable
-from openai_cancel.cli.report import Bar, Report, Tally
+from openai_cancel.cli.report import Report
 
 
 class TestPrintable:
@@ -24,59 +22,6 @@ class TestPrintable:
     )
     def test_no_text_can_control_a_terminal(self, text: str, shown: str) -> None:
         assert printable(text) == shown
-
-
-class TestTally:
-    def test_every_verdict_is_counted(self) -> None:
-        tally = Tally()
-        assert tally.all_stopped
-        for _ in range(1200):
-            tally.note(outcome())
-        assert tally.all_stopped
-        assert tally.line().plain == "cancelled 1,200"
-        tally.skipped = 3
-        assert tally.all_stopped
-        tally.note(MISSING)
-        assert not tally.all_stopped
-        assert tally.line().plain == "cancelled 1,200  not found 1  stopped earlier 3"
-
-    def test_with_a_bad_line_not_everything_is_stopped(self) -> None:
-        tally = Tally(bad=1)
-        assert not tally.all_stopped
-        assert tally.line().plain == "bad lines 1"
-
-    def test_a_response_that_ended_counts_as_stopped_whatever_the_verdict(self) -> None:
-        tally = Tally()
-        tally.note(outcome(verdict=Verdict.NOT_BACKGROUND, response=response(id="x", status="completed")))
-        assert tally.all_stopped
-
-
-class TestBar:
-    def show(self, width: int, total: int | None) -> str:
-        console = Console(width=width, file=io.StringIO(), force_terminal=True, no_color=True)
-        tally = Tally()
-        bar = Bar(tally, console, total=lambda: total, under_way=lambda: 7)
-        tally.note(outcome())
-        tally.note(MISSING)
-        console.print(bar.get_renderable())
-        return console.file.getvalue()
-
-    def test_a_wide_terminal_shows_every_column(self) -> None:
-        picture = self.show(100, 4)
-        assert "2/4" in picture
-        assert "7 under way" in picture
-        assert "━" in picture
-        assert "cancelled 1  not found 1" in picture
-
-    def test_a_narrow_terminal_shows_fewer_columns(self) -> None:
-        picture = self.show(40, 4000)
-        assert "2/4000" in picture
-        assert "━" not in picture
-        assert "under way" not in picture
-        assert "cancelled 1  not found 1" in picture
-
-    def test_a_total_that_is_not_known_is_a_question_mark(self) -> None:
-        assert "2/?" in self.show(100, None)
 
 
 class TestReport:
@@ -112,7 +57,7 @@ class TestReport:
     def test_only_the_first_problems_of_a_file_are_shown(self, capsys) -> None:
         self.show([MISSING] * 25, quiet=True, show_stopped=False)
         assert capsys.readouterr().err.splitlines()[20:] == [
-            "openai-cancel: 5 more did not stop: use --log or --json to see all of them"
+            "openai-cancel: 5 more are not shown: use --log or --json to see all of them"
         ]
         self.show([MISSING] * 25, quiet=True)
         assert len(capsys.readouterr().err.splitlines()) == 25

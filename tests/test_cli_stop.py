@@ -79,7 +79,7 @@ class TestStop:
         run = Run(Report(as_json=False, quiet=True, show_stopped=True))
         session = AsyncSession(base_url=server.base_url, api_key=KEY)
         with Source([create()], [], complain=print, skip=run.skips) as source:
-            task = asyncio.create_task(run.stop_all(source, session, session.stop_many))
+            task = asyncio.create_task(run.handle_all(source, session, session.stop_many))
             await until(lambda: server.received)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -3,10 +3,11 @@
 import json
 import math
 import re
+import time
 from pathlib import Path
 
 import pytest
-from conftest import KEY, until
+from conftest import KEY, QuickClock, until
 from terminal import Terminal
 
 from openai_cancel.emulator import Emulator, Fault
@@ -56,6 +57,71 @@ class TestScreen:
             "\x1b[2m", ""
         )
         assert ("{" in terminal.screen) == (arguments == ["--json"])
+
+
+class TestStopScreen:
+    async def test_one_response_has_a_spinner_with_its_status_and_its_age(self, server: Emulator, create) -> None:
+        identifier = create()
+        body = {"id": identifier, "status": "cancelling", "created_at": time.time() - 3600}
+        server.faults += [Fault(on="cancel", status=200, body=body)]
+        async with Terminal("stop", identifier) as terminal:
+            await terminal.shows(f"{identifier}  cancelling  1:00:0")
+            server.responses[identifier].cancelled = server.clock()
+            assert await terminal.end() == 0
+        assert f"{identifier}  cancelled\r\n" in terminal.screen
+        assert re.search(r"in all +1", terminal.screen)
+
+
+class TestWaitScreen:
+    async def test_one_response_has_a_spinner_with_its_status_and_its_age(self, clock: QuickClock, create) -> None:
+        clock.now = time.time() - 3600
+        identifier = create(runs_for=60)
+        async with Terminal("wait", identifier, "--poll", "0.25") as terminal:
+            await terminal.shows(f"{identifier}  in_progress  1:00:0")
+            clock.now += 60
+            assert await terminal.end() == 0
+        assert "⠋" in terminal.screen
+        assert f"{identifier}  completed\r\n" in terminal.screen
+        assert "in all" not in terminal.screen
+
+    async def test_many_responses_are_counted_by_status_with_the_oldest(
+        self, clock: QuickClock, create, tmp_path: Path
+    ) -> None:
+        clock.now = time.time() - 7200
+        oldest = create(runs_for=60)
+        clock.now += 3600
+        file = tmp_path / "ids"
+        others = [*(create(queued_for=60, runs_for=60) for _ in range(3)), create(runs_for=0)]
+        file.write_text("".join(f"{name}\n" for name in [oldest, *others]))
+        async with Terminal("wait", "--file", str(file), "--poll", "0.25") as terminal:
+            await terminal.shows("waiting 3:  queued 3")
+            assert "in_progress" not in terminal.screen.rsplit("waiting 3", 1)[1]
+            clock.now += 60
+            await terminal.shows("waiting 3:  in_progress 3")
+            clock.now += 60
+            assert await terminal.end() == 0
+        assert "2/5" in terminal.screen
+        assert "3 waiting" in terminal.screen
+        assert re.search(r"oldest 1:00:\d\d: resp_", terminal.screen)
+        assert re.search(r"completed +5", terminal.screen)
+        assert f"{oldest}  completed" not in terminal.screen
+
+    async def test_the_line_of_an_argument_goes_into_the_pipe(self, create, tmp_path: Path) -> None:
+        over, running, out = create(runs_for=0), create(), tmp_path / "out"
+        async with Terminal("wait", over, running, "--timeout", "0.3", into=out) as terminal:
+            assert await terminal.end() == 1
+        assert out.read_text() == f"{over}  completed\n"
+        assert f"openai-cancel: '{running}': {running} did not end within 0.3 s: its status was" in terminal.screen
+
+    async def test_ctrl_c_says_of_each_response_that_it_was_stopped(self, server: Emulator, create) -> None:
+        identifiers = [create(), create()]
+        async with Terminal("wait", *identifiers) as terminal:
+            await terminal.shows("waiting 2:  in_progress 2")
+            terminal.press("\x03")
+            assert await terminal.end() == 130
+        for name in identifiers:
+            assert f"openai-cancel: {name} was stopped (cancelled) when the wait ended\r\n" in terminal.screen
+            assert server.responses[name].cancelled
 
 
 class TestSignals:

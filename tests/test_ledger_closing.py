@@ -40,7 +40,7 @@ class TestADatabaseThatHangs:
         self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(database, "BATCH_SIZE", 1)  # each transaction may take the whole time
-        names = [create() for _ in range(3)]
+        names = [create() for _ in range(10)]
         ledger = await Ledger(url, timeout=1).open()
         async with open_session(server, ledger) as session, session.guard(names[0]):
             pass
@@ -53,7 +53,9 @@ class TestADatabaseThatHangs:
                 await asyncio.sleep(0)
                 began = asyncio.get_running_loop().time()
                 await ledger.close()
-                assert asyncio.get_running_loop().time() - began < 1.5
+                assert (
+                    asyncio.get_running_loop().time() - began < 4
+                )  # a busy machine takes its time, and ten transactions would take ten seconds
                 await asyncio.gather(*ending)
         (said,) = warnings(caplog)
         assert all(f"{name} (released)" in said for name in names)

@@ -29,7 +29,7 @@ COMMIT = b"COMMIT\0"
 async def behind(relay: Relay, server: Emulator) -> AsyncIterator[tuple[Ledger, AsyncSession]]:
     """Open a ledger behind a relay, and a session that requires it."""
     async with (
-        Ledger(relay.base_url, timeout=2) as ledger,
+        Ledger(relay.base_url, timeout=4) as ledger,
         open_session(server, ledger, ledger_required=True) as session,
     ):
         yield ledger, session
@@ -103,7 +103,7 @@ class TestADeadConnection:
             async with await psycopg.AsyncConnection.connect(postgres.url) as blocking:
                 await blocking.execute(f"LOCK TABLE {RESPONSES.name}")
                 tracking = asyncio.create_task(ledger.track("resp_1", session=session, ttl=60))
-                await asyncio.sleep(0.6)  # longer than an idle connection has to answer
+                await asyncio.sleep(1)  # longer than an idle connection has to answer
             await tracking
             assert relay.connections == 1
 

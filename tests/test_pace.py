@@ -1,9 +1,11 @@
 """`Pace`: the rate follows what the server allows."""
 
+import asyncio
 import math
 
 import pytest
 from conftest import QuickClock
+from manual_clock import ManualClock
 
 from openai_cancel.errors import APIConnectionError, APITimeoutError, InternalServerError, RateLimitError
 from openai_cancel.pace import LEAST_GROWTH, LEAST_RATE, Pace
@@ -48,6 +50,29 @@ def refusal(retry_after: float | None = 0.25) -> RateLimitError:
 
 
 class TestSlowStart:
+    async def test_those_who_wait_for_their_turn_gain_from_a_rate_that_grows_meanwhile(self) -> None:
+        clock = ManualClock()
+        pace = Pace(64, clock, rate=10)
+        turns = asyncio.gather(*(pace.turn() for _ in range(50)))  # at this rate, the last one is after 4.9 s
+        await asyncio.sleep(0)
+        pace.rate = 100
+        while not turns.done():
+            clock.advance(0.1)
+            for _ in range(3):
+                await asyncio.sleep(0)
+        assert clock.now < 2
+        assert max(await turns) < 2
+
+    async def test_nobody_looks_for_a_turn_during_a_pause(self) -> None:
+        clock = ManualClock()
+        pace = Pace(64, clock, rate=10)
+        pace.note(0.0, refusal(retry_after=30.0))
+        turn = asyncio.create_task(pace.turn())
+        await asyncio.sleep(0)
+        assert clock.slept == [30.0]
+        clock.advance(30.0)
+        assert await turn == 30.0
+
     async def test_the_rate_doubles_each_second_until_the_server_refuses_a_request(self) -> None:
         server = LimitedServer(40, burst=1)
         pace = Pace(64, server.clock, rate=10)

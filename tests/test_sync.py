@@ -250,6 +250,7 @@ class TestTheObject:
         "guard",
         "wait",
         "stop_many",
+        "wait_many",
     ],
 )
 def test_a_method_has_the_parameters_of_the_async_one(name: str) -> None:

@@ -211,7 +211,7 @@ class TestOnUpdate:
 
         with caplog.at_level(logging.WARNING):
             assert (await session.wait(create(runs_for=0), on_update=fail)).status == "completed"
-        assert f"on_update raised {kind.__name__}; the wait goes on" in caplog.text
+        assert f"on_update raised {kind.__name__}, which is ignored" in caplog.text
 
     async def test_a_cancellation_while_it_runs_ends_the_wait(self, server, create) -> None:
         entered = asyncio.Event()
@@ -232,12 +232,37 @@ class TestOnUpdate:
     async def test_a_blocking_session_calls_it_too(self, server, create) -> None:
         seen: list[str | None] = []
 
+        def note(response: Response) -> None:
+            seen.append(response.status)
+
         def run() -> None:
             with Session(api_key=KEY, base_url=server.base_url) as session:
-                session.wait(create(runs_for=0), on_update=lambda response: seen.append(response.status))
+                session.wait(create(runs_for=0), on_update=note)
+                session.stop(create(), on_update=note)
+                list(session.stop_many([create()], on_update=note))
 
         await asyncio.to_thread(run)
-        assert seen == ["completed"]
+        assert seen == ["completed", "cancelled", "cancelled"]
+
+    async def test_a_stop_calls_it_with_every_response(self, session, server, create) -> None:
+        seen: list[str | None] = []
+
+        def note(response: Response) -> None:
+            seen.append(response.status)
+            raise ZeroDivisionError
+
+        server.faults += [Fault(on="cancel", status=200, body={"id": "x", "status": "cancelling"}), known("cancelled")]
+        assert (await session.stop(create(), on_update=note)).stopped
+        server.faults += [Fault(on="cancel", status=400), known("completed")]
+        assert [outcome.stopped async for outcome in session.stop_many([create()], on_update=note)] == [True]
+        assert seen == ["cancelling", "cancelled", "completed"]
+
+    @pytest.mark.parametrize("call", ["stop", "wait"])
+    async def test_what_is_no_function_is_refused(self, session, call: str) -> None:
+        with pytest.raises(ConfigurationError, match="on_update must be a function, not int"):
+            await getattr(session, call)("resp_x", on_update=5)
+        with pytest.raises(ConfigurationError, match="on_update must be a function, not int"):
+            getattr(session, f"{call}_many")(["resp_x"], on_update=5)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ import pytest
 from conftest import KEY, QuickClock, QuickSession, cancels, hasty_session
 
 from openai_cancel import (
+    AbandonedError,
     APIConnectionError,
     ConfigurationError,
     InvalidResponseIdError,
     NotFoundError,
+    PermissionDeniedError,
     Response,
     Session,
     SessionStateError,
@@ -62,6 +64,14 @@ class TestResults:
         assert results["resp_none"].error.outcome.verdict is Verdict.NOT_FOUND
         assert results[good].ended
 
+    async def test_a_refusal_comes_with_the_response_as_it_was_last_seen(self, session, server, create) -> None:
+        running = create()
+        refusals = [Fault(on="retrieve", status=403)] * 3
+        waiting = session.wait_many([running], on_update=lambda _: server.faults.extend(refusals), on_abandon="leave")
+        results = [result async for result in waiting]
+        assert isinstance(results[0].error, PermissionDeniedError)
+        assert results[0].response.status == "in_progress"
+
     async def test_a_result_is_a_document(self, session, create) -> None:
         name = create(runs_for=0)
         results = await collect(session.wait_many([name, "resp_none"]))
@@ -108,6 +118,26 @@ class TestAbandonedWaits:
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert all(server.responses[name].cancelled for name in running)
+
+    @pytest.mark.parametrize("on_abandon", ["stop", "leave"])
+    async def test_a_function_can_end_all_waits_and_each_has_a_result(self, server, create, on_abandon: str) -> None:
+        running, abandoned = [create() for _ in range(5)], asyncio.Event()
+        seen: set[str] = set()
+
+        def note(response: Response) -> None:
+            seen.add(response.id)
+            if len(seen) == 5:
+                abandoned.set()
+
+        async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
+            results = await collect(
+                session.wait_many(running, abandoned=abandoned.wait, on_update=note, on_abandon=on_abandon)
+            )
+        assert results.keys() == set(running)
+        assert all(isinstance(result.error, AbandonedError) for result in results.values())
+        assert {result.response.status for result in results.values()} == {"in_progress"}
+        assert {bool(result.error.outcome) for result in results.values()} == {on_abandon == "stop"}
+        assert {bool(server.responses[name].cancelled) for name in running} == {on_abandon == "stop"}
 
     async def test_a_response_that_stays_queued_is_stopped(self, session, create) -> None:
         name = create(queued_for=math.inf)
@@ -203,6 +233,11 @@ def test_an_option_that_cannot_work_is_refused_at_once(options: dict[str, Any], 
         session.wait_many(["resp_x"], **options)
     with pytest.raises(ConfigurationError, match=words):
         Session(api_key=KEY).wait_many(["resp_x"], **options)
+
+
+def test_what_is_no_function_cannot_end_the_waits() -> None:
+    with pytest.raises(ConfigurationError, match="abandoned must be a function"):
+        QuickSession(api_key=KEY).wait_many(["resp_x"], abandoned=True)
 
 
 @pytest.mark.parametrize("ids", ["resp_x", b"resp_x", 5, None])

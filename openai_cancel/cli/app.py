@@ -69,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _with_standard_input(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with `--file=-` in place of a single `-` among the ids."""
-    if not ({*arguments[:1]} & {"stop", "status"} or [*arguments[:2]] == ["ledger", "add"]):
+    if not ({*arguments[:1]} & {"stop", "status", "wait"} or [*arguments[:2]] == ["ledger", "add"]):
         return [*arguments]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [

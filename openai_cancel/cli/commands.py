@@ -2,9 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated
 
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import ExitStatus, exit_status
@@ -28,10 +27,10 @@ from openai_cancel.cli.output import complain, print_line, printable
 from openai_cancel.cli.run import stop_responses
 from openai_cancel.cli.running import list_running, stop_running
 from openai_cancel.cli.signals import run_until_signalled
-from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError, StopResult
+from openai_cancel.cli.wait import DEFAULT_WAIT, WaitOptions, wait_for_responses
+from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession
-from openai_cancel.wait import WaitTimeoutError
 
 
 def stop(
@@ -115,47 +114,26 @@ def status(
 
 
 def wait(
-    ids: Ids,
+    ids: Ids = (),
     /,
     *,
-    timeout: Seconds | None = None,
-    on_abandon: Literal["stop", "leave"] = "stop",
-    as_json: AsJson = False,
+    limits: WaitOptions = DEFAULT_WAIT,
+    files: FileOptions = DEFAULT_FILES,
     connection: Connection = DEFAULT_CONNECTION,
 ) -> int:
     """Wait until responses end, and show how they ended.
 
+    Ctrl-C stops the responses that are still running, unless they are to be left.
+
     ```
     openai-cancel wait resp_123 --timeout 10m --on-abandon leave
+    openai-cancel wait --file ids.txt --log results.jsonl --resume
     ```
 
     Args:
-        ids: The ids of the responses.
-        timeout: Seconds to wait. Without it, there is no limit.
-        on_abandon: What to do with responses that are still running after the time-out or Ctrl-C.
-        as_json: Print a JSON line for each response.
+        ids: The ids of the responses. - reads them from standard input.
     """
-    session = connection.session(max_connections=max(len(ids), 1))
-    wait_for_one = partial(session.wait, timeout=timeout, on_abandon=on_abandon)
-    return asyncio.run(run_until_signalled(_wait_for_all(ids, session, wait_for_one, as_json=as_json)))
-
-
-async def _wait_for_all(
-    ids: Sequence[str], session: AsyncSession, wait_for_one: Callable[[str], Awaitable[Response]], *, as_json: bool
-) -> int:
-    async def show_end(response_id: str) -> int:
-        try:
-            return _show(response_id, await wait_for_one(response_id), as_json=as_json)
-        except OpenAICancelError as error:
-            return _show_error(response_id, error, as_json=as_json)
-        except asyncio.CancelledError as error:
-            for note in getattr(error, "__notes__", ()):  # the response could not be stopped
-                complain(note.removeprefix("openai-cancel: "))
-            raise
-
-    async with session, asyncio.TaskGroup() as group:
-        tasks = [group.create_task(show_end(response_id)) for response_id in ids]
-    return max(task.result() for task in tasks)
+    return wait_for_responses(ids, files, limits, connection)
 
 
 def cancel(
@@ -216,21 +194,8 @@ def _show(response_id: str, response: Response, *, as_json: bool, refusal: str =
 
 
 def _show_error(response_id: str, error: OpenAICancelError, *, as_json: bool) -> ExitStatus:
-    outcome: StopResult | None = getattr(error, "outcome", None)  # of a wait that has ended before the response
     if as_json:
-        document = {"id": response_id, "error": error.to_dict()}
-        if outcome is not None:
-            document["outcome"] = {"verdict": outcome.verdict, "stopped": outcome.stopped}
-        print_line(to_json(document))
+        print_line(to_json({"id": response_id, "error": error.to_dict()}))
     else:
-        says_so = isinstance(error, WaitTimeoutError)
-        complain(f"{response_id!r}: {error}{'' if says_so else _describe_stop(outcome)}")
+        complain(f"{response_id!r}: {error}")
     return exit_status(error)
-
-
-def _describe_stop(outcome: StopResult | None) -> str:
-    if outcome is None:
-        return ""
-    if outcome.stopped:
-        return f" It was stopped ({outcome.verdict})."
-    return f" It was not stopped ({outcome.verdict}{f': {outcome.error}' if outcome.error else ''})."

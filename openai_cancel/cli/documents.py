@@ -20,8 +20,13 @@ def outcome_as_document(outcome: Outcome) -> dict[str, Any]:
         "elapsed": round(outcome.elapsed, 6),
         "request_id": outcome.request_id,
         "error": outcome.error and outcome.error.to_dict(),
-        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "at": now(),
     }
+
+
+def now() -> str:
+    """Return the current time as it is written in documents."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The log of a run: a file with a JSON line for each outcome, from which a later run can resume."""
+"""The log of a run: a file with a JSON line for each result, from which a later run can resume."""
 
 import errno
 import os
@@ -12,16 +12,16 @@ from typing import Any, Self
 
 import orjson
 
-from openai_cancel.cli.documents import outcome_as_document, to_json
+from openai_cancel.cli.documents import to_json
+from openai_cancel.cli.lines import Result, line_of
 from openai_cancel.cli.output import complain
-from openai_cancel.outcome import Outcome
 
 SYNC_INTERVAL = 1.0
 """Seconds between two flushes of the log to the disk."""
 
 
 class Log:
-    """A file to which every run appends a JSON line for each outcome. Lines survive if the process is killed.
+    """A file to which every run appends a JSON line for each result. Lines survive if the process is killed.
 
     Args:
         path: the path of the file. A new file can be read only by its owner.
@@ -57,9 +57,9 @@ class Log:
         with self._opened, self._reporting_failure():
             os.fsync(self.file)
 
-    def write(self, outcome: Outcome) -> None:
+    def write(self, result: Result) -> None:
         """Append a line. If that fails, this is reported once, and the run continues."""
-        line = b"\n" * self._partial_line + to_json(outcome_as_document(outcome)).encode() + b"\n"
+        line = b"\n" * self._partial_line + to_json(line_of(result).document()).encode() + b"\n"
         self._partial_line = True
         with self._reporting_failure():
             if os.write(self.file, line) < len(line):

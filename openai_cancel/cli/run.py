@@ -1,20 +1,28 @@
-"""A run of `stop` or `status`: any number of ids in, a line for each outcome and an exit status out."""
+"""A run of `stop`, `status` or `wait`: any number of ids in, a line for each and an exit status out."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.ids import Source
+from openai_cancel.cli.lines import Result, line_of
+from openai_cancel.cli.live import Bar, Spinner, Watched
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.options import Connection, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.signals import handling_signals
 from openai_cancel.errors import APIConnectionError, AuthenticationError
-from openai_cancel.outcome import Outcome
+from openai_cancel.session import AsyncSession
+
+HandleMany: TypeAlias = Callable[[AsyncIterable[str]], AsyncGenerator[Result, None]]
+"""`stop_many` or `wait_many` with its options."""
+
+Abandon: TypeAlias = Callable[[int], None]
+"""Abandons the responses that are under way, and is called with their number."""
 
 GIVE_UP_AFTER = 10.0
 """Seconds without any answer after which a run ends, because the server cannot be reached."""
@@ -47,7 +55,14 @@ def stop_responses(
         ConfigurationError: a setting is missing or cannot work.
     """
     files.check(ids)
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=not files.file)
+    watched = Watched() if len(ids) == 1 and not files.file else None
+    report = Report(
+        as_json=options.as_json,
+        quiet=options.quiet,
+        show_stopped=not files.file,
+        progress=partial(Spinner, watched=watched) if watched else Bar,
+        watched=watched,
+    )
     session = connection.session(max_connections=options.concurrency)
     stop_many = partial(
         session.stop_many,
@@ -55,11 +70,40 @@ def stop_responses(
         deadline=options.deadline,
         confirm=confirm,
         dry_run=dry_run,
+        on_update=watched.see if watched else None,
         give_up_after=GIVE_UP_AFTER,
     )
+    return handle_responses(ids, files, report, session, stop_many)
+
+
+def handle_responses(
+    ids: Sequence[str],
+    files: FileOptions,
+    report: Report,
+    session: AsyncSession,
+    handle_many: HandleMany,
+    *,
+    abandon: Abandon | None = None,
+) -> int:
+    """Handle the responses whose ids are arguments or in files, and report the results.
+
+    Args:
+        ids: the ids that are arguments.
+        files: the files of ids, and the log.
+        report: shows the results.
+        session: makes the requests. It is not open yet.
+        handle_many: handles the responses with all ids that it is called with, and yields the results.
+        abandon: as for `Run`.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        UsageError: the arguments are wrong, or a file cannot be opened.
+    """
     with ExitStack() as opened:
-        run, source = _open(opened, ids, files, report)
-        asyncio.run(run.stop_all(source, session, stop_many))
+        run, source = _open(opened, ids, files, report, abandon)
+        asyncio.run(run.handle_all(source, session, handle_many))
     report.sum_up()
     return run.status
 
@@ -76,9 +120,11 @@ def open_log(opened: ExitStack, files: FileOptions) -> Log | None:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
 
 
-def _open(opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report) -> "tuple[Run, Source]":
+def _open(
+    opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report, abandon: Abandon | None
+) -> "tuple[Run, Source]":
     log = open_log(opened, files)
-    run = Run(report, log, resume=files.resume)
+    run = Run(report, log, resume=files.resume, abandon=abandon)
     try:
         source = Source(ids, files.file, complain=report.complain_of_line, skip=run.skips)
         opened.enter_context(source)
@@ -111,17 +157,22 @@ class Run:
     """One run over any number of ids.
 
     Args:
-        report: shows the outcomes.
-        log: records the outcomes, or None.
+        report: shows the results.
+        log: records the results, or None.
         resume: whether to skip the ids that the log shows as stopped.
+        abandon: abandons the responses under way, after Ctrl-C or SIGTERM. Their results must follow soon. None to
+            finish them.
     """
 
     _source: IdSource
 
-    def __init__(self, report: Report, log: Log | None = None, *, resume: bool = False) -> None:
+    def __init__(
+        self, report: Report, log: Log | None = None, *, resume: bool = False, abandon: Abandon | None = None
+    ) -> None:
         self._report = report
         self._log = log
         self._stopped = log.stopped() if log and resume else None
+        self._abandon = abandon
         self._worst: int = ExitStatus.OK
         self._signal = 0  # the first that was received
 
@@ -139,13 +190,10 @@ class Run:
         self._report.tally.skipped += skipped
         return skipped
 
-    async def stop_all(
-        self,
-        source: IdSource,
-        session: AbstractAsyncContextManager[object],
-        stop_many: Callable[[AsyncIterable[str]], AsyncGenerator[Outcome, None]],
+    async def handle_all(
+        self, source: IdSource, session: AbstractAsyncContextManager[object], handle_many: HandleMany
     ) -> None:
-        """Stop the responses with all ids of a source, while the session is open.
+        """Handle the responses with all ids of a source, while the session is open.
 
         After Ctrl-C or SIGTERM, the responses under way are finished; after another one, they are abandoned.
         """
@@ -153,9 +201,9 @@ class Run:
         interrupt = partial(self._interrupt, asyncio.current_task())
         with handling_signals(interrupt), self._report.bar(total=self._total, under_way=self._under_way):
             try:
-                async with session, aclosing(stop_many(source.read())) as outcomes:
-                    async for outcome in outcomes:
-                        self._note(outcome)
+                async with session, aclosing(handle_many(source.read())) as results:
+                    async for result in results:
+                        self._note(result)
             except APIConnectionError as error:
                 complain(f"{error} The remaining ids are not tried.")
                 self._worst = max(self._worst, exit_status(error))
@@ -163,15 +211,16 @@ class Run:
                 if not self._signal:
                     raise
 
-    def _note(self, outcome: Outcome) -> None:
+    def _note(self, result: Result) -> None:
+        line = line_of(result)
         if self._log:
-            self._log.write(outcome)
-        if outcome.stopped and self._stopped is not None:
-            self._stopped.add(outcome.response_id)
-        self._report.show(outcome)
-        if outcome.error and not outcome.stopped:
-            self._worst = max(self._worst, exit_status(outcome.error))
-        if isinstance(outcome.error, AuthenticationError) and not self._source.ended:
+            self._log.write(result)
+        if line.stopped and self._stopped is not None:
+            self._stopped.add(line.response_id)
+        self._report.show(result)
+        if line.error:
+            self._worst = max(self._worst, exit_status(line.error))
+        if isinstance(line.error, AuthenticationError) and not self._source.ended:
             complain("The server rejects the key. The remaining ids are not tried.")
             self._source.end()
 
@@ -182,9 +231,13 @@ class Run:
         return self._source.yielded - self._report.tally.done
 
     def _interrupt(self, task: "asyncio.Task[Any] | None", number: int) -> None:
-        if self._signal and task:
-            task.cancel()
+        if self._signal:
+            if self._abandon is None and task:
+                task.cancel()
             return
         self._signal = number
         self._source.end()
-        complain(f"finishing the {self._under_way()} responses under way; press Ctrl-C again to quit at once")
+        if self._abandon is not None:
+            self._abandon(self._under_way())
+        else:
+            complain(f"finishing the {self._under_way()} responses under way; press Ctrl-C again to quit at once")

@@ -114,7 +114,7 @@ def stop_running(
                     return source.status(ExitStatus.NOT_STOPPED)
             for _ in range(ROUNDS):
                 # Its second argument is entered and left; the session stays open until the end.
-                runner.run(run.stop_all(source, nullcontext(), stop_many))
+                runner.run(run.handle_all(source, nullcontext(), stop_many))
                 if dry_run or source.ended or not runner.run(source.look_again()):
                     break
         finally:

@@ -1,0 +1,238 @@
+"""What a run draws on a terminal while it works: a bar, or a spinner for one response."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Protocol
+
+import attrs
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from openai_cancel.cli.lines import Result
+from openai_cancel.cli.output import printable
+from openai_cancel.cli.tally import Tally
+from openai_cancel.models import Response
+
+WIDE = 72
+"""The number of columns from which on a terminal shows every column of the progress."""
+
+WAIT_REFRESHES = 4
+"""How often a second the progress of waits is drawn, which may take hours."""
+
+
+class MakeProgress(Protocol):
+    """Makes the progress of a run."""
+
+    def __call__(
+        self, tally: Tally, console: Console, /, *, total: Callable[[], int | None], under_way: Callable[[], int]
+    ) -> AbstractContextManager[object]:
+        """Return a context manager that draws it.
+
+        Args:
+            tally: the totals of the run.
+            console: the terminal.
+            total: returns the number of ids, or None while it is not known.
+            under_way: returns the number of responses that are being worked on.
+        """
+        ...
+
+
+class Bar(Progress):
+    """The progress of a run on a terminal, refreshed ten times per second. For the arguments, see `MakeProgress`."""
+
+    all_columns: tuple[ProgressColumn, ...] = (
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f}/s"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        TextColumn("{task.fields[under_way]} under way"),
+    )
+    """The columns. A narrow terminal shows neither the first nor the last."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        console: Console,
+        *,
+        total: Callable[[], int | None],
+        under_way: Callable[[], int],
+        refreshes: float = 10,
+    ) -> None:
+        self._tally = tally
+        self._total = total
+        self._under_way = under_way
+        self._terminal = console
+        super().__init__(
+            console=console, transient=True, expand=True, redirect_stdout=False, refresh_per_second=refreshes
+        )
+        self.add_task("", total=None, rate=0, under_way=0)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the progress, and below it the counts."""
+        for task in self.tasks:
+            task.total = self._total()  # update() would restart the measurement of the speed
+            self.update(task.id, completed=self._tally.done, rate=task.speed or 0, under_way=self._under_way())
+        shown = self.all_columns if self._terminal.width >= WIDE else self.all_columns[1:-1]
+        self.columns: tuple[str | ProgressColumn, ...] = shown
+        yield self.make_tasks_table(self.tasks)
+        yield self._tally.line()
+
+
+@attrs.frozen
+class Seen:
+    """A response as it was last seen. All times are monotonic.
+
+    Attributes:
+        response_id: its id.
+        status: its status.
+        since: the time at which it was first seen with this status.
+        created: the time at which it was created or, if the server does not say, first seen.
+    """
+
+    response_id: str
+    status: str
+    since: float
+    created: float
+
+
+class Watched:
+    """The responses that are being worked on, as they were last seen.
+
+    Args:
+        monotonic: returns the monotonic time.
+        wall: returns the time since the epoch.
+    """
+
+    def __init__(
+        self, *, monotonic: Callable[[], float] = time.monotonic, wall: Callable[[], float] = time.time
+    ) -> None:
+        self._monotonic = monotonic
+        self._wall = wall
+        self._seen: dict[str, Seen] = {}
+
+    def see(self, response: Response) -> None:
+        """Note the state of a response."""
+        name, status = f"{response.id}", printable(response.status)
+        now, before = self._monotonic(), self._seen.get(name)
+        if before and before.status == status:
+            return
+        created = now if before is None else before.created
+        if response.created:
+            created = now - max(0.0, self._wall() - response.created.timestamp())
+        self._seen[name] = Seen(name, status, now, created)
+
+    def forget(self, result: Result) -> None:
+        """Forget a response that is no longer worked on. Some servers report it with another id."""
+        self._seen.pop(result.response_id, None)
+        if result.response:
+            self._seen.pop(f"{result.response.id}", None)
+
+    def statuses(self) -> Counter[str]:
+        """Return the number of responses with each status."""
+        return Counter(seen.status for seen in [*self._seen.values()])  # this is another thread
+
+    def oldest(self) -> Seen | None:
+        """Return the response that was created first."""
+        return min([*self._seen.values()], key=lambda seen: seen.created, default=None)
+
+    def age(self, moment: float) -> str:
+        """Return the time since a monotonic time, such as 1:02:03."""
+        return str(timedelta(seconds=int(max(0.0, self._monotonic() - moment))))
+
+
+class WaitBar(Bar):
+    """The progress of many waits on a terminal: how many wait, by status, and the oldest. See `MakeProgress`.
+
+    Args:
+        watched: the responses that are waited for.
+    """
+
+    all_columns = (
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("ended"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[under_way]} waiting"),
+    )
+
+    def __init__(
+        self,
+        tally: Tally,
+        console: Console,
+        *,
+        total: Callable[[], int | None],
+        under_way: Callable[[], int],
+        watched: Watched,
+    ) -> None:
+        self._watched = watched
+        super().__init__(tally, console, total=total, under_way=under_way, refreshes=WAIT_REFRESHES)
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the progress, the number of waits by status, the oldest response, and the counts."""
+        progress, counts = super().get_renderables()
+        yield progress
+        yield self._waiting()
+        yield counts
+
+    def _waiting(self) -> Text:
+        watched, statuses = self._watched, self._watched.statuses()
+        unseen = max(0, self._under_way() - statuses.total())
+        shown = [*statuses.most_common(), *([("not seen yet", unseen)] if unseen else [])]
+        words = [f"waiting {self._under_way():,}:  {'  '.join(f'{status} {count:,}' for status, count in shown)}"]
+        if oldest := watched.oldest():
+            since, age = watched.age(oldest.since), watched.age(oldest.created)
+            words.append(f"oldest {age}: {oldest.response_id}, {oldest.status} for {since}")
+        return Text("\n".join(words), no_wrap=True, overflow="ellipsis")
+
+
+class Spinner(Progress):
+    """The progress of one response on a terminal: its status and its age. See `MakeProgress`.
+
+    Args:
+        watched: the response, once it was seen.
+    """
+
+    def __init__(
+        self,
+        tally: Tally,
+        console: Console,
+        *,
+        total: Callable[[], int | None],  # noqa: ARG002 - one
+        under_way: Callable[[], int],  # noqa: ARG002 - one
+        watched: Watched,
+    ) -> None:
+        self._tally = tally
+        self._watched = watched
+        super().__init__(
+            SpinnerColumn(),
+            TextColumn("{task.fields[words]}", markup=False),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+        )
+        self.add_task("", total=None, words="")
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Yield the spinner with the status and the age of the response."""
+        watched, seen = self._watched, self._watched.oldest()
+        if seen is None:
+            words = f"no answer yet, {watched.age(self._tally.began)}"
+        else:
+            words = f"{seen.response_id}  {seen.status}  {watched.age(seen.created)}"
+        for task in self.tasks:
+            self.update(task.id, words=words)
+        yield self.make_tasks_table(self.tasks)

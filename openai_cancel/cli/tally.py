@@ -1,0 +1,70 @@
+"""The totals of a run."""
+
+from collections.abc import Iterator
+from time import monotonic
+
+import attrs
+from rich.table import Table
+from rich.text import Text
+
+from openai_cancel.cli.lines import Kind, Result, line_of
+
+
+@attrs.define
+class Tally:
+    """The totals of a run so far.
+
+    Attributes:
+        kinds: the number of results of each kind.
+        good: the number of responses for which the run has done what it was asked for.
+        skipped: the number of ids that an earlier run has finished.
+        bad: the number of lines without a usable id.
+        began: the monotonic time at which the run began.
+    """
+
+    kinds: dict[Kind, int] = attrs.field(factory=dict[Kind, int])
+    good: int = 0
+    skipped: int = 0
+    bad: int = 0
+    began: float = attrs.field(factory=monotonic)
+
+    @property
+    def done(self) -> int:
+        """The number of results."""
+        return sum([*self.kinds.values()])
+
+    @property
+    def all_stopped(self) -> bool:
+        """Whether every response has ended as it should, and every line had a usable id."""
+        return self.good == self.done and not self.bad
+
+    def note(self, result: Result) -> None:
+        """Count a result."""
+        line = line_of(result)
+        self.kinds[line.kind] = self.kinds.get(line.kind, 0) + 1
+        self.good += line.is_good
+
+    def counts(self) -> Iterator[tuple[str, int, str]]:
+        """Yield the title, the count and the style of everything that occurred."""
+        for kind, count in sorted([*self.kinds.items()]):
+            yield kind.title, count, kind.style
+        if self.bad:
+            yield "bad lines", self.bad, "red"
+        if self.skipped:
+            yield "stopped earlier", self.skipped, "dim"
+
+    def line(self) -> Text:
+        """Return all counts on one line."""
+        parts = (Text(f"{name} {count:,}", style) for name, count, style in self.counts())
+        return Text("  ").join(parts)
+
+    def table(self) -> Table:
+        """Return all counts as a table, with the total and the speed."""
+        seconds = monotonic() - self.began
+        table = Table.grid(padding=(0, 2))
+        table.add_column()
+        table.add_column(justify="right")
+        for name, count, style in self.counts():
+            table.add_row(Text(name, style), f"{count:,}")
+        table.add_row("in all", f"{self.done:,}", Text(f"in {seconds:,.1f} s, {self.done / seconds:,.0f}/s", "dim"))
+        return table

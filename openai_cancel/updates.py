@@ -1,0 +1,39 @@
+"""`OnUpdate`: a caller's function that sees each response that was retrieved, for example to show the progress."""
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from openai_cancel.cancellation import contain
+from openai_cancel.errors import ConfigurationError
+from openai_cancel.models import Response
+
+OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
+"""A function, sync or async, that is called with each response that was retrieved."""
+
+_log = logging.getLogger("openai_cancel")
+
+
+async def update(on_update: OnUpdate, response_id: str, response: Response) -> None:
+    """Call a caller's function. Its failure is logged, and does not end what calls it."""
+    try:
+        result = on_update(response)
+        if inspect.isawaitable(result):
+            await contain(result)
+    except (Exception, asyncio.CancelledError) as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
+            raise
+        _log.warning("%s: on_update raised %s, which is ignored", response_id, type(error).__name__)
+
+
+def check_on_update(on_update: object) -> None:
+    """Refuse what is not a function.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if on_update is not None and not callable(on_update):
+        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")

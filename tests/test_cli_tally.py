@@ -1,0 +1,73 @@
+"""The totals of a run."""
+
+import pytest
+from outcomes import MISSING, ended, outcome, response, unfinished
+
+from openai_cancel import (
+    AbandonedError,
+    APIConnectionError,
+    AuthenticationError,
+    NotFoundError,
+    OpenAICancelError,
+    Verdict,
+    WaitTimeoutError,
+)
+from openai_cancel.cli.tally import Tally
+
+
+def test_every_verdict_is_counted() -> None:
+    tally = Tally()
+    assert tally.all_stopped
+    for _ in range(1200):
+        tally.note(outcome())
+    assert tally.all_stopped
+    assert tally.line().plain == "cancelled 1,200"
+    tally.skipped = 3
+    assert tally.all_stopped
+    tally.note(MISSING)
+    assert not tally.all_stopped
+    assert tally.line().plain == "cancelled 1,200  not found 1  stopped earlier 3"
+
+
+def test_with_a_bad_line_not_everything_is_stopped() -> None:
+    tally = Tally(bad=1)
+    assert not tally.all_stopped
+    assert tally.line().plain == "bad lines 1"
+
+
+def test_a_response_that_ended_counts_as_stopped_whatever_the_verdict() -> None:
+    tally = Tally()
+    tally.note(outcome(verdict=Verdict.NOT_BACKGROUND, response=response(id="x", status="completed")))
+    assert tally.all_stopped
+
+
+def test_waits_are_counted_by_status_and_then_by_the_reason_for_their_end() -> None:
+    tally = Tally()
+    refusal = {"status": 401, "headers": {}, "body": b""}
+    for status in ("completed", "failed", "completed"):
+        tally.note(ended(status=status))
+    assert tally.all_stopped
+    errors = [
+        APIConnectionError("refused"),
+        AuthenticationError("who?", **refusal),
+        NotFoundError("what?", **refusal),
+        AbandonedError("bye"),
+        WaitTimeoutError("late", limit="queued_timeout"),
+    ]
+    for error in errors:
+        tally.note(unfinished(error))
+    assert not tally.all_stopped
+    assert tally.line().plain == (
+        "completed 2  failed 1  queued too long 1  interrupted 1  not found 1  forbidden 1  unknown 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [("timeout", "timed out"), ("queued_timeout", "queued too long"), ("stalled_timeout", "stalled")],
+)
+def test_each_limit_of_a_wait_has_its_name(limit: str, words: str) -> None:
+    tally = Tally()
+    error: OpenAICancelError = WaitTimeoutError("late", limit=limit)
+    tally.note(unfinished(error))
+    assert tally.line().plain == f"{words} 1"
