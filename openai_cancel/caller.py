@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Self, TypedDict
+from typing import Self, TypedDict, TypeVar
 
 import attrs
 
@@ -21,7 +21,9 @@ from openai_cancel.pool import Attempt
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
-from openai_cancel.wire import Request, ResponseId, Wire, decode
+from openai_cancel.wire import Answer, Page, Request, ResponseId, Wire, decode, decode_page
+
+_Result = TypeVar("_Result", Response, Page)
 
 _log = logging.getLogger("openai_cancel")
 _LOGGED_STATUSES = TERMINAL | {"queued", "in_progress", "cancelling"}  # another one could be any text
@@ -55,7 +57,7 @@ class Endings:
 
     listeners: tuple[Callable[[str], None], ...] = ()
 
-    def tell(self, response_id: ResponseId) -> None:
+    def tell(self, response_id: ResponseId | None) -> None:
         """Tell all listeners that a response has ended."""
         for listener in self.listeners:
             listener(str(getattr(response_id, "id", response_id)))
@@ -152,7 +154,9 @@ class Caller:
             deadline: seconds that all attempts may take together, instead of the policy's.
             max_retries: the number of attempts after the first one, instead of the policy's.
         """
-        return await self._call("POST", response_id, "/cancel", deadline=deadline, max_retries=max_retries)
+        self.transport.check_open()
+        request = self.wire.request("POST", response_id, "/cancel")
+        return await self._call(request, response_id, decode, deadline=deadline, max_retries=max_retries)
 
     async def retrieve(
         self, response_id: ResponseId, *, deadline: float | None = None, max_retries: int | None = None
@@ -164,23 +168,36 @@ class Caller:
             deadline: as for `cancel`.
             max_retries: as for `cancel`.
         """
-        return await self._call("GET", response_id, "", deadline=deadline, max_retries=max_retries)
+        self.transport.check_open()
+        request = self.wire.request("GET", response_id)
+        return await self._call(request, response_id, decode, deadline=deadline, max_retries=max_retries)
+
+    async def list_page(self, parameters: Mapping[str, str]) -> Page:
+        """Return a page of the server's list of responses: `GET /responses`.
+
+        Args:
+            parameters: the parameters of the page, such as `limit` and `after`.
+
+        Raises:
+            UnsupportedError: the server has no such list.
+            APIError: the request failed, as for `AsyncSession.retrieve`.
+        """
+        self.transport.check_open()
+        return await self._call(self.wire.page(parameters), None, decode_page)
 
     async def _call(
         self,
-        method: str,
-        response_id: ResponseId,
-        action: str,
+        request: Request,
+        response_id: ResponseId | None,
+        read: Callable[[Answer, Request], _Result],
         *,
         deadline: float | None = None,
         max_retries: int | None = None,
-    ) -> Response:
+    ) -> _Result:
         transport, clock = self.transport, self.clock
         policy = self.policy
         if deadline is not None or max_retries is not None:
             policy = policy.limited(deadline=deadline, max_retries=max_retries)
-        transport.check_open()
-        request = self.wire.request(method, response_id, action)
         began = clock.monotonic()
         attempts = 0
         while True:
@@ -188,10 +205,10 @@ class Caller:
             attempts += 1
             left = policy.deadline - (clock.monotonic() - began)
             is_last = attempts > policy.max_retries and not self.is_repeated
-            result = await self._attempt(request, policy, left=left, is_last=is_last)
+            result = await self._attempt(request, read, policy, left=left, is_last=is_last)
             self._note(request, response_id, result, sent, attempts)
-            if isinstance(result, Response):
-                if self.endings.listeners and result.is_terminal:
+            if not isinstance(result, OpenAICancelError):
+                if self.endings.listeners and isinstance(result, Response) and result.is_terminal:
                     self.endings.tell(response_id)
                 return result
             elapsed = clock.monotonic() - began
@@ -205,16 +222,22 @@ class Caller:
             transport.check_open()
 
     async def _attempt(
-        self, request: Request, policy: RetryPolicy, *, left: float, is_last: bool
-    ) -> Response | OpenAICancelError:
-        """Make one attempt in the time that is left, and return the response or the error."""
+        self,
+        request: Request,
+        read: Callable[[Answer, Request], _Result],
+        policy: RetryPolicy,
+        *,
+        left: float,
+        is_last: bool,
+    ) -> _Result | OpenAICancelError:
+        """Make one attempt in the time that is left, and return what was read from the answer, or the error."""
         seconds = min(self.timeout, left)
         attempt = Attempt(self.transport.scheduler, seconds, share=math.inf if is_last else left / 2)
         try:
             with attempt:
                 if callable(self.settings.api_key):
                     request = self.wire.sign(request, await self.settings.ask_for_key())
-                return decode(await self.transport.send(request, attempt), request)
+                return read(await self.transport.send(request, attempt), request)
         except OpenAICancelError as error:
             return error
         except asyncio.CancelledError:
@@ -235,8 +258,8 @@ class Caller:
     def _note(
         self,
         request: Request,
-        response_id: ResponseId,
-        result: Response | OpenAICancelError,
+        response_id: ResponseId | None,
+        result: Response | Page | OpenAICancelError,
         sent: float,
         attempts: int,
     ) -> None:
@@ -244,13 +267,13 @@ class Caller:
         error: OpenAICancelError | None = None
         if isinstance(result, Response):
             record_call(result, attempts=attempts)
-        else:
+        elif isinstance(result, OpenAICancelError):
             error = result
             error.attempts = attempts
         if self.pace is not None:
             self.pace.note(sent, error)
         if _log.isEnabledFor(logging.DEBUG):
-            _log_attempt(request, response_id, result)
+            _log_attempt(request, response_id, result, attempts)
 
 
 def _describe(attempt: Attempt, timeout: float, deadline: float) -> str:
@@ -270,13 +293,18 @@ async def _turn(pace: Pace, until: float, attempts: int) -> float:
         raise
 
 
-def _log_attempt(request: Request, response_id: ResponseId, result: Response | OpenAICancelError) -> None:
+def _log_attempt(
+    request: Request, response_id: ResponseId | None, result: Response | Page | OpenAICancelError, attempts: int
+) -> None:
     """Log an attempt. Of an error only the class and the status are logged, since its text comes from the server."""
     status = getattr(result, "status", None)
     if isinstance(result, Response):
         said = str(status) if status in _LOGGED_STATUSES else "another status"
+    elif isinstance(result, Page):
+        said = f"{len(result.responses)} responses"
     else:
         said = f"{type(result).__name__} {status}" if status else type(result).__name__
-    call, name = "cancel" if request.method == "POST" else "retrieve", getattr(response_id, "id", response_id)
+    call = "cancel" if request.method == "POST" else "retrieve"
+    call, name = ("list", "responses") if response_id is None else (call, getattr(response_id, "id", response_id))
     request_id: str | None = getattr(result, "request_id", None)
-    _log.debug("%s %s: attempt %d: %s (request id: %s)", call, name, result.attempts, said, request_id)
+    _log.debug("%s %s: attempt %d: %s (request id: %s)", call, name, attempts, said, request_id)

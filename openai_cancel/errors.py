@@ -15,9 +15,10 @@ OpenAICancelError
  │   │   ├─ ConflictError             409
  │   │   ├─ UnprocessableEntityError  422
  │   │   ├─ RateLimitError            429
- │   │   ├─ UnsupportedError          405, 501
+ │   │   ├─ UnsupportedError          405, 501, and 404 for a list
  │   │   └─ InternalServerError       other 5xx
- │   └─ ResponseDecodeError     the server reported success, but the body is not a response
+ │   ├─ ResponseDecodeError     the server reported success, but the body is not a response
+ │   └─ ListingError            the server's list of responses cannot be read to its end
  ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time; see `openai_cancel.wait`
  ├─ AbandonedError              nobody waits for a block any more, for example because its client has disconnected
  └─ LedgerError                 the ledger's database failed or does not answer
@@ -239,7 +240,7 @@ class RateLimitError(APIStatusError):
 
 
 class UnsupportedError(APIStatusError):
-    """405, 501: the server does not implement the call, such as a server that cannot cancel responses."""
+    """The server does not implement the call: 405 or 501, and for a list of responses also 404."""
 
     hint = "This server does not support the call."
 
@@ -264,6 +265,13 @@ class ResponseDecodeError(_AnswerError):
     def __str__(self) -> str:
         """Return what is wrong with the body, and what to do next."""
         return f"{self.status}: {self.message}. Retrieve the response to see what became of it."
+
+
+class ListingError(APIError):
+    """The server's list of responses cannot be read to its end, for example because it repeats pages.
+
+    There may be more responses than those that were found.
+    """
 
 
 class AbandonedError(OpenAICancelError):

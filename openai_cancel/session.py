@@ -3,7 +3,7 @@
 import asyncio
 import math
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
@@ -18,6 +18,7 @@ from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OnExit, OpenGuards
 from openai_cancel.home import Home, Work
+from openai_cancel.listing import Filters, running
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
@@ -914,6 +915,66 @@ class AsyncSession:
             on_update=on_update,
             give_up_after=check_seconds("give_up_after", give_up_after),
         )
+
+    def running(
+        self,
+        *,
+        statuses: Collection[str] = ("queued", "in_progress"),
+        older_than: float | None = None,
+        newer_than: float | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Response, None]:
+        """Yield the responses that run on the server, without knowing their ids: `GET /responses`.
+
+        ```python
+        async for response in session.running(older_than=3600):
+            print(response.id, response.age, response.metadata)
+        ```
+
+        Not every server has such a list: ogx, Microsoft Foundry and Fireworks do, OpenAI does not. The newest responses
+        come first, and at last those that were created during the iteration. Each comes once. Memory does not grow with
+        the length of the list. Conditions that the server does not know are applied here.
+
+        `session.stop_many(session.running(...))` stops them, whoever created them. To leave the loop early, use
+        `contextlib.aclosing`.
+
+        Args:
+            statuses: only responses with one of these statuses.
+            older_than: only responses that were created more than so many seconds ago.
+            newer_than: only responses that were created less than so many seconds ago. The list is read only so far.
+            model: only responses of this model.
+            metadata: only responses whose metadata has these values, and perhaps others.
+            limit: the largest number of responses.
+            timeout: as for `cancel`, for each page.
+            deadline: as for `cancel`, for each page.
+            max_retries: as for `cancel`, for each page.
+            headers: as for `cancel`.
+            query: as for `cancel`; parameters of the list, such as Foundry's `agent_name`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            UnsupportedError: the iteration raises it if the server has no list.
+            ListingError: the iteration raises it if the list cannot be read to its end.
+            SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
+            APIError: the iteration raises it if a page cannot be read, as for `retrieve`.
+
+        See https://learn.microsoft.com/azure/foundry/reference/rest/list-responses.
+        """
+        headers, query = hidden(headers), hidden(query)
+        filters = Filters.checked(
+            statuses=statuses, older_than=older_than, newer_than=newer_than, model=model, metadata=metadata
+        )
+        caller = self._caller.with_options(
+            timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
+        )
+        return running(caller, filters, None if limit is None else check_count("limit", limit, least=1))
 
 
 def _check_ids(call: str, response_ids: object) -> None:

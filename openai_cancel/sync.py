@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import AsyncIterable, Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
@@ -514,6 +514,44 @@ class Session:
             query=query,
         )
         return BlockingIteration(outcomes, feed, self._loop_thread).run()
+
+    def running(
+        self,
+        *,
+        statuses: Collection[str] = ("queued", "in_progress"),
+        older_than: float | None = None,
+        newer_than: float | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        timeout: float | None = None,
+        deadline: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[Response, None, None]:
+        """Yield the responses that run on the server, without knowing their ids. See `AsyncSession.running`.
+
+        ```python
+        for response in session.running(older_than=3600):
+            print(response.id, response.age, response.metadata)
+        ```
+        """
+        headers, query = hidden(headers), hidden(query)
+        responses = self._session.running(
+            statuses=statuses,
+            older_than=older_than,
+            newer_than=newer_than,
+            model=model,
+            metadata=metadata,
+            limit=limit,
+            timeout=timeout,
+            deadline=deadline,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return BlockingIteration(responses, None, self._loop_thread).run()
 
 
 def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concurrency: int) -> Feed[ResponseId] | None:

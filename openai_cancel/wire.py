@@ -75,6 +75,14 @@ _KINDS: dict[int, type[APIStatusError]] = {
     501: UnsupportedError,
 }
 
+_LIST_KINDS = {**_KINDS, 404: UnsupportedError}
+_DASHBOARD_KINDS = {**_LIST_KINDS, 401: UnsupportedError, 403: UnsupportedError}
+
+_NO_LIST = (
+    "This server has no list of responses, so their ids have to be known. A ledger keeps them: see "
+    "`AsyncSession.watch` and `openai-cancel ledger`. Or check the base URL: most end in /v1."
+)
+
 
 class HasId(Protocol):
     """An object with an id: a `Response` of this package or of the openai package."""
@@ -93,6 +101,20 @@ class Request(NamedTuple):
     method: str
     url: str
     headers: Mapping[str, str]
+
+
+class Page(NamedTuple):
+    """One page of a server's list of responses.
+
+    Attributes:
+        responses: the responses.
+        has_more: whether another page follows; None if the server does not say so.
+        date: the time by the clock of the server, in seconds since the epoch; None if it does not say so.
+    """
+
+    responses: Sequence[Response]
+    has_more: bool | None
+    date: float | None
 
 
 class Answer(NamedTuple):
@@ -161,6 +183,15 @@ class Wire:
         url = f"{self.prefix}{segment}{action}{self.suffix}"
         return Request(method, Secret(url) if self.suffix else url, self.headers)
 
+    def page(self, parameters: Mapping[str, str]) -> Request:
+        """Return the request for a page of the list of responses.
+
+        Args:
+            parameters: the parameters of the page, such as `limit` and `after`.
+        """
+        query = [(name, value) for name, value in self.query if name not in parameters]
+        return Request("GET", Secret(self.prefix[:-1] + _encode([*query, *parameters.items()])), self.headers)
+
     def sign(self, request: Request, key: Secret) -> Request:
         """Return the request with the key in its header, unless the caller's headers already set it."""
         value = key if self.key_header == "api-key" else Secret(f"Bearer {key}")
@@ -201,7 +232,40 @@ def decode(answer: Answer, request: Request) -> Response:
     raise _error(answer, request, _parse(answer.body) if answer.complete else None)
 
 
-def _error(answer: Answer, request: Request, document: Any) -> APIStatusError | ResponseDecodeError:
+def decode_page(answer: Answer, request: Request) -> Page:
+    """Turn an answer into a page of a list of responses.
+
+    Args:
+        answer: the server's answer.
+        request: the request.
+
+    Raises:
+        UnsupportedError: the server has no such list, or does not show it to holders of keys.
+        APIStatusError: the server answered with another error.
+        ResponseDecodeError: the status is a success, but the body is not a list of responses.
+    """
+    document: Any = None
+    if answer.status in _SUCCESS and answer.complete:
+        document = _parse_fast(answer.body)
+    items: Any = document.get("data") if document.__class__ is dict else None
+    if items.__class__ is list and all(item.__class__ is dict and isinstance(item.get("id"), str) for item in items):
+        more = document.get("has_more")
+        return Page([*map(response_hook(), items)], more if isinstance(more, bool) else None, _date(answer.headers))
+    answer = _redact(answer, request)
+    del document, items  # the locals of a traceback would show them
+    # OpenAI has a list for its dashboard, which refuses keys: it "must be made with a session key".
+    kinds = _DASHBOARD_KINDS if b"session key" in answer.body else _LIST_KINDS
+    error = _error(answer, request, _parse(answer.body) if answer.complete else None, kinds=kinds)
+    if isinstance(error, UnsupportedError):
+        error.hint = _NO_LIST
+    elif isinstance(error, ResponseDecodeError) and answer.complete:
+        error.message = "The body is not a list of responses with ids"
+    raise error
+
+
+def _error(
+    answer: Answer, request: Request, document: Any, *, kinds: Mapping[int, type[APIStatusError]] = _KINDS
+) -> APIStatusError | ResponseDecodeError:
     status, headers, body, complete = answer
     details = _Details.read(document)
     request_id = headers.get("x-request-id") or headers.get("apim-request-id") or details.request_id
@@ -222,7 +286,7 @@ def _error(answer: Answer, request: Request, document: Any) -> APIStatusError | 
         message = details.message or _plain_text(body) or _reason(status)
     if not complete:
         message += " (the body is damaged, or larger than the limit of the session, and was not read)"
-    kind = _KINDS.get(kind_by, InternalServerError if kind_by in _SERVER_ERROR else APIStatusError)
+    kind = kinds.get(kind_by, InternalServerError if kind_by in _SERVER_ERROR else APIStatusError)
     error = kind(
         message[:MESSAGE_LIMIT],
         status=status,
@@ -338,6 +402,20 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     except (KeyError, ValueError, TypeError, OverflowError):  # TypeError: only one has a time zone
         return None
     return max(wait.total_seconds(), 0.0)
+
+
+def _date(headers: Mapping[str, str]) -> float | None:
+    try:
+        return parsedate_to_datetime(headers["date"]).timestamp()
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def _parse_fast(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _parse(body)
 
 
 def _parse(body: bytes) -> Any:

@@ -426,7 +426,9 @@ class TestArguments:
             Dialect(cancel={}, cancelling_for=seconds)
 
     def test_a_fault_with_an_unknown_operation_or_cut_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="'on' must be one of 'create', 'retrieve', 'cancel', 'delete', None; got"):
+        with pytest.raises(
+            ValueError, match="'on' must be one of 'create', 'retrieve', 'cancel', 'delete', 'list', None; got"
+        ):
             Fault(on="stop")
         with pytest.raises(ValueError, match="'cut' must be one of 'connection', 'body', None; got 'head'"):
             Fault(cut="head")

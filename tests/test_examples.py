@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import runpy
@@ -19,7 +20,7 @@ import aiohttp
 import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
-from conftest import KEY, until
+from conftest import KEY, QuickClock, until
 from ledger_database import execute as execute_sql
 from ledger_database import lapse
 from ledgers import states
@@ -278,6 +279,19 @@ async def test_the_stop_commands_of_the_readme_run(
     assert in_file in (tmp_path / "results.jsonl").read_text()
 
 
+async def test_the_commands_of_the_readme_that_need_no_ids_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = QuickClock()
+    async with Emulator(dialect="ogx", script=Script(runs_for=math.inf), clock=clock.monotonic) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        theirs, ours = server.add(), server.add()
+        server.responses[ours].request["metadata"] = {"team": "search"}
+        clock.now += 7200
+        server.add()
+        out = await printed(fenced("openai-cancel list", {"--running": "--running --yes"}))
+    assert [json.loads(line)["id"] for line in out] == [*sorted([theirs, ours]), ours]
+    assert [name for name, work in server.responses.items() if work.cancelled] == [ours]
+
+
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 async def test_the_ledger_commands_of_the_readme_run(create: Callable[..., str], url: str, tmp_path: Path) -> None:
     """The sweep runs beside the other commands until it is terminated."""
@@ -342,7 +356,7 @@ def test_every_block_of_the_readme_is_run_by_a_test() -> None:
     """By this file or, for the lines that create an environment, by `.ci/run`. The tree of errors is a drawing."""
     known = {
         "python": r"",
-        "sh": r"openai-cancel stop|export OPENAI_(CANCEL_LEDGER|BASE_URL)=|python3 -m venv.*\n\Z",
+        "sh": r"openai-cancel (?:stop|list)|export OPENAI_(CANCEL_LEDGER|BASE_URL)=|python3 -m venv.*\n\Z",
         "ini": r"\[Service\]\n",
         "": r"OpenAICancelError\n",
     }

@@ -7,9 +7,6 @@ is not there are skipped. The gateways have the emulator as their upstream.
 import asyncio
 import gzip
 import json
-import os
-import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,61 +17,12 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from conftest import KEY
+from server_processes import SCRIPTS, free_port, installed, running
 
 from openai_cancel import AsyncSession, BadRequestError, InternalServerError, Verdict
 from openai_cancel.emulator import Emulator, Fault, Script
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("real_servers")]
-
-FOLDER = Path(os.environ.get("OPENAI_CANCEL_TEST_SERVERS", "/nonexistent"))
-if not FOLDER.is_dir():
-    pytest.skip("needs real servers: set OPENAI_CANCEL_TEST_SERVERS to their folder", allow_module_level=True)
-SCRIPTS = Path(__file__).parent / "servers"
-FILES = {
-    "databricks": "bin/python",
-    "devui": "bin/python",
-    "open_responses_server": "bin/python",
-    "portkey": "node_modules/@portkey-ai/gateway/build/start-server.js",
-    "smg": "bin/smg",
-}
-"""By dialect: the file that starts the server."""
-
-
-def installed(name: str) -> str:
-    """Return the path of a server's file, or skip the test."""
-    path = FOLDER / name / FILES[name]
-    if not path.exists():
-        pytest.skip(f"{name} is not installed: run tests/servers/install.py")
-    return str(path)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-@asynccontextmanager
-async def running(folder: Path, *command: str, port: int | None = None, **environment: str) -> AsyncIterator[str]:
-    """Run a server in a process; yield its address once it accepts connections. Without a port, read it from a file."""
-    with (folder / "output").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "HOME": str(folder), **environment}
-        )
-    try:
-        while True:
-            assert process.returncode is None, (folder / "output").read_text()
-            found = port or ((folder / "port").exists() and int((folder / "port").read_text()))
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", found or 1)
-                break
-            except OSError:
-                await asyncio.sleep(0.05)
-        writer.close()
-        yield f"http://127.0.0.1:{found}"
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-        await process.wait()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

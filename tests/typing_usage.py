@@ -93,6 +93,13 @@ async def many(session: AsyncSession, blocking: Session, theirs: list[TheirRespo
         assert_type(outcome, Outcome)
     for other in blocking.stop_many({"resp_123": 1}):
         assert_type(other, Outcome)
+    async for response in session.running(statuses=["queued"], older_than=60, metadata={"a": "b"}, limit=5):
+        assert_type(response, Response)
+        assert_type(response.age, float | None)
+    for listed in blocking.running(newer_than=60, model="m"):
+        assert_type(listed, Response)
+    session.running(metadata={"a": 1})  # type: ignore[dict-item]  # values are strings
+    session.stop_many(session.running())
     session.stop_many(["x"], concurency=8)  # type: ignore[call-arg]  # a misspelt option
 
 

@@ -32,6 +32,7 @@ app: App = App(
 )
 for _command in (commands.stop, commands.status, commands.wait, commands.cancel, demo.demo, demo.emulate):
     app.command(_command)
+app.command(commands.list_, name="list")
 app.command(ledger)
 app.register_install_completion_command(  # pyright: ignore[reportUnknownMemberType] - cyclopts does not annotate it
     help="Install the completion of this command in the shell."

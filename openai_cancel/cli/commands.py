@@ -1,6 +1,7 @@
-"""The commands `stop`, `status`, `wait` and `cancel`."""
+"""The commands `stop`, `list`, `status`, `wait` and `cancel`."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -9,17 +10,23 @@ from openai_cancel.cli.exit_status import ExitStatus, exit_status
 from openai_cancel.cli.options import (
     DEFAULT_CONNECTION,
     DEFAULT_FILES,
+    DEFAULT_FILTERS,
     DEFAULT_RUN,
+    DEFAULT_RUNNING,
     AsJson,
     Connection,
     FileOptions,
+    FilterOptions,
     Flag,
     Ids,
+    RunningOptions,
     RunOptions,
     Seconds,
 )
 from openai_cancel.cli.output import complain, print_line, printable
 from openai_cancel.cli.run import stop_responses
+from openai_cancel.cli.running import list_running, stop_running
+from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.cli.wait import DEFAULT_WAIT, WaitOptions, wait_for_responses
 from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError
 from openai_cancel.models import Response
@@ -32,6 +39,8 @@ def stop(
     *,
     confirm: Seconds | None = None,
     dry_run: Annotated[bool, Flag] = False,
+    running: RunningOptions = DEFAULT_RUNNING,
+    filters: FilterOptions = DEFAULT_FILTERS,
     files: FileOptions = DEFAULT_FILES,
     options: RunOptions = DEFAULT_RUN,
     connection: Connection = DEFAULT_CONNECTION,
@@ -44,14 +53,41 @@ def stop(
     openai-cancel stop resp_123 resp_456
     openai-cancel stop --file ids.txt --log results.jsonl --resume
     psql -Atc "select id from runs" | openai-cancel stop - --json
+    openai-cancel stop --running --older-than 1h --metadata team=search
     ```
+
+    --running needs no ids, on servers that list their responses, such as ogx, Microsoft Foundry and Fireworks.
 
     Args:
         ids: The ids of the responses. - reads them from standard input.
         confirm: Check cancelled responses again after this many seconds, because some servers resume them.
         dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
     """
+    running.check(filters, ids, files)
+    if running.running:
+        return stop_running(filters, running, files, options, connection, confirm=confirm, dry_run=dry_run)
     return stop_responses(ids, files, options, connection, confirm=confirm, dry_run=dry_run)
+
+
+def list_(
+    *,
+    filters: FilterOptions = DEFAULT_FILTERS,
+    as_json: AsJson = False,
+    connection: Connection = DEFAULT_CONNECTION,
+) -> int:
+    """List the responses that run, on servers that list them, such as ogx, Microsoft Foundry and Fireworks.
+
+    ```
+    openai-cancel list --older-than 1h
+    openai-cancel list --metadata team=search --json | openai-cancel stop -
+    ```
+
+    Args:
+        as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
+    """
+    filters.check()
+    as_json = as_json or sys.stdout is None or not sys.stdout.isatty()
+    return asyncio.run(run_until_signalled(list_running(connection.session(), filters, as_json=as_json)))
 
 
 def status(

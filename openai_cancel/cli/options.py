@@ -4,7 +4,7 @@ import getpass
 import os
 import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 from openai_cancel.checks import CONTROL, check_key, check_url
 from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.errors import ConfigurationError
+from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession
 
 if TYPE_CHECKING:
@@ -111,11 +112,125 @@ class FileOptions:
             UsageError: the options cannot work with these arguments.
         """
         check_ids(ids, self.file)
+        self.check_log()
+
+    def check_log(self) -> None:
+        """Refuse a run that cannot be resumed.
+
+        Raises:
+            UsageError: there is no log.
+        """
         if self.resume and self.log is None:
             raise UsageError("--resume requires the --log of the earlier run.")
 
 
 DEFAULT_FILES = FileOptions()
+
+_FILTER_GROUP = Group("Responses that the server lists", sort_key=4)
+
+
+@Parameter(name="*", group=_FILTER_GROUP)
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions:
+    """The conditions for responses on the list of a server.
+
+    Attributes:
+        older_than: Only responses that were created this long ago, such as 30s, 15m, 2h or 7d, or earlier.
+        newer_than: Only responses that were created this long ago, or later.
+        model: Only responses of this model.
+        metadata: Only responses with this metadata, as NAME=VALUE. Can be repeated: they have all of it.
+        status: Only responses with this status, in place of queued and in_progress. Can be repeated.
+        limit: The largest number of responses.
+    """
+
+    older_than: Seconds | None = None
+    newer_than: Seconds | None = None
+    model: str | None = None
+    metadata: Annotated[tuple[str, ...], Flag] = ()
+    status: Annotated[tuple[str, ...], Flag] = ()
+    limit: Count | None = None
+
+    @property
+    def conditions(self) -> list[str]:
+        """The names of the options that restrict the responses to some."""
+        values = {
+            "--older-than": self.older_than,
+            "--newer-than": self.newer_than,
+            "--model": self.model,
+            "--metadata": self.metadata,
+        }
+        return [name for name, value in values.items() if value]
+
+    @property
+    def given(self) -> list[str]:
+        """The names of all options that are given."""
+        return self.conditions + ["--status"] * bool(self.status) + ["--limit"] * bool(self.limit)
+
+    def check(self) -> None:
+        """Refuse options that cannot work.
+
+        Raises:
+            UsageError: they cannot be combined, or metadata are not of the form NAME=VALUE.
+        """
+        for pair in self.metadata:
+            if "=" not in pair:
+                raise UsageError(f"{pair!r} is not metadata: write --metadata NAME=VALUE.")
+        if self.older_than is not None and self.newer_than is not None and self.older_than >= self.newer_than:
+            raise UsageError("--older-than must be less than --newer-than: otherwise no response can be both.")
+
+    def select(self, session: AsyncSession) -> AsyncGenerator[Response, None]:
+        """Start an iteration over the responses."""
+        metadata = {name: value for name, _, value in (pair.partition("=") for pair in self.metadata)}
+        return session.running(
+            statuses=self.status or ("queued", "in_progress"),
+            older_than=self.older_than,
+            newer_than=self.newer_than,
+            model=self.model,
+            metadata=metadata,
+            limit=self.limit,
+        )
+
+
+DEFAULT_FILTERS = FilterOptions()
+
+
+@Parameter(name="*", group=_FILTER_GROUP)
+@dataclass(frozen=True, kw_only=True)
+class RunningOptions:
+    """The options to stop what a server lists.
+
+    Attributes:
+        running: Stop the responses that the server lists as running, instead of ids. It asks first.
+        everything: Stop all of them, whoever created them.
+        yes: Do not ask.
+    """
+
+    running: Annotated[bool, Flag] = False
+    everything: Annotated[bool, Flag, Parameter("--all")] = False
+    yes: Annotated[bool, Flag] = False
+
+    def check(self, filters: FilterOptions, ids: Sequence[str], files: FileOptions) -> None:
+        """Refuse options that cannot be combined.
+
+        Raises:
+            UsageError: they cannot.
+        """
+        if not self.running:
+            given = filters.given + ["--all"] * self.everything + ["--yes"] * self.yes
+            if given:
+                raise UsageError(f"{given[0]} requires --running.")
+            return
+        filters.check()
+        files.check_log()
+        if ids or files.file:
+            raise UsageError("--running finds the ids itself: leave out ids and --file.")
+        if not filters.conditions and not self.everything:
+            raise UsageError("--running requires a condition, such as --older-than 1h, or --all for everybody's.")
+        if filters.conditions and self.everything:
+            raise UsageError(f"--all cannot be combined with {filters.conditions[0]}.")
+
+
+DEFAULT_RUNNING = RunningOptions()
 
 
 @Parameter(name="*", group=Group("Connection", sort_key=10))

@@ -2,9 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.ids import Source
@@ -108,12 +108,24 @@ def handle_responses(
     return run.status
 
 
+def open_log(opened: ExitStack, files: FileOptions) -> Log | None:
+    """Open the log of a run, if it has one.
+
+    Raises:
+        UsageError: it cannot be opened.
+    """
+    try:
+        return opened.enter_context(Log(files.log)) if files.log else None
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+
+
 def _open(
     opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report, abandon: Abandon | None
 ) -> "tuple[Run, Source]":
+    log = open_log(opened, files)
+    run = Run(report, log, resume=files.resume, abandon=abandon)
     try:
-        log = opened.enter_context(Log(files.log)) if files.log else None
-        run = Run(report, log, resume=files.resume, abandon=abandon)
         source = Source(ids, files.file, complain=report.complain_of_line, skip=run.skips)
         opened.enter_context(source)
     except ValueError as error:
@@ -123,6 +135,22 @@ def _open(
     if log and source.reads(log.file):
         raise UsageError(f"{files.log} is one of the files of ids: use another file for --log.")
     return run, source
+
+
+class IdSource(Protocol):
+    """What a run reads its ids from: a `Source`, or the list of a server."""
+
+    yielded: int
+    skipped: int
+    total: int | None
+    ended: bool
+
+    def read(self) -> AsyncGenerator[str, None]:
+        """Yield the ids."""
+        ...
+
+    def end(self) -> None:
+        """Yield no more ids."""
 
 
 class Run:
@@ -136,7 +164,7 @@ class Run:
             finish them.
     """
 
-    _source: Source
+    _source: IdSource
 
     def __init__(
         self, report: Report, log: Log | None = None, *, resume: bool = False, abandon: Abandon | None = None
@@ -162,8 +190,10 @@ class Run:
         self._report.tally.skipped += skipped
         return skipped
 
-    async def handle_all(self, source: Source, session: AsyncSession, handle_many: HandleMany) -> None:
-        """Handle the responses with all ids of a source.
+    async def handle_all(
+        self, source: IdSource, session: AbstractAsyncContextManager[object], handle_many: HandleMany
+    ) -> None:
+        """Handle the responses with all ids of a source, while the session is open.
 
         After Ctrl-C or SIGTERM, the responses under way are finished; after another one, they are abandoned.
         """

@@ -80,6 +80,23 @@ class Failure:
     request_id: str = ""
 
 
+@attrs.frozen(kw_only=True)
+class List:
+    """How a server lists its responses.
+
+    Attributes:
+        default: the number of responses of a page, if the request does not say it.
+        largest: the largest number.
+        takes_model: whether the list can be restricted to a model.
+        unknown_cursor: the message if no response has the id that the page should follow; it may contain `{id}`.
+    """
+
+    default: int
+    largest: int = 100
+    takes_model: bool = False
+    unknown_cursor: str = NOT_FOUND
+
+
 CANCELS = Reply(cancels=True)
 REPORTS = Reply()
 
@@ -241,6 +258,8 @@ class Dialect:
         forgets_cancelled: whether a retrieve cannot stream a cancelled response.
         cancelled_stream: what happens to the stream of a response that is cancelled: it `ends` without another event,
             `fails` with a `response.failed` that shows a cancelled response, or `hangs`.
+        lists: how the server lists its responses, or None if it does not.
+        no_list: the reply to a request for the list of a server that has none.
         hides_foreground: whether a response that does not run in the background is unknown until it has ended.
 
     Raises:
@@ -277,6 +296,8 @@ class Dialect:
         default="ends", validator=one_of("ends", "fails", "hangs")
     )
     hides_foreground: bool = False
+    lists: List | None = None
+    no_list: Reply = Reply(405, "Method Not Allowed")
 
 
 # OpenAI's API has no event for a cancelled response: https://github.com/openai/openai-python/issues/2643. It refuses to
@@ -303,6 +324,7 @@ AZURE = Dialect(
     forgets_cancelled=True,
     cancelled_stream="fails",
     hides_foreground=True,
+    lists=List(default=20),  # https://learn.microsoft.com/azure/foundry/reference/rest/list-responses
 )
 
 DIALECTS: Mapping[str, Dialect] = {
@@ -343,6 +365,7 @@ DIALECTS: Mapping[str, Dialect] = {
         },
         error=_fastapi_error,
         new_id=lambda: f"resp_{uuid.uuid4()}",
+        lists=List(default=50, takes_model=True, unknown_cursor="Record with id='{id}' not found in table 'responses'"),
         background_stream=Reply(400, "OGX does not yet support 'stream' and 'background' together."),
         replays=False,
     ),
@@ -455,6 +478,8 @@ DIALECTS: Mapping[str, Dialect] = {
         retrieve=dict.fromkeys(_STATUSES, "in_progress"),
     ),
     "method_not_allowed": attrs.evolve(OPENAI, cancel=_always(Reply(405, "Method Not Allowed")), error=_fastapi_error),
-    "no_cancel_route": attrs.evolve(OPENAI, cancel=_always(Reply(404, NO_ROUTE)), error=_fastapi_error),
+    "no_cancel_route": attrs.evolve(
+        OPENAI, cancel=_always(Reply(404, NO_ROUTE)), no_list=Reply(404, NO_ROUTE), error=_fastapi_error
+    ),
 }
 """The dialects by name. Each follows the recorded answers of its server; where there are none, those of OpenAI."""

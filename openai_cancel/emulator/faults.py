@@ -35,8 +35,8 @@ class Fault:
             or `cut` has a value that is not listed here.
     """
 
-    on: Literal["create", "retrieve", "cancel", "delete"] | None = attrs.field(
-        default=None, validator=one_of("create", "retrieve", "cancel", "delete", None)
+    on: Literal["create", "retrieve", "cancel", "delete", "list"] | None = attrs.field(
+        default=None, validator=one_of("create", "retrieve", "cancel", "delete", "list", None)
     )
     delay: float = attrs.field(default=0.0, validator=check_seconds)
     act: bool = False

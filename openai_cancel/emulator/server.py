@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +29,7 @@ from openai_cancel.emulator.dialects import (
 )
 from openai_cancel.emulator.documents import describe
 from openai_cancel.emulator.faults import Fault, Handler, cut_body
+from openai_cancel.emulator.lists import ListError, page
 from openai_cancel.emulator.rate_limit import PRECISION, TokenBucket
 from openai_cancel.emulator.stream import EventStream
 from openai_cancel.emulator.work import Script, ScriptError, Work
@@ -148,6 +150,7 @@ class Emulator:
         app.add_routes(
             [
                 web.post(_API, self._create, name="create"),
+                web.get(_API, self._list, allow_head=False, name="list"),
                 web.get(f"{_API}/{{id}}", self._retrieve, allow_head=False, name="retrieve"),
                 web.post(f"{_API}/{{id}}/cancel", self._cancel, name="cancel"),
                 web.delete(f"{_API}/{{id}}", self._delete, name="delete"),
@@ -316,15 +319,28 @@ class Emulator:
         del self.responses[work.id]
         return self._json({"id": request.match_info["id"], "object": "response", "deleted": True})
 
+    async def _list(self, request: web.Request) -> web.Response:
+        dialect, now = self.dialect, self.clock()
+        if dialect.lists is None:
+            return self._refuse(request, dialect.no_list)
+        works = [work for work in self.responses.values() if self._shows(request, work)]
+        try:
+            answer = self._json(page(works, dialect, dialect.lists, request.query, now))
+        except ListError as error:
+            return self._fail(request, 400, str(error))
+        answer.headers[hdrs.DATE] = formatdate(now, usegmt=True)  # the ages of responses are relative to it
+        return answer
+
     def _find(self, request: web.Request) -> Work | None:
         """Return the response that a request is about, unless the replica that it came to does not know it."""
         work = self.responses.get(self.dialect.read_id(request.match_info["id"]))
-        if work is None or work.replica != request[_REPLICA]:
-            return None
+        return work if work is not None and self._shows(request, work) else None
+
+    def _shows(self, request: web.Request, work: Work) -> bool:
+        """Return whether the replica that a request came to knows a response by now."""
         now = self.clock()
-        if self.dialect.hides_foreground and not work.background and work.is_active(now):
-            return None
-        return None if 0 <= now - work.started < self.store_delay else work
+        hides = self.dialect.hides_foreground and not work.background and work.is_active(now)
+        return work.replica == request[_REPLICA] and not hides and not 0 <= now - work.started < self.store_delay
 
     def _answer(self, request: web.Request, work: Work | None, reply: Reply | None, status: str) -> web.Response:
         """Answer a retrieve or a cancel.

@@ -304,6 +304,12 @@ class Response(Model):
         return attempts
 
     @property
+    def age(self) -> float | None:
+        """The seconds since its creation by the clock of the server, if `running` returned it; otherwise None."""
+        age: float | None = self.__values__.get("age")
+        return age
+
+    @property
     def is_terminal(self) -> bool:
         """Whether the status says that the response has ended."""
         return self.status in TERMINAL
@@ -348,6 +354,7 @@ def record_call(
     request_id: str | None = None,
     retry_after: float | None = None,
     attempts: int | None = None,
+    age: float | None = None,
 ) -> None:
     """Set the fields that describe the call, on a response that no user has yet. None leaves a field as it is."""
     values = response.__values__
@@ -357,6 +364,8 @@ def record_call(
         values["retry_after"] = retry_after
     if attempts is not None:
         values["attempts"] = attempts
+    if age is not None:
+        values["age"] = age
 
 
 def progress_of(response: Response) -> object:

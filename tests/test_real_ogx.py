@@ -1,0 +1,164 @@
+"""Against ogx, which lists responses: what nobody has the ids of is found and stopped.
+
+OPENAI_CANCEL_TEST_SERVERS names the folder in which tests/servers/install.py has installed it. Its model server is a
+stub that never answers, and its store is a real PostgreSQL.
+"""
+
+import asyncio
+import json
+import os
+import subprocess
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import asyncpg
+import openai
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from conftest import KEY
+from server_processes import SCRIPTS, free_port, installed, running
+from sqlalchemy import make_url
+from terminal import COMMAND
+
+from openai_cancel import AsyncSession
+from openai_cancel.emulator import Emulator
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("real_servers")]
+
+COUNT = 1000
+QUERIES = ("", "limit=2", "limit=0", "limit=101", "order=asc", "order=up", "after=none", "model=none", "x=1")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def model_url() -> AsyncIterator[str]:
+    """Run a model server whose model never answers."""
+
+    async def answer(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model", "created": 1}]})
+
+    app = web.Application()
+    app.add_routes([web.get("/v1/models", models), web.post("/v1/chat/completions", answer)])
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    await runner.cleanup()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ogx_url(tmp_path_factory: pytest.TempPathFactory, model_url: str, postgres) -> AsyncIterator[str]:
+    command, port, folder = installed("ogx"), free_port(), tmp_path_factory.mktemp("ogx")
+    database = make_url(postgres.url)
+    options = {
+        "MODEL_URL": model_url,
+        "DATABASE_HOST": str(database.host or database.query["host"]),
+        "DATABASE_PORT": str(database.port or 5432),
+        "DATABASE_NAME": database.database,
+        "DATABASE_USER": database.username,
+        "DATABASE_PASSWORD": database.password or "none",
+    }
+    config = str(SCRIPTS / "ogx.yaml")
+    async with running(folder, command, "run", config, "--port", str(port), "--insecure", port=port, **options) as url:
+        yield f"{url}/v1"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def session(ogx_url: str) -> AsyncIterator[AsyncSession]:
+    async with AsyncSession(api_key=KEY, base_url=ogx_url) as opened:
+        yield opened
+
+
+async def create(url: str, count: int, **metadata: str) -> None:
+    """Create responses in the background, and throw their ids away.
+
+    When 100 are queued, the server answers 400, and stores the response all the same: queued for ever, with an id that
+    nobody has seen.
+    """
+    body = {"model": "model/m", "input": "hi", "background": True, "metadata": metadata}
+    places = asyncio.Semaphore(8)
+
+    async def create_one(http: aiohttp.ClientSession) -> None:
+        async with places, http.post(f"{url}/responses", json=body) as answer:
+            words = await answer.text()
+            assert answer.status == 200 or "queue is full" in words, words
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout()) as http, asyncio.TaskGroup() as group:
+        for _ in range(count):
+            group.create_task(create_one(http))
+
+
+async def stored(database: str) -> Counter[str]:
+    """Return the number of responses with each status in the server's own store."""
+    connection = await asyncpg.connect(database)
+    try:
+        rows = await connection.fetch("SELECT response_object FROM responses")
+    finally:
+        await connection.close()
+    return Counter(json.loads(row["response_object"])["status"] for row in rows)
+
+
+async def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url}
+    return await asyncio.to_thread(
+        subprocess.run, [COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def shape(body: dict[str, Any], query: str) -> object:
+    """Return what the same list has in common on two servers, or the words about an unknown cursor."""
+    if "data" in body:
+        assert body["last_id"] == (body["data"][-1]["id"] if body["data"] else "")
+        return sorted(body), len(body["data"]), body["has_more"]
+    return body if "after" in query else ""
+
+
+async def test_the_dialect_lists_as_the_server(ogx_url: str) -> None:
+    await create(ogx_url, 3)
+    async with Emulator(dialect="ogx") as dialect, aiohttp.ClientSession() as http:
+        for _ in range(3):
+            dialect.add()
+        answers = []
+        for url in (ogx_url, dialect.base_url):
+            got = {}
+            for query in QUERIES:
+                headers = {"Authorization": f"Bearer {KEY}"}
+                async with http.get(f"{url}/responses?{query}", headers=headers) as answer:
+                    got[query] = answer.status, shape(await answer.json(), query)
+            answers.append(got)
+    assert answers[0] == answers[1]
+
+
+async def test_it_yields_what_the_official_client_gets(session: AsyncSession, ogx_url: str) -> None:
+    await create(ogx_url, 5, team="red")
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=ogx_url) as official:
+
+        async def listed() -> list[Any]:
+            raw = await official.get("/responses", cast_to=object, options={"params": {"limit": 100}})
+            return [item for item in raw["data"] if item["metadata"] == {"team": "red"}]
+
+        before, found, after = None, [], []
+        while before != after:  # some begin to run meanwhile
+            before = await listed()
+            found = [response.to_dict() async for response in session.running(metadata={"team": "red"})]
+            after = await listed()
+    assert found == after
+    assert len(found) == 5
+
+
+async def test_a_thousand_responses_without_ids_are_found_and_stopped(ogx_url: str, postgres) -> None:
+    await create(ogx_url, COUNT, team="blue")
+    await asyncio.sleep(6)
+    before = await stored(postgres.url)
+    assert before["queued"] + before["in_progress"] >= COUNT
+    done = await run(ogx_url, "stop", "--running", "--older-than", "5s", "--yes", "--concurrency", "16")
+    assert done.returncode == 0, done.stderr
+    after = await stored(postgres.url)
+    assert after["queued"] + after["in_progress"] == 0
+    assert len({json.loads(line)["id"] for line in done.stdout.splitlines()}) == len(done.stdout.splitlines()) >= COUNT
+    assert (await run(ogx_url, "list", "--json")).stdout == ""
