@@ -76,6 +76,19 @@ async def test_a_time_out_says_of_each_response_whether_it_was_stopped(run, serv
     assert "It was not stopped (forbidden: 403" in err
 
 
+@pytest.mark.parametrize(
+    ("cancel", "fate"), [(200, "It was stopped (cancelled)."), (403, "It was not stopped (forbidden")]
+)
+async def test_a_server_that_refuses_the_looks_has_the_response_stopped(
+    run, server: Emulator, create, cancel: int, fate: str
+) -> None:
+    server.faults += [Fault(on="retrieve", status=403)] * 3
+    if cancel == 403:
+        server.faults += [Fault(on="cancel", status=403), Fault(on="retrieve", status=403)]
+    status, _, err = await run("wait", create())
+    assert (status, fate in err) == (3, True), err
+
+
 async def test_a_time_out_reports_the_stop_as_json(run, create) -> None:
     _, out, _ = await run("wait", create(), "--timeout", "0.1", "--json")
     document = json.loads(out)

@@ -38,11 +38,15 @@ async def client(request: pytest.FixtureRequest):
 
 @pytest.mark.parametrize("dead", [1, 20])
 class TestWithDeadConnectionsInThePool:
+    @pytest.fixture(autouse=True)
+    def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pool, "PATIENCE", 0.5)
+
     async def test_a_cancel_reaches_the_server_with_its_second_attempt(
         self, relay: Relay, server: Emulator, create, client, dead: int
     ) -> None:
         ids = [create() for _ in range(dead)]
-        async with hasty_session(api_key=KEY, base_url=relay.base_url, **client, deadline=2) as session:
+        async with hasty_session(api_key=KEY, base_url=relay.base_url, **client, deadline=20) as session:
             await warm(session, server, ids)
             relay.freeze()
             response = await session.cancel(ids[0])
@@ -82,7 +86,7 @@ class TestWithDeadConnectionsInThePool:
         async with hasty_session(api_key=KEY, base_url=relay.base_url, **client) as session:
             await warm(session, server, ids)
             relay.freeze()
-            verdicts = [outcome.verdict async for outcome in session.stop_many(ids, deadline=3)]
+            verdicts = [outcome.verdict async for outcome in session.stop_many(ids, deadline=20)]
         assert verdicts == [Verdict.CANCELLED] * dead
 
 

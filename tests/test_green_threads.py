@@ -150,6 +150,8 @@ class TestEventlet:
         script = f"""
 import warnings
 warnings.simplefilter("ignore")
+import os
+os.environ["EVENTLET_NO_GREENDNS"] = "yes"  # dnspython imports trio, which needs real sockets
 import eventlet; eventlet.monkey_patch()
 from openai_cancel import Session, SessionStateError
 session = Session(api_key={KEY!r})

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import aiohttp
 import attrs
 import pytest
 from conftest import KEY, QuickClock, QuickSession, emulated, reported, until
@@ -139,6 +140,26 @@ class TestDeadline:
             outcome = await session.stop("resp_x", deadline=deadline)
         assert (outcome.verdict, outcome.attempts, outcome.stopped) == (Verdict.UNKNOWN, 1, False)
         assert [request.method for request in server.received] == ["GET"]
+
+    async def test_no_more_than_one_look_is_made_after_the_deadline(self, server: Emulator, clock: QuickClock) -> None:
+        requests = 0
+
+        async def freeze(*_: object) -> None:
+            nonlocal requests
+            requests += 1
+            clock.now += 100 * (requests == 3)  # the second cancel, which a replica refuses
+
+        trace = aiohttp.TraceConfig()
+        trace.on_request_end.append(freeze)
+        server.faults += [
+            Fault(on="cancel", status=404),
+            reported("in_progress"),
+            Fault(on="cancel", status=404),
+            reported("in_progress"),
+        ]
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock, trace_configs=[trace]) as session:
+            outcome = await session.stop("resp_x", deadline=60)
+        assert (outcome.verdict, requests) == (Verdict.STILL_RUNNING, 4)
 
     async def test_a_cancel_may_take_three_quarters_of_the_remaining_time_and_a_look_all_of_it(
         self, session: QuickSession, create, monkeypatch
