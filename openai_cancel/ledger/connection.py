@@ -217,8 +217,8 @@ def _can_be_merged(command: Command) -> bool:
 
 def _write(core: Core, command: Command, rows: Sequence[Mapping[str, Any]]) -> None:
     """Execute a command that returns no rows, with the parameters for some rows."""
-    if command.key is None:
+    if command.bulk is None or len(rows) == 1:
         core.execute(command.statement, rows)
         return
-    for parameters in arrays(rows, command.key):
-        core.execute(command.statement, parameters)
+    for parameters in arrays(rows, command.bulk.key):
+        core.execute(command.bulk.statement, parameters)

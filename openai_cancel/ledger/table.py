@@ -111,6 +111,18 @@ def _compile_for_postgresql(*_: Any, **__: Any) -> str:
     return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
 
 
+class Bulk(NamedTuple):
+    """A statement that takes the parameters of many rows at once, in arrays.
+
+    Attributes:
+        statement: the statement.
+        key: the name of the parameter that identifies a row.
+    """
+
+    statement: Executable
+    key: str
+
+
 class Command(NamedTuple):
     """A statement, and one set of parameters for each of its executions.
 
@@ -118,14 +130,13 @@ class Command(NamedTuple):
         statement: the statement.
         parameters: the parameters.
         is_repeatable: whether it does no harm, and has the same result, if it is executed twice in succession.
-        key: the name of the parameter that identifies a row, if the statement takes the parameters of many rows at
-            once, in arrays; otherwise None.
+        bulk: a statement that does the same, and is faster with more than one set of parameters; or None.
     """
 
     statement: Executable
     parameters: Sequence[Mapping[str, Any]] = ()
     is_repeatable: bool = True
-    key: str | None = None
+    bulk: Bulk | None = None
 
 
 class Record(NamedTuple):

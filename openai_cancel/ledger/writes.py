@@ -38,6 +38,7 @@ from openai_cancel.ledger.table import (
     RESPONSES,
     STOPPING,
     TRACKED,
+    Bulk,
     Change,
     Command,
     DatabaseTime,
@@ -91,12 +92,11 @@ def _unnested(types: _Types) -> FromClause:
     return func.unnest(*given).table_valued(*columns, name="new").render_derived()
 
 
-def _inserting(dialect: str, *, guarded: bool) -> Insert:
+def _inserting(dialect: str, *, guarded: bool, in_arrays: bool) -> sqlite.Insert | postgresql.Insert:
     """Return the statement that inserts rows."""
     rows = _unnested(_RECORD_TYPES)
-    on_sqlite = dialect == "sqlite"
-    seconds = bindparam("seconds", type_=Double) if on_sqlite else rows.c.seconds
-    max_age = bindparam("max_age", type_=Double) if on_sqlite else rows.c.max_age
+    seconds = rows.c.seconds if in_arrays else bindparam("seconds", type_=Double)
+    max_age = rows.c.max_age if in_arrays else bindparam("max_age", type_=Double)
     made: dict[str, ColumnElement[Any]] = {
         "state": literal(TRACKED),
         "attempts": literal(0),
@@ -106,18 +106,19 @@ def _inserting(dialect: str, *, guarded: bool) -> Insert:
         "tracked_until": cast(null(), Double) if guarded else _now + seconds,
         "expires": _now + max_age,  # the sum with NULL is NULL
     }
-    if on_sqlite:
-        return sqlite.insert(RESPONSES).values(made)  # and the parameters that have the names of columns
+    insert = sqlite.insert(RESPONSES) if dialect == "sqlite" else postgresql.insert(RESPONSES)
+    if not in_arrays:
+        return insert.values(made)  # and the parameters that have the names of columns
     made |= {name: rows.c[name] for name in _RECORD_TYPES if name in _table}
-    return postgresql.insert(RESPONSES).from_select([*made], select(*made.values()).order_by(rows.c.digest))
+    return insert.from_select([*made], select(*made.values()).order_by(rows.c.digest))
 
 
-def _recording(dialect: str, *, guarded: bool) -> Insert:
-    """Return the statement that writes rows: for guards, which hold their leases, or for `Ledger.track`.
+def _recording(dialect: str, *, guarded: bool, in_arrays: bool = False) -> Insert:
+    """Return the statement that writes a row: for a guard, which holds its lease, or for `Ledger.track`.
 
     It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
     """
-    statement = _inserting(dialect, guarded=guarded)
+    statement = _inserting(dialect, guarded=guarded, in_arrays=in_arrays)
     new = statement.excluded
     # No parameter can be seen here that a statement has in arrays: the limit is in the row that could not be inserted.
     expires = _earlier(_table.expires, _table.created + (new.expires - new.created))
@@ -153,12 +154,10 @@ def _merged(dialect: str, one: ColumnElement[Any], other: ColumnElement[Any]) ->
     return cast(merged, JSON)
 
 
-def _ending(dialect: str, types: _Types) -> tuple[Update, Mapping[str, ColumnElement[Any]]]:
-    """Return an update of the rows that still belong to their owners, and its parameters."""
-    given: Mapping[str, ColumnElement[Any]]
-    if dialect == "sqlite":
-        given = {name: bindparam(name, type_=kind) for name, kind in types.items()}
-    else:
+def _ending(types: _Types, *, in_arrays: bool) -> tuple[Update, Mapping[str, ColumnElement[Any]]]:
+    """Return an update of a row that still belongs to its owner, and the parameters of the update."""
+    given: dict[str, ColumnElement[Any]] = {name: bindparam(name, type_=kind) for name, kind in types.items()}
+    if in_arrays:
         rows = _unnested(types)
         is_owned = and_(_table.digest == rows.c.old_digest, _table.owner == rows.c.old_owner)
         # An update alone would lock the rows in whatever order they are joined in.
@@ -169,9 +168,9 @@ def _ending(dialect: str, types: _Types) -> tuple[Update, Mapping[str, ColumnEle
     return ending.values(owner=None, changed=_now), given
 
 
-def _settling(dialect: str) -> Update:
-    """Return the statement that writes settlements."""
-    ending, given = _ending(dialect, _SETTLE_TYPES)
+def _settling(*, in_arrays: bool = False) -> Update:
+    """Return the statement that writes a settlement."""
+    ending, given = _ending(_SETTLE_TYPES, in_arrays=in_arrays)
     again_in = given["again_in"]
     return ending.values(
         state=given["new_state"],
@@ -183,20 +182,27 @@ def _settling(dialect: str) -> Update:
     )
 
 
-def _releasing(dialect: str) -> Update:
-    """Return the statement that writes releases."""
-    ending, _ = _ending(dialect, _RELEASE_TYPES)
+def _releasing(*, in_arrays: bool = False) -> Update:
+    """Return the statement that writes a release."""
+    ending, _ = _ending(_RELEASE_TYPES, in_arrays=in_arrays)
     return ending.values(
         state=case((_table.tracked_until.is_(None), RELEASED), else_=TRACKED),
         lease_until=case((_table.expires < _table.tracked_until, _table.expires), else_=_table.tracked_until),
     )
 
 
-_DIALECTS = ("sqlite", "postgresql")
-_GUARDED = {dialect: _recording(dialect, guarded=True) for dialect in _DIALECTS}
-_TRACKED = {dialect: _recording(dialect, guarded=False) for dialect in _DIALECTS}
-_SETTLE = {dialect: _settling(dialect) for dialect in _DIALECTS}
-_RELEASE = {dialect: _releasing(dialect) for dialect in _DIALECTS}
+_RECORD: Mapping[tuple[str, bool], Insert] = {
+    (dialect, guarded): _recording(dialect, guarded=guarded)
+    for dialect in ("sqlite", "postgresql")
+    for guarded in (True, False)
+}
+_SETTLE, _RELEASE = _settling(), _releasing()
+
+_BULK_RECORD = {
+    guarded: Bulk(_recording("postgresql", guarded=guarded, in_arrays=True), "digest") for guarded in (True, False)
+}
+_BULK_SETTLE = Bulk(_settling(in_arrays=True), "old_digest")
+_BULK_RELEASE = Bulk(_releasing(in_arrays=True), "old_digest")
 
 
 def write(changes: Collection[Change], dialect: str) -> list[Command]:
@@ -207,19 +213,15 @@ def write(changes: Collection[Change], dialect: str) -> list[Command]:
         dialect: `sqlite` or `postgresql`.
     """
     records = [change for change in changes if isinstance(change, Record)]
-    parts: list[tuple[Mapping[str, Insert | Update], str, Sequence[Change]]] = [
-        (_GUARDED, "digest", [record for record in records if record.owner is not None]),
-        (_TRACKED, "digest", [record for record in records if record.owner is None]),
-        (_SETTLE, "old_digest", [change for change in changes if isinstance(change, Settlement)]),
-        (_RELEASE, "old_digest", [change for change in changes if isinstance(change, Release)]),
+    parts: list[tuple[Insert | Update, Bulk, Sequence[Change]]] = [
+        (_RECORD[dialect, True], _BULK_RECORD[True], [record for record in records if record.owner is not None]),
+        (_RECORD[dialect, False], _BULK_RECORD[False], [record for record in records if record.owner is None]),
+        (_SETTLE, _BULK_SETTLE, [change for change in changes if isinstance(change, Settlement)]),
+        (_RELEASE, _BULK_RELEASE, [change for change in changes if isinstance(change, Release)]),
     ]
     return [
-        Command(
-            statements[dialect],
-            [change.parameters() for change in part],
-            key=key if dialect == "postgresql" else None,
-        )
-        for statements, key, part in parts
+        Command(statement, [change.parameters() for change in part], bulk=bulk if dialect == "postgresql" else None)
+        for statement, bulk, part in parts
         if part
     ]
 
