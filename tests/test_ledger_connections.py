@@ -198,5 +198,8 @@ async def test_processes_behind_pgbouncer_fail_in_nothing(
         for process in processes:
             _, complaints = await process.communicate()
             assert (process.returncode, complaints) == (0, b"")
-        async with Ledger(url) as ledger:
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
             assert await states(ledger) == dict.fromkeys(names, "released")
+            for _ in range(3):  # both of the pooler's connections
+                many = (f"resp_{number}" for number in range(2000))
+                assert await ledger.track_many(many, session=session, ttl=60) == 2000

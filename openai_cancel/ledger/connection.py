@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from sqlalchemy import Connection as Core
-from sqlalchemy import Engine, Executable, Row, UpdateBase
+from sqlalchemy import Engine, Row, UpdateBase
 
+from openai_cancel.ledger.arrays import arrays
 from openai_cancel.ledger.file import DatabaseFile, file_of
 from openai_cancel.ledger.table import Command, is_migrated, migrate
 from openai_cancel.threads import HelperThread
@@ -189,25 +190,35 @@ def execute(core: Core, jobs: Sequence[Collection[Command]]) -> list[Rows]:
     Neighbours with the same statement, and without rows, are sent to the database together.
     """
     results: list[Rows] = []
-    merged: tuple[Executable, list[Mapping[str, Any]]] | None = None
+    merged: tuple[Command, list[Mapping[str, Any]]] | None = None
     for job in jobs:
         rows: Rows = ()
-        for statement, parameters, *_ in job:
-            if merged is not None and merged[0] is not statement:
-                core.execute(*merged)
+        for command in job:
+            if merged is not None and merged[0].statement is not command.statement:
+                _write(core, *merged)
                 merged = None
-            if _can_be_merged(statement, parameters):
-                merged = merged or (statement, [])
-                merged[1].extend(parameters)
+            if _can_be_merged(command):
+                merged = merged or (command, [])
+                merged[1].extend(command.parameters)
             else:
-                result = core.execute(statement, parameters or None)
+                result = core.execute(command.statement, command.parameters or None)
                 rows = result.all() if result.returns_rows else ()
         results.append(rows)
     if merged is not None:
-        core.execute(*merged)
+        _write(core, *merged)
     return results
 
 
-def _can_be_merged(statement: Executable, parameters: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a statement has parameters and returns no rows."""
+def _can_be_merged(command: Command) -> bool:
+    """Return whether a command has parameters and returns no rows."""
+    statement, parameters, *_ = command
     return bool(parameters) and isinstance(statement, UpdateBase) and not statement.returning_column_descriptions
+
+
+def _write(core: Core, command: Command, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Execute a command that returns no rows, with the parameters for some rows."""
+    if command.bulk is None or len(rows) == 1:
+        core.execute(command.statement, rows)
+        return
+    for parameters in arrays(rows, command.bulk.key):
+        core.execute(command.bulk.statement, parameters)

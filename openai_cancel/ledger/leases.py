@@ -28,9 +28,8 @@ from openai_cancel.ledger.table import (
     count_owned,
     look,
     owned,
-    renew,
-    write,
 )
+from openai_cancel.ledger.writes import renew, write
 from openai_cancel.outcome import Outcome
 
 MAX_MISSED = 100_000
@@ -239,7 +238,9 @@ class Leases:
     async def _renew_leases(self, owners: Collection[str]) -> None:
         counted = {digest: held for digest, held in self._held.items() if held.fate is Fate.OURS}
         watched = {digest: held for digest, held in self._held.items() if held.fate in _WATCHED}
-        ((found,),) = await self.database.execute(renew(owners, self.duration), count_owned(self.owner))
+        ((found,),) = await self.database.execute(
+            renew(owners, self.duration, self.database.dialect), count_owned(self.owner)
+        )
         self._failing = False
         lost = {} if found == len(counted) else await self._find_lost(counted)
         await self._look_at({**watched, **lost})

@@ -147,7 +147,9 @@ def purge(selection: Selection, *, limit: int) -> Command:
     """
     old = select(_table.digest).where(_table.lease_until.is_(None), *selection.conditions(since=_table.changed))
     old = old.order_by(_table.changed).limit(limit)  # the order of an index, so that no page reads what others deleted
-    return Command(delete(RESPONSES).where(_table.digest.in_(old)).returning(_table.digest))
+    # A row that another transaction is writing is no longer old, or that one deletes it.
+    locked = old.with_for_update(skip_locked=True).cte("locked")
+    return Command(delete(RESPONSES).where(_table.digest.in_(select(locked.c.digest))).returning(_table.digest))
 
 
 def now() -> Command:

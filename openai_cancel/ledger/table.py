@@ -22,24 +22,16 @@ from sqlalchemy import (
     String,
     Table,
     Text,
-    and_,
-    bindparam,
     case,
-    cast,
     delete,
     func,
     insert,
     inspect,
-    not_,
-    null,
-    or_,
     select,
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql import Insert
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine
 
@@ -119,6 +111,18 @@ def _compile_for_postgresql(*_: Any, **__: Any) -> str:
     return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
 
 
+class Bulk(NamedTuple):
+    """A statement that takes the parameters of many rows at once, in arrays.
+
+    Attributes:
+        statement: the statement.
+        key: the name of the parameter that identifies a row.
+    """
+
+    statement: Executable
+    key: str
+
+
 class Command(NamedTuple):
     """A statement, and one set of parameters for each of its executions.
 
@@ -126,11 +130,13 @@ class Command(NamedTuple):
         statement: the statement.
         parameters: the parameters.
         is_repeatable: whether it does no harm, and has the same result, if it is executed twice in succession.
+        bulk: a statement that does the same, and is faster with more than one set of parameters; or None.
     """
 
     statement: Executable
     parameters: Sequence[Mapping[str, Any]] = ()
     is_repeatable: bool = True
+    bulk: Bulk | None = None
 
 
 class Record(NamedTuple):
@@ -308,126 +314,7 @@ def _storable(words: str | None) -> str | None:
     return words and words[:MAX_ERROR_LENGTH].encode(errors="replace").decode().replace("\0", "")
 
 
-def _earlier(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return the earlier of two times. NULL is never."""
-    return case((or_(one.is_(None), other < one), other), else_=one)
-
-
 _now = DatabaseTime()
-_seconds, _max_age = bindparam("seconds", type_=Double), bindparam("max_age", type_=Double)
-_is_claimed = and_(_table.state == STOPPING, _table.lease_until >= _now)
-
-
-def _recording(dialect: str, *, guarded: bool) -> Insert:
-    """Return the statement that writes a row: for a guard, which holds its lease, or for `Ledger.track`.
-
-    It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
-    """
-    make = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    statement = make(RESPONSES).values(
-        state=TRACKED,
-        attempts=0,
-        created=_now,
-        changed=_now,
-        lease_until=_earlier(_now + _seconds, _now + _max_age),
-        tracked_until=null() if guarded else _now + _seconds,
-        expires=_now + _max_age,  # the sum with NULL is NULL
-    )
-    new = statement.excluded
-    expires = _earlier(_table.expires, _table.created + _max_age)
-    lease = _earlier(_now + _seconds, expires)
-    is_guarded = and_(_table.state == TRACKED, _table.owner.is_not(None), _table.lease_until >= _now)
-    # The labels of a track take precedence over those of a guard, which are the same for all of its process.
-    labels = (new.labels, _table.labels) if guarded else (_table.labels, new.labels)
-    return statement.on_conflict_do_update(
-        index_elements=[_table.digest],
-        set_={
-            "labels": _merged(dialect, *labels),
-            "state": TRACKED,
-            "owner": new.owner if guarded else case((is_guarded, _table.owner), else_=null()),
-            "attempts": 0,
-            "changed": _now,
-            "lease_until": lease if guarded else case((is_guarded, _table.lease_until), else_=lease),
-            # A row without a lease has ended, and with it the time of its track.
-            "tracked_until": case((_has_lease, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
-            "expires": expires,
-            "error": None,
-            "request_id": None,
-            "reason": None,
-        },
-        where=not_(_is_claimed),
-    )
-
-
-def _merged(dialect: str, one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
-    """Return the labels of both; those of the second one take precedence."""
-    if dialect == "sqlite":
-        return func.json_patch(one, other, type_=JSON)
-    merged = cast(one, postgresql.JSONB).op("||")(cast(other, postgresql.JSONB))
-    return cast(merged, JSON)
-
-
-_RECORD: Mapping[tuple[str, bool], Insert] = {
-    (dialect, guarded): _recording(dialect, guarded=guarded)
-    for dialect in ("sqlite", "postgresql")
-    for guarded in (True, False)
-}
-
-_is_owned = and_(_table.digest == bindparam("old_digest"), _table.owner == bindparam("old_owner"))
-_again_in = bindparam("again_in", type_=Double)
-
-_SETTLE = (
-    update(RESPONSES)
-    .where(_is_owned)
-    .values(
-        state=bindparam("new_state", type_=String),
-        owner=None,
-        attempts=_table.attempts + bindparam("more_attempts", type_=Integer),
-        changed=_now,
-        lease_until=_now + _again_in,  # the sum with NULL is NULL
-        tracked_until=case((_again_in.is_(None), null()), else_=_table.tracked_until),
-        error=bindparam("new_error", type_=Text),
-        request_id=bindparam("new_request_id", type_=Text),
-    )
-)
-
-_RELEASE = (
-    update(RESPONSES)
-    .where(_is_owned)
-    .values(
-        state=case((_table.tracked_until.is_(None), RELEASED), else_=TRACKED),
-        owner=None,
-        changed=_now,
-        lease_until=case((_table.expires < _table.tracked_until, _table.expires), else_=_table.tracked_until),
-    )
-)
-
-
-def write(changes: Collection[Change], dialect: str) -> list[Command]:
-    """Return the commands that write rows and changes of rows.
-
-    Args:
-        changes: what to write.
-        dialect: `sqlite` or `postgresql`.
-    """
-    records = [change for change in changes if isinstance(change, Record)]
-    parts: list[tuple[Executable, Sequence[Change]]] = [
-        (_RECORD[dialect, True], [record for record in records if record.owner is not None]),
-        (_RECORD[dialect, False], [record for record in records if record.owner is None]),
-        (_SETTLE, [change for change in changes if isinstance(change, Settlement)]),
-        (_RELEASE, [change for change in changes if isinstance(change, Release)]),
-    ]
-    return [Command(statement, [change.parameters() for change in part]) for statement, part in parts if part]
-
-
-def renew(owners: Collection[str], seconds: float) -> Command:
-    """Return the command that renews the leases of some owners: they last that many seconds from now.
-
-    No lease of a guard lasts longer than the limit of its row. That of a sweep does, because it is stopping it.
-    """
-    until = _now + seconds
-    renewed = case((_table.state == STOPPING, until), else_=_earlier(until, _table.expires))
-    return Command(update(RESPONSES).where(_table.owner.in_(owners), _has_lease).values(lease_until=renewed))
 
 
 def count_owned(owner: str) -> Command:

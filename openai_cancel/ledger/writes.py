@@ -1,0 +1,247 @@
+"""The statements that write the rows of responses, and the ends of their leases.
+
+SQLite executes a statement for each row. On PostgreSQL, one execution writes many, which are in arrays. It locks them
+in the order of their digests, so that two processes that write the same rows do not wait for each other in a circle.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Double,
+    FromClause,
+    Integer,
+    Text,
+    Update,
+    and_,
+    bindparam,
+    case,
+    cast,
+    column,
+    func,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.sql import Insert
+from sqlalchemy.types import TypeEngine
+
+from openai_cancel.ledger.arrays import array_name
+from openai_cancel.ledger.table import (
+    RELEASED,
+    RESPONSES,
+    STOPPING,
+    TRACKED,
+    Bulk,
+    Change,
+    Command,
+    DatabaseTime,
+    Record,
+    Release,
+    Settlement,
+)
+
+_Types = Mapping[str, type[TypeEngine[Any]]]
+
+_RECORD_TYPES: _Types = {
+    "digest": Text,
+    "response_id": Text,
+    "base_url": Text,
+    "account": Text,
+    "labels": JSON,
+    "owner": Text,
+    "seconds": Double,
+    "max_age": Double,
+}
+"""The parameters of `Record`."""
+
+_RELEASE_TYPES: _Types = {"old_digest": Text, "old_owner": Text}
+"""The parameters of `Release`."""
+
+_SETTLE_TYPES: _Types = {
+    **_RELEASE_TYPES,
+    "new_state": Text,
+    "again_in": Double,
+    "more_attempts": Integer,
+    "new_error": Text,
+    "new_request_id": Text,
+}
+"""The parameters of `Settlement`."""
+
+_table = RESPONSES.c
+_has_lease = _table.lease_until.is_not(None)
+_now = DatabaseTime()
+_is_claimed = and_(_table.state == STOPPING, _table.lease_until >= _now)
+
+
+def _earlier(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the earlier of two times. NULL is never."""
+    return case((or_(one.is_(None), other < one), other), else_=one)
+
+
+def _unnested(types: _Types) -> FromClause:
+    """Return the rows that a statement of PostgreSQL has in arrays, one for each parameter."""
+    given = [bindparam(array_name(name), type_=postgresql.ARRAY(kind)) for name, kind in types.items()]
+    columns = [column(name, kind) for name, kind in types.items()]
+    return func.unnest(*given).table_valued(*columns, name="new").render_derived()
+
+
+def _inserting(dialect: str, *, guarded: bool, in_arrays: bool) -> sqlite.Insert | postgresql.Insert:
+    """Return the statement that inserts rows."""
+    rows = _unnested(_RECORD_TYPES)
+    seconds = rows.c.seconds if in_arrays else bindparam("seconds", type_=Double)
+    max_age = rows.c.max_age if in_arrays else bindparam("max_age", type_=Double)
+    made: dict[str, ColumnElement[Any]] = {
+        "state": literal(TRACKED),
+        "attempts": literal(0),
+        "created": _now,
+        "changed": _now,
+        "lease_until": _earlier(_now + seconds, _now + max_age),
+        "tracked_until": cast(null(), Double) if guarded else _now + seconds,
+        "expires": _now + max_age,  # the sum with NULL is NULL
+    }
+    insert = sqlite.insert(RESPONSES) if dialect == "sqlite" else postgresql.insert(RESPONSES)
+    if not in_arrays:
+        return insert.values(made)  # and the parameters that have the names of columns
+    made |= {name: rows.c[name] for name in _RECORD_TYPES if name in _table}
+    return insert.from_select([*made], select(*made.values()).order_by(rows.c.digest))
+
+
+def _recording(dialect: str, *, guarded: bool, in_arrays: bool = False) -> Insert:
+    """Return the statement that writes a row: for a guard, which holds its lease, or for `Ledger.track`.
+
+    It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
+    """
+    statement = _inserting(dialect, guarded=guarded, in_arrays=in_arrays)
+    new = statement.excluded
+    # No parameter can be seen here that a statement has in arrays: the limit is in the row that could not be inserted.
+    expires = _earlier(_table.expires, _table.created + (new.expires - new.created))
+    lease = _earlier(new.lease_until, expires)
+    is_guarded = and_(_table.state == TRACKED, _table.owner.is_not(None), _table.lease_until >= _now)
+    # The labels of a track take precedence over those of a guard, which are the same for all of its process.
+    labels = (new.labels, _table.labels) if guarded else (_table.labels, new.labels)
+    return statement.on_conflict_do_update(
+        index_elements=[_table.digest],
+        set_={
+            "labels": _merged(dialect, *labels),
+            "state": TRACKED,
+            "owner": new.owner if guarded else case((is_guarded, _table.owner), else_=null()),
+            "attempts": 0,
+            "changed": _now,
+            "lease_until": lease if guarded else case((is_guarded, _table.lease_until), else_=lease),
+            # A row without a lease has ended, and with it the time of its track.
+            "tracked_until": case((_has_lease, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
+            "expires": expires,
+            "error": None,
+            "request_id": None,
+            "reason": None,
+        },
+        where=not_(_is_claimed),
+    )
+
+
+def _merged(dialect: str, one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the labels of both; those of the second one take precedence."""
+    if dialect == "sqlite":
+        return func.json_patch(one, other, type_=JSON)
+    merged = cast(one, postgresql.JSONB).op("||")(cast(other, postgresql.JSONB))
+    return cast(merged, JSON)
+
+
+def _ending(types: _Types, *, in_arrays: bool) -> tuple[Update, Mapping[str, ColumnElement[Any]]]:
+    """Return an update of a row that still belongs to its owner, and the parameters of the update."""
+    given: dict[str, ColumnElement[Any]] = {name: bindparam(name, type_=kind) for name, kind in types.items()}
+    if in_arrays:
+        rows = _unnested(types)
+        is_owned = and_(_table.digest == rows.c.old_digest, _table.owner == rows.c.old_owner)
+        # An update alone would lock the rows in whatever order they are joined in.
+        locking = select(*rows.c).join(RESPONSES, is_owned).order_by(_table.digest)
+        locked = locking.with_for_update(of=RESPONSES, key_share=True).cte("locked")
+        given = {name: locked.c[name] for name in types}
+    ending = update(RESPONSES).where(_table.digest == given["old_digest"], _table.owner == given["old_owner"])
+    return ending.values(owner=None, changed=_now), given
+
+
+def _settling(*, in_arrays: bool = False) -> Update:
+    """Return the statement that writes a settlement."""
+    ending, given = _ending(_SETTLE_TYPES, in_arrays=in_arrays)
+    again_in = given["again_in"]
+    return ending.values(
+        state=given["new_state"],
+        attempts=_table.attempts + given["more_attempts"],
+        lease_until=_now + again_in,  # the sum with NULL is NULL
+        tracked_until=case((again_in.is_(None), null()), else_=_table.tracked_until),
+        error=given["new_error"],
+        request_id=given["new_request_id"],
+    )
+
+
+def _releasing(*, in_arrays: bool = False) -> Update:
+    """Return the statement that writes a release."""
+    ending, _ = _ending(_RELEASE_TYPES, in_arrays=in_arrays)
+    return ending.values(
+        state=case((_table.tracked_until.is_(None), RELEASED), else_=TRACKED),
+        lease_until=case((_table.expires < _table.tracked_until, _table.expires), else_=_table.tracked_until),
+    )
+
+
+_RECORD: Mapping[tuple[str, bool], Insert] = {
+    (dialect, guarded): _recording(dialect, guarded=guarded)
+    for dialect in ("sqlite", "postgresql")
+    for guarded in (True, False)
+}
+_SETTLE, _RELEASE = _settling(), _releasing()
+
+_BULK_RECORD = {
+    guarded: Bulk(_recording("postgresql", guarded=guarded, in_arrays=True), "digest") for guarded in (True, False)
+}
+_BULK_SETTLE = Bulk(_settling(in_arrays=True), "old_digest")
+_BULK_RELEASE = Bulk(_releasing(in_arrays=True), "old_digest")
+
+
+def write(changes: Collection[Change], dialect: str) -> list[Command]:
+    """Return the commands that write rows and changes of rows.
+
+    Args:
+        changes: what to write.
+        dialect: `sqlite` or `postgresql`.
+    """
+    records = [change for change in changes if isinstance(change, Record)]
+    parts: list[tuple[Insert | Update, Bulk, Sequence[Change]]] = [
+        (_RECORD[dialect, True], _BULK_RECORD[True], [record for record in records if record.owner is not None]),
+        (_RECORD[dialect, False], _BULK_RECORD[False], [record for record in records if record.owner is None]),
+        (_SETTLE, _BULK_SETTLE, [change for change in changes if isinstance(change, Settlement)]),
+        (_RELEASE, _BULK_RELEASE, [change for change in changes if isinstance(change, Release)]),
+    ]
+    return [
+        Command(statement, [change.parameters() for change in part], bulk=bulk if dialect == "postgresql" else None)
+        for statement, bulk, part in parts
+        if part
+    ]
+
+
+def renew(owners: Collection[str], seconds: float, dialect: str) -> Command:
+    """Return the command that renews the leases of some owners: they last that many seconds from now.
+
+    No lease of a guard lasts longer than the limit of its row. That of a sweep does, because it is stopping it.
+
+    Args:
+        owners: the owners.
+        seconds: the length of the leases.
+        dialect: `sqlite` or `postgresql`.
+    """
+    until = _now + seconds
+    renewed = case((_table.state == STOPPING, until), else_=_earlier(until, _table.expires))
+    is_held = and_(_table.owner.in_(owners), _has_lease)
+    renewal = update(RESPONSES).where(is_held).values(lease_until=renewed)
+    if dialect == "postgresql":
+        held = select(_table.digest).where(is_held).order_by(_table.digest)
+        locked = held.with_for_update(key_share=True).cte("locked")
+        renewal = renewal.where(_table.digest.in_(select(locked.c.digest)))
+    return Command(renewal)
