@@ -46,7 +46,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     **{
         f"{name}.{call}": getattr(cls, call)
         for name, cls in {"asynchronous": AsyncSession, "blocking": Session}.items()
-        for call in ("cancel", "retrieve", "stop", "guard", "wait", "wait_many", "stop_many", "running")
+        for call in ("cancel", "retrieve", "stop", "guard", "watch", "wait", "wait_many", "stop_many", "running")
     },
     **{
         f"{name}.{call}": getattr(cls, call)
