@@ -13,7 +13,7 @@ import attrs
 
 from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
-from openai_cancel.errors import APITimeoutError, OpenAICancelError, SessionStateError
+from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.pace import Pace
@@ -21,7 +21,7 @@ from openai_cancel.pool import Attempt
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
-from openai_cancel.wire import Answer, Page, Request, ResponseId, Wire, decode, decode_page
+from openai_cancel.wire import Answer, Page, Receiver, Request, ResponseId, Wire, decode, decode_page
 
 _Result = TypeVar("_Result", Response, Page)
 
@@ -185,6 +185,38 @@ class Caller:
         self.transport.check_open()
         return await self._call(self.wire.page(parameters), None, decode_page)
 
+    async def listen(
+        self, response_id: ResponseId, receiver: Receiver, *, after: int | None = None
+    ) -> Response | OpenAICancelError:
+        """Ask once for the events of a response: `GET /responses/{response_id}?stream=true`.
+
+        The time-out of an attempt holds until the stream begins.
+
+        Args:
+            response_id: the id, or an object that has it as `.id`.
+            receiver: takes the stream, if it accepts the answer.
+            after: the number of the event after which the stream begins; None for all.
+
+        Returns:
+            The response, if the server answers with it instead of a stream; otherwise the reason why there is no
+            stream, or no more of it.
+
+        See https://platform.openai.com/docs/api-reference/responses/get.
+        """
+        self.transport.check_open()
+        request = self.wire.stream_request(response_id, after)
+        if not self.transport.begin_stream():
+            failure = APIConnectionError("Half of the connections are streams, and the others are not for streams.")
+            failure.permanent = True
+            return failure
+        try:
+            result = await self._attempt(request, decode, self.policy, left=math.inf, is_last=False, receiver=receiver)
+        finally:
+            self.transport.end_stream()
+        self._note(request, response_id, result, 0.0, 1)
+        self._tell_end(response_id, result)
+        return result
+
     async def _call(
         self,
         request: Request,
@@ -208,8 +240,8 @@ class Caller:
             result = await self._attempt(request, read, policy, left=left, is_last=is_last)
             self._note(request, response_id, result, sent, attempts)
             if not isinstance(result, OpenAICancelError):
-                if self.endings.listeners and isinstance(result, Response) and result.is_terminal:
-                    self.endings.tell(response_id)
+                if self.endings.listeners:
+                    self._tell_end(response_id, result)
                 return result
             elapsed = clock.monotonic() - began
             delay = policy.delay(result, attempts=attempts, elapsed=elapsed, random=clock.random())
@@ -221,6 +253,10 @@ class Caller:
             await clock.sleep(delay)
             transport.check_open()
 
+    def _tell_end(self, response_id: ResponseId | None, result: Response | Page | OpenAICancelError) -> None:
+        if isinstance(result, Response) and result.is_terminal:
+            self.endings.tell(response_id)
+
     async def _attempt(
         self,
         request: Request,
@@ -229,6 +265,7 @@ class Caller:
         *,
         left: float,
         is_last: bool,
+        receiver: Receiver | None = None,
     ) -> _Result | OpenAICancelError:
         """Make one attempt in the time that is left, and return what was read from the answer, or the error."""
         seconds = min(self.timeout, left)
@@ -237,7 +274,10 @@ class Caller:
             with attempt:
                 if callable(self.settings.api_key):
                     request = self.wire.sign(request, await self.settings.ask_for_key())
-                return read(await self.transport.send(request, attempt), request)
+                answers = [await self.transport.send(request, attempt, receiver)]
+                if attempt.is_lifted:
+                    return APIConnectionError("The stream has ended.")
+                return read(answers.pop(), request)  # the locals of a traceback would show the answer
         except OpenAICancelError as error:
             return error
         except asyncio.CancelledError:

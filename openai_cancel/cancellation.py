@@ -58,15 +58,22 @@ class Timeout:
         seconds: how long the block may take.
         until: the time of the event loop at which the block ends.
         expired: whether this time-out has ended the block.
+        is_lifted: whether the block may take as long as it likes.
     """
 
     scheduler: TimeoutScheduler
     seconds: float
     until: float = math.inf
     expired: bool = False
+    is_lifted: bool = False
 
     _task: "asyncio.Task[object] | None" = None
     _cancelling: int = 0
+
+    def lift(self) -> None:
+        """Let the block take as long as it likes."""
+        self.until = math.inf
+        self.is_lifted = True
 
     def expire(self) -> None:
         """End the block by cancelling its task."""

@@ -678,6 +678,7 @@ class AsyncSession:
         queued_timeout: float | None = None,
         stalled_timeout: float | None = None,
         poll: float = 60.0,
+        stream: bool = False,
         on_update: OnUpdate | None = None,
         on_abandon: Literal["stop", "leave"] = "stop",
         grace: float = 10.0,
@@ -693,7 +694,7 @@ class AsyncSession:
         cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
         It looks often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
-        has passed.
+        has passed. With `stream=True` it follows the events of the response instead, and looks when they tell the end.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
@@ -704,8 +705,14 @@ class AsyncSession:
                 the wait ends, as for a time-out; None for no such limit.
             poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
                 longer one, up to this.
+            stream: whether to follow the events of the response (`GET …?stream=true`), as far as the server streams
+                them, to notice its end at once. A stream that was cut is resumed. While events come, nothing else is
+                requested; while none come, it looks at the usual intervals from 8 seconds on. A server that does not
+                stream this response is polled. A stream takes a connection: at most half of them are used for streams,
+                and further waits poll. Events are progress for `stalled_timeout`.
             on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
-                one. Its exceptions are logged and do not end the wait.
+                one, and with those that events carry, of which it may miss all but the last. Its exceptions are logged
+                and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the time-out.
             max_age: as for `guard`. The wait returns the response when a sweep has stopped it.
@@ -750,7 +757,9 @@ class AsyncSession:
         if on_abandon == "leave":
             guard.disarm()
         caller = self._caller.with_options(max_retries=max_retries, headers=headers, query=query)
-        return await wait(caller, guard, caller.identify(response_id), limits=limits, on_update=on_update)
+        return await wait(
+            caller, guard, caller.identify(response_id), limits=limits, stream=stream, on_update=on_update
+        )
 
     def wait_many(
         self,

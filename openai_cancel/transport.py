@@ -21,7 +21,7 @@ from openai_cancel.pool import Attempt, BorrowedConnections, Pool
 from openai_cancel.process import HomeProcess
 from openai_cancel.resolver import ThreadResolver
 from openai_cancel.settings import Settings
-from openai_cancel.wire import Answer, Request
+from openai_cancel.wire import Answer, Receiver, Request
 
 _UNWANTED = ("Content-Type",)  # some servers refuse an empty body that is announced as something
 
@@ -45,6 +45,7 @@ class Transport:
     scheduler: TimeoutScheduler
     client: aiohttp.ClientSession | None = None
     _closed = False
+    _streams = 0  # how many streams hold a connection
     _home: HomeProcess
 
     def __init__(self, settings: Settings, headers: Mapping[str, str], client: aiohttp.ClientSession | None) -> None:
@@ -59,6 +60,7 @@ class Transport:
         self._proxy: str | None = None
         self._default_headers: Mapping[str, str] | None = None
         self._pool: Pool | None = None
+        self._bodies: set[aiohttp.StreamReader] = set()  # of the streams that are being read
         self._borrowed = BorrowedConnections() if client is not None else None
 
     def __repr__(self) -> str:
@@ -128,6 +130,9 @@ class Transport:
         self.check_open()
         self._closed = True
         self.scheduler.close()
+        for body in self._bodies:
+            # aiohttp would close the connection, and leave its reader waiting.
+            body.set_exception(aiohttp.ClientConnectionError("The session was closed"))
         if self._foreign_client is None:
             await self.client.close()
 
@@ -161,7 +166,22 @@ class Transport:
             if connections is not None:
                 connections.drop_idle(seconds)
 
-    def send(self, request: Request, attempt: Attempt | None = None) -> Coroutine[Any, Any, Answer]:
+    def begin_stream(self) -> bool:
+        """Take a connection for a stream, and return whether there was one. Half of them are left to others."""
+        connector = None if self.client is None else self.client.connector
+        limits = [] if connector is None else [limit for limit in (connector.limit, connector.limit_per_host) if limit]
+        if limits and self._streams >= min(limits) // 2:
+            return False
+        self._streams += 1
+        return True
+
+    def end_stream(self) -> None:
+        """Give back the connection of a stream."""
+        self._streams -= 1
+
+    def send(
+        self, request: Request, attempt: Attempt | None = None, receiver: Receiver | None = None
+    ) -> Coroutine[Any, Any, Answer]:
         """Send a request without a body. Await the result.
 
         Its URL is sent as it is. Header names are in lower case. A body over the limit is not read.
@@ -169,6 +189,8 @@ class Transport:
         Args:
             request: the request.
             attempt: the attempt that this exchange is a part of. It learns whether the connection was used before.
+            receiver: takes the body piece by piece if it accepts the answer. The attempt, which it needs, may then take
+                as long as it likes. If the receiver needs no more before the body ends, the connection is closed.
 
         Raises:
             APITimeoutError: no connection within `connect_timeout`.
@@ -178,10 +200,12 @@ class Transport:
         client = self.client
         if client is None or client.closed:
             raise SessionStateError("The session, or the aiohttp.ClientSession that it was given, is closed.")
-        exchange = self._exchange(client, request, attempt)
+        exchange = self._exchange(client, request, attempt, receiver)
         return contain(exchange) if self._runs_foreign_code else exchange
 
-    async def _exchange(self, client: aiohttp.ClientSession, request: Request, attempt: Attempt | None) -> Answer:
+    async def _exchange(
+        self, client: aiohttp.ClientSession, request: Request, attempt: Attempt | None, receiver: Receiver | None
+    ) -> Answer:
         headers, middlewares = self._adapt(client, request)
         response: aiohttp.ClientResponse | None = None
         chunks: list[bytes] = []
@@ -206,7 +230,14 @@ class Transport:
             ) as response:
                 if attempt and (connections := pool or borrowed):
                     connections.note_answer(attempt)
-                complete = await self._read(response, chunks)
+                if (
+                    receiver
+                    and attempt
+                    and receiver.accepts(Answer(response.status, response.headers, b"", complete=False))
+                ):
+                    complete = await self._feed(response.content, attempt, receiver)
+                else:
+                    complete = await self._read(response, chunks)
                 if not complete:
                     chunks.clear()
                     response.close()  # the rest of the body may be on its way, so the connection is not used again
@@ -237,6 +268,18 @@ class Transport:
                 raise
             return False
         return room >= 0
+
+    async def _feed(self, content: aiohttp.StreamReader, attempt: Attempt, receiver: Receiver) -> bool:
+        """Give the body to a receiver until it needs no more. Return False: it has not been kept."""
+        attempt.lift()
+        self._bodies.add(content)
+        try:
+            while not content.at_eof():
+                if receiver.feed(await content.readany()):
+                    break
+        finally:
+            self._bodies.discard(content)
+        return False
 
     def _adapt(
         self, client: aiohttp.ClientSession, request: Request

@@ -18,6 +18,7 @@ from openai_cancel.errors import (
     ResponseDecodeError,
 )
 from openai_cancel.guard import Guard
+from openai_cancel.listening import Listener
 from openai_cancel.models import Response
 from openai_cancel.models.response import progress_of
 from openai_cancel.outcome import Outcome
@@ -29,6 +30,9 @@ PATIENCE = 3
 
 LAST_LOOK = 2.0
 """Seconds for one more look after a limit. The process may have been frozen, and the response has ended meanwhile."""
+
+_LATE = 10
+"""The number of looks after which they are no longer frequent."""
 
 Limit: TypeAlias = Literal["timeout", "queued_timeout", "stalled_timeout"]
 
@@ -114,7 +118,13 @@ def check_poll(poll: float) -> float:
 
 
 async def wait(
-    caller: Caller, guard: Guard, response_id: str, *, limits: WaitLimits, on_update: OnUpdate | None = None
+    caller: Caller,
+    guard: Guard,
+    response_id: str,
+    *,
+    limits: WaitLimits,
+    stream: bool = False,
+    on_update: OnUpdate | None = None,
 ) -> Response:
     """Wait until a response ends. The guard stops it if the wait ends before. See `AsyncSession.wait`.
 
@@ -124,7 +134,8 @@ async def wait(
     """
     try:
         async with guard:
-            return await _Wait(caller=caller, response_id=response_id, limits=limits, on_update=on_update).run()
+            wait = _Wait(caller=caller, response_id=response_id, limits=limits, on_update=on_update)
+            return await (wait.listen() if stream else wait.run())
     except WaitTimeoutError as error:
         error.outcome = guard.outcome
         raise
@@ -161,11 +172,25 @@ class _Wait:
     _progress: object = None
     _refusals: int = 0
     """How many looks in a row the server has refused."""
+    _listener: Listener | None = None
+    _answer: Response | None = None
+    """The response, if the server has sent it instead of its events."""
+
+    def __attrs_post_init__(self) -> None:
+        self._began = self._changed = self.caller.clock.monotonic()
+
+    async def listen(self) -> Response:
+        """Follow the events of the response as far as the server streams them. Look at it when they call for it."""
+        listener = self._listener = Listener(self.caller, self.response_id, self.limits.poll)
+        try:
+            await self._hear(listener, 0, None)
+            return await self.run()
+        finally:
+            await listener.close()
 
     async def run(self) -> Response:
         """Look at the response until it ends, or a limit is reached."""
         clock = self.caller.clock
-        self._began = self._changed = clock.monotonic()
         looks = 0
         while True:
             left = min((at for _, at in self._limits()), default=math.inf) - clock.monotonic()
@@ -182,21 +207,58 @@ class _Wait:
                     ahead.append(at - now)
                 elif is_known or limit == "timeout":  # without an answer, nobody knows whether it is stuck
                     raise self._too_late(limit)
-            age = now - self._began
-            delay = poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=self.limits.poll)
-            await clock.sleep(min([delay, *ahead]))
+            if self._listener is None:
+                await clock.sleep(min([self._delay(looks, asked), *ahead]))
+            else:
+                await self._hear(self._listener, looks, asked)
             looks += 1
+
+    def _delay(self, looks: int, asked: float | None) -> float:
+        clock = self.caller.clock
+        age = clock.monotonic() - self._began
+        return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=self.limits.poll)
+
+    async def _hear(self, listener: Listener, looks: int, asked: float | None) -> None:
+        """Wait until the next look is due: the stream calls for it, has been silent for some time, or a limit comes."""
+        clock = self.caller.clock
+        since = clock.monotonic()
+        delay, later = self._delay(looks, asked), self._delay(_LATE, asked)
+        while not listener.take_need():
+            # A stream that has begun may be silent for as long as a late look may be late.
+            times = [max(since, listener.progressed) + (later if listener.has_begun else delay)]
+            times += (at for _, at in self._limits() if at > since)
+            left = min(times) - clock.monotonic()
+            if left <= 0:
+                break
+            await listener.news_within(left)
+            await self._take_news(listener)
+        if listener.is_over:
+            self._listener, self._answer = None, listener.answer
+
+    async def _take_news(self, listener: Listener) -> None:
+        response = listener.take_response()
+        if response is not None:
+            self._response = response
+            self._note_progress(response)
+        self._changed = max(self._changed, listener.progressed)
+        if listener.is_running:
+            self._queued_since = None
+        if response is not None:
+            await self._update(response)
 
     async def _look(self, seconds: float) -> Response | APIError:
         """Retrieve the response, or return an error that may pass."""
+        answer, self._answer = self._answer, None
         try:
-            answer = self._response = await self.caller.retrieve(self.response_id, deadline=seconds)
+            if answer is None:
+                answer = await self.caller.retrieve(self.response_id, deadline=seconds)
         except APIError as error:
             self._refusals = 0 if _may_pass(error) else self._refusals + 1
             if self._refusals == PATIENCE or (self._refusals and isinstance(error, APIConnectionError)):
                 raise
             return error
         self._refusals = 0
+        self._response = answer
         self._note_progress(answer)
         await self._update(answer)
         return answer

@@ -51,6 +51,11 @@ Servers create ids of any form. Only `.` and `..` cannot be sent, because they a
 
 _PLAIN = re.compile(r"\w[\w-]*", re.ASCII)  # most ids need no encoding
 
+EVENT_STREAM = "text/event-stream"
+"""The media type of server-sent events."""
+
+_ACCEPT = "application/json"
+
 NO_JSON = object()
 """The document of a body that is not JSON."""
 
@@ -118,12 +123,24 @@ class Page(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """One HTTP answer. `complete` is false if the body was larger than the limit and was not read."""
+    """One HTTP answer. `complete` is false if the body was larger than the limit, or went to a `Receiver`."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     complete: bool = True
+
+
+class Receiver(Protocol):
+    """Takes a body piece by piece, as it arrives."""
+
+    def accepts(self, answer: Answer) -> bool:
+        """Return whether it takes the body of this answer, whose body is not read yet."""
+        ...
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take the next piece, and return whether it needs no more."""
+        ...
 
 
 @attrs.frozen
@@ -139,7 +156,7 @@ class Wire:
     @classmethod
     def from_settings(cls, settings: Settings) -> Self:
         """Compute the parts from settings. If a function returns the key, `sign` adds it later."""
-        headers = {"accept": "application/json", "user-agent": f"openai-cancel/{__version__}", **settings.headers}
+        headers = {"accept": _ACCEPT, "user-agent": f"openai-cancel/{__version__}", **settings.headers}
         wire = cls(
             prefix=f"{settings.base_url}/responses/",
             key_header=settings.key_header,
@@ -191,6 +208,22 @@ class Wire:
         """
         query = [(name, value) for name, value in self.query if name not in parameters]
         return Request("GET", Secret(self.prefix[:-1] + _encode([*query, *parameters.items()])), self.headers)
+
+    def stream_request(self, response_id: ResponseId, after: int | None) -> Request:
+        """Return the request for the events of a response.
+
+        Args:
+            response_id: the id.
+            after: the number of the event after which the stream begins; None for all.
+
+        Raises:
+            InvalidResponseIdError: the id cannot be sent.
+        """
+        query = {"stream": "true"} if after is None else {"stream": "true", "starting_after": str(after)}
+        request = attrs.evolve(self, suffix=_encode(merge_query(self.query, query))).request("GET", response_id)
+        if request.headers["accept"] != _ACCEPT:  # the caller's own
+            return request
+        return request._replace(headers={**request.headers, "accept": f"{EVENT_STREAM}, {_ACCEPT}"})
 
     def sign(self, request: Request, key: Secret) -> Request:
         """Return the request with the key in its header, unless the caller's headers already set it."""

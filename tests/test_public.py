@@ -69,7 +69,7 @@ class TestTypedDictsOfOptions:
                 "wait",
                 {
                     *("timeout", "queued_timeout", "stalled_timeout"),
-                    *("poll", "on_update", "on_abandon", "grace", "max_age"),
+                    *("poll", "stream", "on_update", "on_abandon", "grace", "max_age"),
                 },
             ),
         ],

@@ -57,6 +57,9 @@ async def guarding(session: AsyncSession, blocking: Session) -> None:
         assert_type(other, Guard)
     assert_type(await session.wait("x", timeout=5, on_abandon="leave"), Response)
     assert_type(blocking.wait("x", grace=1), Response)
+    assert_type(await session.wait("x", stream=True), Response)
+    assert_type(blocking.wait("x", stream=True), Response)
+    blocking.wait("x", stream="yes")  # type: ignore[arg-type]  # it is no mode
     blocking.wait("x", on_abandon="pause")  # type: ignore[arg-type]  # an unknown word
     try:
         await session.wait("x")

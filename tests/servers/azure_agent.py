@@ -1,12 +1,13 @@
 """Run Microsoft's server for the Responses protocol: `azure_agent.py FILE`.
 
 It listens on a free port, and writes the port to FILE. The input of a request tells its agent what to do: run,
-completed, failed or incomplete.
+completed, failed, incomplete, or `talk for N s`. When it has talked, it writes the time to a file beside FILE.
 """
 
 import asyncio
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,21 @@ from azure.ai.agentserver.responses import (
 )
 
 app = ResponsesAgentServerHost()
+PIECES = 120
+
+
+async def talk(stream: ResponseEventStream, seconds: float) -> AsyncIterator[object]:
+    """Yield the events of a text that takes that long."""
+    item = stream.add_output_item_message()
+    yield item.emit_added()
+    text = item.add_text_content()
+    yield text.emit_added()
+    for number in range(PIECES):
+        yield text.emit_delta(f" {number}")
+        await asyncio.sleep(seconds / PIECES)
+    yield text.emit_text_done()
+    yield text.emit_done()
+    yield item.emit_done()
 
 
 @app.response_handler
@@ -32,6 +48,12 @@ async def agent(
         raise RuntimeError("told to fail")
     if instruction == "run":
         await cancellation_signal.wait()
+        return
+    if instruction.startswith("talk for "):
+        async for event in talk(stream, float(instruction.split()[2])):
+            yield event
+        Path(sys.argv[1]).with_name(f"{context.response_id}.ended").write_text(str(time.time()))
+        yield stream.emit_completed()
         return
     for event in stream.output_item_message("done"):
         yield event
