@@ -137,6 +137,10 @@ class Guard:
         if self._entered:
             self._scope.add(self._clients)
 
+    async def recorded_for(self, response_id: str) -> float:
+        """Return the seconds since a response was first recorded in the ledger, also by a process that has died."""
+        return 0.0 if self._tracker is None else await self._tracker.age(response_id)
+
     def disarm(self) -> None:
         """Let all responses run on that are guarded so far."""
         if self._tracker and self._entered:

@@ -700,7 +700,8 @@ class AsyncSession:
             response_id: the id, or an object that has it as `.id`.
             timeout: seconds to wait; None to wait as long as the response takes.
             queued_timeout: seconds after which the wait ends, as for a time-out, if the response is still `queued`;
-                None for no such limit. A response with a completion window may rightly be queued for hours.
+                None for no such limit. A response with a completion window may rightly be queued for hours. With a
+                ledger, the time counts from the first record of the response, also after a restart of the process.
             stalled_timeout: seconds without any change of its status, its output or its times of updates after which
                 the wait ends, as for a time-out; None for no such limit.
             poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a

@@ -29,6 +29,10 @@ class Tracker(Protocol):
     def begin_soon(self, response_id: str) -> None:
         """Record one more response and hold its lease."""
 
+    async def age(self, response_id: str) -> float:
+        """Return the seconds since a response was first recorded; 0.0 if it is not, or the database fails."""
+        ...
+
     async def release(self, response_ids: Collection[str]) -> None:
         """Let responses run on without a lease.
 

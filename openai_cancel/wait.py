@@ -134,7 +134,9 @@ async def wait(
     """
     try:
         async with guard:
-            wait = _Wait(caller=caller, response_id=response_id, limits=limits, on_update=on_update)
+            # An earlier process may have waited for it before.
+            age = 0.0 if limits.queued_timeout == math.inf else await guard.recorded_for(response_id)
+            wait = _Wait(caller=caller, response_id=response_id, limits=limits, on_update=on_update, age=age)
             return await (wait.listen() if stream else wait.run())
     except WaitTimeoutError as error:
         error.outcome = guard.outcome
@@ -164,6 +166,8 @@ class _Wait:
     response_id: str
     limits: WaitLimits
     on_update: OnUpdate | None
+    age: float
+    """Seconds since the response was first recorded in a ledger."""
 
     _began: float = attrs.field(init=False)
     _response: Response | None = None
@@ -269,7 +273,7 @@ class _Wait:
         if response.status != "queued":
             self._queued_since = None
         elif self._queued_since is None:
-            self._queued_since = self._began if self._progress is None else now
+            self._queued_since = self._began - self.age if self._progress is None else now
         if progress != self._progress:
             self._progress, self._changed = progress, now
 

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 from conftest import KEY, QuickClock, QuickSession, cancels, reported
+from ledger_database import execute as execute_sql
+from ledger_database import without_table
+from sqlalchemy import update
 
 from openai_cancel import AsyncSession, ConfigurationError, Response, Session, Verdict, WaitTimeoutError
 from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger
+from openai_cancel.ledger.table import RESPONSES
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -125,6 +130,30 @@ class TestQueuedTimeout:
     async def test_a_failing_server_does_not_show_that_a_response_is_queued(self, session, server, create) -> None:
         server.faults += [known("queued")] + [Fault(on="retrieve", status=503)] * 20
         assert (await session.wait(create(runs_for=0), queued_timeout=30, max_retries=0)).status == "completed"
+
+
+class TestQueuedTimeoutWithALedger:
+    async def test_it_counts_from_the_first_record_also_after_a_restart(self, server, create, tmp_path) -> None:
+        name, url = create(queued_for=math.inf), f"sqlite:///{tmp_path}/ledger.db"
+        async with Ledger(url) as ledger:
+            await ledger.track(name, session=AsyncSession(api_key=KEY, base_url=server.base_url), ttl=HOUR)
+        await execute_sql(url, update(RESPONSES).values(created=RESPONSES.c.created - 100))
+        clock = QuickClock()
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock, ledger=Ledger(url)) as session:
+            with pytest.raises(WaitTimeoutError, match="was still queued after 120 s"):
+                await session.wait(name, queued_timeout=120)
+        assert 10 < sum(clock.slept) < 21
+
+    async def test_without_a_record_or_with_a_failing_database_it_counts_from_now(self, server, tmp_path) -> None:
+        url = f"sqlite:///{tmp_path}/ledger.db"
+        async with (
+            Ledger(url) as ledger,
+            QuickSession(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
+        ):
+            guard = session.guard()
+            assert await guard.recorded_for("resp_unknown") == 0.0
+            async with without_table(url):
+                assert await guard.recorded_for("resp_unknown") == 0.0
 
 
 class TestStalledTimeout:

@@ -327,6 +327,11 @@ def owned(owner: str) -> Command:
     return Command(select(_table.digest).where(_table.owner == owner, _has_lease))
 
 
+def age(digest: str) -> Command:
+    """Return the command that reads the seconds since a row was first recorded."""
+    return Command(select((DatabaseTime() - _table.created).label("age")).where(_table.digest == digest))
+
+
 class Sighting(NamedTuple):
     """A row as it is now, for an owner that may have lost it. For the attributes, see `RESPONSES`."""
 

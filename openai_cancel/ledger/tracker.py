@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.leases import Leases, Written
-from openai_cancel.ledger.table import TRACKED, Account, End, Record, Release, Settlement
+from openai_cancel.ledger.table import TRACKED, Account, End, Record, Release, Settlement, age
 from openai_cancel.outcome import Outcome
 
 _T = TypeVar("_T")
@@ -55,6 +55,14 @@ class LeaseTracker:
     def begin_soon(self, response_id: str) -> None:
         """Record one more response and hold its lease, without waiting, from any thread."""
         self._call(self._hold, self._records([response_id]))
+
+    async def age(self, response_id: str) -> float:
+        """Return the seconds since a response was first recorded; 0.0 if it is not, or the database fails."""
+        try:
+            rows = await self._leases.database.read(age(self._account.digest(response_id)))
+        except LedgerError:
+            return 0.0
+        return max(0.0, *(row.age for row in rows)) if rows else 0.0
 
     async def release(self, response_ids: Collection[str]) -> None:
         """Let responses run on without a lease.
