@@ -4,7 +4,8 @@ SQLite executes a statement for each row. On PostgreSQL, one execution writes ma
 in the order of their digests, so that two processes that write the same rows do not wait for each other in a circle.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
+from functools import cache, partial
 from typing import Any
 
 from sqlalchemy import (
@@ -43,7 +44,6 @@ from openai_cancel.ledger.table import (
     Command,
     DatabaseTime,
     Record,
-    Release,
     Settlement,
 )
 
@@ -113,7 +113,7 @@ def _inserting(dialect: str, *, guarded: bool, in_arrays: bool) -> sqlite.Insert
     return insert.from_select([*made], select(*made.values()).order_by(rows.c.digest))
 
 
-def _recording(dialect: str, *, guarded: bool, in_arrays: bool = False) -> Insert:
+def _recording(dialect: str, *, guarded: bool, in_arrays: bool) -> Insert:
     """Return the statement that writes a row: for a guard, which holds its lease, or for `Ledger.track`.
 
     It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
@@ -168,7 +168,7 @@ def _ending(types: _Types, *, in_arrays: bool) -> tuple[Update, Mapping[str, Col
     return ending.values(owner=None, changed=_now), given
 
 
-def _settling(*, in_arrays: bool = False) -> Update:
+def _settling(_dialect: str, *, in_arrays: bool) -> Update:
     """Return the statement that writes a settlement."""
     ending, given = _ending(_SETTLE_TYPES, in_arrays=in_arrays)
     again_in = given["again_in"]
@@ -182,7 +182,7 @@ def _settling(*, in_arrays: bool = False) -> Update:
     )
 
 
-def _releasing(*, in_arrays: bool = False) -> Update:
+def _releasing(_dialect: str, *, in_arrays: bool) -> Update:
     """Return the statement that writes a release."""
     ending, _ = _ending(_RELEASE_TYPES, in_arrays=in_arrays)
     return ending.values(
@@ -191,18 +191,21 @@ def _releasing(*, in_arrays: bool = False) -> Update:
     )
 
 
-_RECORD: Mapping[tuple[str, bool], Insert] = {
-    (dialect, guarded): _recording(dialect, guarded=guarded)
-    for dialect in ("sqlite", "postgresql")
-    for guarded in (True, False)
+_MAKERS: Mapping[str, tuple[Callable[..., Insert | Update], str]] = {
+    "guard": (partial(_recording, guarded=True), "digest"),
+    "track": (partial(_recording, guarded=False), "digest"),
+    "settle": (_settling, "old_digest"),
+    "release": (_releasing, "old_digest"),
 }
-_SETTLE, _RELEASE = _settling(), _releasing()
+"""For each kind of change, what makes its statement, and the parameter that identifies a row."""
 
-_BULK_RECORD = {
-    guarded: Bulk(_recording("postgresql", guarded=guarded, in_arrays=True), "digest") for guarded in (True, False)
-}
-_BULK_SETTLE = Bulk(_settling(in_arrays=True), "old_digest")
-_BULK_RELEASE = Bulk(_releasing(in_arrays=True), "old_digest")
+
+@cache
+def _template(kind: str, dialect: str) -> Command:
+    """Return a command without its parameters. It is made when it is needed, because that takes some milliseconds."""
+    make, key = _MAKERS[kind]
+    bulk = Bulk(make(dialect, in_arrays=True), key) if dialect == "postgresql" else None
+    return Command(make(dialect, in_arrays=False), bulk=bulk)
 
 
 def write(changes: Collection[Change], dialect: str) -> list[Command]:
@@ -212,18 +215,16 @@ def write(changes: Collection[Change], dialect: str) -> list[Command]:
         changes: what to write.
         dialect: `sqlite` or `postgresql`.
     """
-    records = [change for change in changes if isinstance(change, Record)]
-    parts: list[tuple[Insert | Update, Bulk, Sequence[Change]]] = [
-        (_RECORD[dialect, True], _BULK_RECORD[True], [record for record in records if record.owner is not None]),
-        (_RECORD[dialect, False], _BULK_RECORD[False], [record for record in records if record.owner is None]),
-        (_SETTLE, _BULK_SETTLE, [change for change in changes if isinstance(change, Settlement)]),
-        (_RELEASE, _BULK_RELEASE, [change for change in changes if isinstance(change, Release)]),
-    ]
-    return [
-        Command(statement, [change.parameters() for change in part], bulk=bulk if dialect == "postgresql" else None)
-        for statement, bulk, part in parts
-        if part
-    ]
+    parts: dict[str, list[dict[str, Any]]] = {kind: [] for kind in _MAKERS}
+    for change in changes:
+        parts[_kind(change)].append(change.parameters())
+    return [_template(kind, dialect)._replace(parameters=part) for kind, part in parts.items() if part]
+
+
+def _kind(change: Change) -> str:
+    if isinstance(change, Record):
+        return "track" if change.owner is None else "guard"
+    return "settle" if isinstance(change, Settlement) else "release"
 
 
 def renew(owners: Collection[str], seconds: float, dialect: str) -> Command:
