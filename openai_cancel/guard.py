@@ -264,8 +264,10 @@ class Stops:
 
     def _take(self, outcome: Outcome) -> None:
         """Note that another process stops a response, or has stopped it, so that it is not stopped twice."""
-        if outcome.response_id not in self.outcomes:
-            (self.outcomes if outcome.stopped else self.taken)[outcome.response_id] = outcome
+        if outcome.stopped:
+            self.outcomes.setdefault(outcome.response_id, outcome)
+        else:
+            self.taken[outcome.response_id] = outcome
 
     def holds(self, response_id: str) -> bool:
         """Return whether a response is guarded."""

@@ -28,8 +28,11 @@ CANCEL_SHARE = 0.75
 CANCEL_EVERY = 4
 """One look in this many cancels again: some servers forget a cancel, and none objects to another one."""
 
+FROZEN = 1.0
+"""Seconds after the deadline from which on the process must have been frozen."""
+
 LAST_LOOK = 2.0
-"""Seconds for one more look if the deadline has passed unnoticed, because the process was frozen."""
+"""Seconds for one more look then: the response may have ended meanwhile."""
 
 LEAST_TIME = 0.5
 """Seconds that must remain for another request."""
@@ -231,7 +234,7 @@ class _Stop:
     async def _retrieve(self, *, max_retries: int | None = None) -> OpenAICancelError | None:
         """Look in the remaining time, and return the error, if there is one."""
         left = self._left()
-        if left <= 0 and not self._looked_late:
+        if left <= -FROZEN and not self._looked_late:
             self._looked_late, left = True, LAST_LOOK
         elif left <= 0:
             return self._too_late()

@@ -33,6 +33,8 @@ from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger.table import RESPONSES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 STRICT = ("-X", "dev", "-W", "error")
 README = (ROOT / "README.md").read_text()

@@ -450,7 +450,7 @@ def test_a_guard_whose_event_loop_is_closed_logs_that_it_stopped_nothing(caplog:
         session = await AsyncSession(base_url="http://127.0.0.1:9", api_key=KEY).open()
 
         async def work() -> None:
-            async with session.guard("resp_a"):
+            async with session.guard("resp_a", grace=0.5):
                 await asyncio.Event().wait()
 
         coroutine = work()

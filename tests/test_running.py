@@ -305,6 +305,7 @@ class TestPages:
                 del server.responses[names[52]]
         assert len(found) == len(set(found)) == 150
 
+    @pytest.mark.slow
     async def test_memory_does_not_grow_with_the_list(self, ogx) -> None:
         server, session = ogx
         for _ in range(400):
