@@ -62,8 +62,8 @@ class Bulk(ABC, Generic[_R]):
 
     def __init__(self, caller: Caller, pace: Pace) -> None:
         pace.give_up = self._give_up
-        self.caller = caller.with_pace(pace)
-        self.pace = pace
+        self.caller: Caller = caller.with_pace(pace)
+        self.pace: Pace = pace
         self._results: asyncio.Queue[_R | None] = asyncio.Queue()
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
         self._taken = 0  # the number of ids whose result was not consumed yet

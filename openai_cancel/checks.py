@@ -53,7 +53,7 @@ class SecretFunction:
     __slots__ = ("function",)
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        self.function = function
+        self.function: Callable[[], Any] = function
 
     def __call__(self) -> Any:
         """Call the function."""

@@ -130,7 +130,7 @@ class BorrowedConnections(Connections):
     """
 
     def __init__(self) -> None:
-        self.generation = 0
+        self.generation: int = 0
         self._may_be_idle = True  # whether a connection of this generation may have been used before
 
     def drop_idle(self, seconds: float = 0.0) -> None:  # noqa: ARG002 - the age of these connections is not known

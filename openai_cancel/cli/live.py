@@ -161,7 +161,7 @@ class WaitBar(Bar):
         watched: the responses that are waited for.
     """
 
-    all_columns = (
+    all_columns: tuple[ProgressColumn, ...] = (
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("ended"),

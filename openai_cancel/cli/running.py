@@ -186,7 +186,7 @@ class RunningSource:
     """
 
     def __init__(self, select: Callable[[], AsyncGenerator[Response, None]], *, skip: Callable[[str], bool]) -> None:
-        self.found = Findings()
+        self.found: Findings = Findings()
         self.total: int | None = None
         self.yielded: int = 0
         self.skipped: int = 0
@@ -240,7 +240,8 @@ class RunningSource:
         if names:
             complain(f"{len(names):,} run again although they were stopped")
         self.again = len(names)
-        self.found, self.total = Findings(names), self.yielded + self.skipped + len(names)
+        self.found = Findings(names)
+        self.total = self.yielded + self.skipped + len(names)
         self._skip = _skips_nothing
         return bool(names)
 

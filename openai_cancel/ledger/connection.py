@@ -86,10 +86,10 @@ class Connection:
     """
 
     def __init__(self, backend: Backend, engine: Engine, timeout: float) -> None:
-        self.is_open = False
-        self.has_begun = False
-        self.is_migrating = False
-        self.is_committing = False
+        self.is_open: bool = False
+        self.has_begun: bool = False
+        self.is_migrating: bool = False
+        self.is_committing: bool = False
         self._backend = backend
         self._engine = engine
         self._timeout = timeout

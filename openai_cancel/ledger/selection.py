@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Text, and_, bindparam, cast, delete, not_,
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import TypeEngine
 
 from openai_cancel.checks import check_seconds
 from openai_cancel.errors import ConfigurationError
@@ -40,8 +41,8 @@ _is_open = _table.lease_until.is_not(None)
 class LabelValue(GenericFunction[str]):
     """The value of a label by its name, or NULL."""
 
-    type = Text()
-    inherit_cache = True
+    type: TypeEngine[str] = Text()
+    inherit_cache: bool = True
 
 
 @compiles(LabelValue, "sqlite")
