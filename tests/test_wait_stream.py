@@ -399,6 +399,17 @@ class TestLeaving:
             await wait
         assert server.responses[name].cancelled is not None
 
+    async def test_closing_the_session_ends_a_stream_of_a_response_that_is_left_running(
+        self, session, server, clock, streamed
+    ) -> None:
+        name = await streamed()
+        wait = asyncio.create_task(session.wait(name, stream=True, on_abandon="leave"))
+        await open_stream(server, clock)
+        await session.close()
+        with pytest.raises(SessionStateError):
+            await wait
+        assert server.responses[name].cancelled is None
+
     async def test_an_error_of_the_key_function_ends_the_wait(self, server, clock, streamed) -> None:
         name = await streamed()
         keys = iter([KEY])
