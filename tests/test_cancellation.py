@@ -51,8 +51,8 @@ async def test_each_block_expires_at_its_own_time(scheduler: TimeoutScheduler) -
             await asyncio.Event().wait()
         ended.append(seconds)
 
-    await asyncio.gather(*map(work, (0.03, 0.01, 0.04, 0.02, 0.02)))
-    assert ended == [0.01, 0.02, 0.02, 0.03, 0.04]
+    await asyncio.gather(*map(work, (0.15, 0.05, 0.2, 0.1, 0.1)))
+    assert ended == [0.05, 0.1, 0.1, 0.15, 0.2]
 
 
 async def test_all_blocks_share_one_timer_of_the_event_loop(
