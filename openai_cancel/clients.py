@@ -3,9 +3,8 @@
 import re
 from collections.abc import Mapping
 from inspect import iscoroutinefunction
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import attrs
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
 from openai_cancel.checks import Secret
@@ -59,8 +58,7 @@ def is_async(inner: object) -> bool:
     return iscoroutinefunction(getattr(type(inner), "send", None))  # in the object it may have been replaced
 
 
-@attrs.frozen
-class Account:
+class Account(NamedTuple):
     """The server and the account of a session: it can stop the responses that requests create there.
 
     Attributes:
@@ -72,8 +70,8 @@ class Account:
 
     origin: tuple[str, str, int]
     paths: frozenset[bytes]
-    key: str | None = attrs.field(repr=False)
-    identity: Mapping[str, str] = attrs.field(repr=False)
+    key: str | None
+    identity: Mapping[str, str]
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "Account":
@@ -126,8 +124,9 @@ class Account:
         return (self.key is None or key == self.key) and identity == self.identity
 
 
-@attrs.frozen(kw_only=True)
 class _ClientSettings(Settings):
+    # Without attrs, which would write the constructor once more, at import.
+
     def __attrs_post_init__(self) -> None:
         """Warn of nothing: the client sends its key anyway."""
 

@@ -24,7 +24,7 @@ TRUSTED_FOR = 1.0
 """Seconds for which an idle connection is trusted by a guard, which has little time: a dead one gives no sign."""
 
 OnExit: TypeAlias = Literal["leave", "stop"]
-"""What becomes of responses if the block of a guard ends normally."""
+"""The fate of responses if the block of a guard ends normally."""
 
 YOUNG = 60.0
 """Seconds in which a server may not know a new response yet."""

@@ -22,7 +22,7 @@ from openai_cancel.retry import MAX_DELAY, POLL_SHARE, is_transient, poll_delay
 from openai_cancel.wire import EVENT_STREAM, Answer
 
 PATIENCE = 3
-"""How many answers in a row may bring no new event before the listener gives up."""
+"""The number of answers in a row without a new event after which the listener gives up."""
 
 STEADY = 1.0
 """Seconds that a connection must last at first to be resumed at once; later 2 % of the age, up to 8 seconds."""

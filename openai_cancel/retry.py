@@ -23,6 +23,9 @@ LEAST_POLL = 0.25
 MAX_POLL = 60.0
 """The longest time between two looks, in seconds, unless the caller sets another one."""
 
+LAST_LOOK = 2.0
+"""Seconds for one more look after a limit: the process may have been frozen, and the response has ended meanwhile."""
+
 POLL_SHARE = 0.02
 """The time between two looks, as a share of the age of the response."""
 

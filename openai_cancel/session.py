@@ -18,7 +18,6 @@ from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OnExit, OpenGuards
 from openai_cancel.home import Home, Work
-from openai_cancel.listing import Filters, running
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.settings import ApiKey, Settings
@@ -279,7 +278,7 @@ class AsyncSession:
 
     @property
     def caller(self) -> Caller:
-        """What makes the calls, for code that is built on top of sessions."""
+        """The object that makes single calls, for code that is built on top of sessions."""
         return self._caller
 
     def identify(self, response_id: ResponseId) -> str:
@@ -978,6 +977,8 @@ class AsyncSession:
         See https://learn.microsoft.com/azure/foundry/reference/rest/list-responses.
         """
         headers, query = hidden(headers), hidden(query)
+        from openai_cancel.listing import Filters, running  # keeps the import of the package fast
+
         filters = Filters.checked(
             statuses=statuses, older_than=older_than, newer_than=newer_than, model=model, metadata=metadata
         )

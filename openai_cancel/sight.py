@@ -82,7 +82,7 @@ class Sight:
 
 
 class _Ahead:
-    """What was read of a body before its reader asked for it.
+    """The part of a body that was read before its reader asked for it.
 
     Args:
         stream: the stream of the response.

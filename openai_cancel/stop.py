@@ -19,7 +19,7 @@ from openai_cancel.errors import (
 )
 from openai_cancel.models import Response
 from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
-from openai_cancel.retry import MAX_POLL, is_transient, poll_delay
+from openai_cancel.retry import LAST_LOOK, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
 
 CANCEL_SHARE = 0.75
@@ -31,14 +31,11 @@ CANCEL_EVERY = 4
 FROZEN = 1.0
 """Seconds after the deadline from which on the process must have been frozen."""
 
-LAST_LOOK = 2.0
-"""Seconds for one more look then: the response may have ended meanwhile."""
-
 LEAST_TIME = 0.5
 """Seconds that must remain for another request."""
 
 DOUBTFUL_ROUNDS = 3
-"""How many more rounds it takes to believe a 404 about a response that is young, or was seen before.
+"""The number of further rounds until a 404 is believed about a response that is young, or was seen before.
 
 A store may be eventual, and replicas may not share one.
 """
@@ -109,7 +106,7 @@ class _Stop:
     _reached: bool = False
     """Whether a cancel may have had an effect: one was accepted, or had no answer."""
     _rounds_without_it: int = 0
-    """How many rounds in a row the server has not found the response."""
+    """The number of rounds in a row in which the server has not found the response."""
     _looked_late: bool = False
 
     async def run(self) -> Outcome:

@@ -16,8 +16,6 @@ from typing import Any, Protocol, cast
 from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
-import attrs
-
 from openai_cancel.clients import Account, is_async
 from openai_cancel.errors import LedgerError
 from openai_cancel.home import Home, Work, in_asyncio
@@ -94,7 +92,6 @@ def untap(client: Any, listener: Listener) -> None:
             del _taps[client]
 
 
-@attrs.define(eq=False)
 class _Creation:
     """A request that creates a response in the background.
 
@@ -103,8 +100,9 @@ class _Creation:
         response_id: the id, once it was seen.
     """
 
-    listeners: list[Listener]
-    response_id: str | None = None
+    def __init__(self, listeners: list[Listener]) -> None:
+        self.listeners = listeners
+        self.response_id: str | None = None
 
 
 class _Tap:

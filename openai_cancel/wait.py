@@ -4,9 +4,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
-
-import attrs
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from openai_cancel.caller import Caller
 from openai_cancel.checks import check_limit, check_seconds
@@ -18,18 +16,17 @@ from openai_cancel.errors import (
     ResponseDecodeError,
 )
 from openai_cancel.guard import Guard
-from openai_cancel.listening import Listener
 from openai_cancel.models import Response
 from openai_cancel.models.response import progress_of
 from openai_cancel.outcome import Outcome
-from openai_cancel.retry import LEAST_POLL, MAX_POLL, is_transient, poll_delay
+from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
 
-PATIENCE = 3
-"""How many looks in a row the server must refuse before `wait` gives up: one 403 or 404 may pass."""
+if TYPE_CHECKING:
+    from openai_cancel.listening import Listener
 
-LAST_LOOK = 2.0
-"""Seconds for one more look after a limit. The process may have been frozen, and the response has ended meanwhile."""
+PATIENCE = 3
+"""The number of refused looks in a row after which `wait` gives up: one 403 or 404 may pass."""
 
 _LATE = 10
 """The number of looks after which they are no longer frequent."""
@@ -70,8 +67,7 @@ class WaitTimeoutError(OpenAICancelError, TimeoutError):
         return f"{super().__str__()} It was {stopped} ({self.outcome.verdict}{reason})."
 
 
-@attrs.frozen(kw_only=True)
-class WaitLimits:
+class WaitLimits(NamedTuple):
     """The limits of a wait in seconds, `math.inf` for none.
 
     Attributes:
@@ -136,7 +132,7 @@ async def wait(
         async with guard:
             # An earlier process may have waited for it before.
             age = 0.0 if limits.queued_timeout == math.inf else await guard.recorded_for(response_id)
-            wait = _Wait(caller=caller, response_id=response_id, limits=limits, on_update=on_update, age=age)
+            wait = _Wait(caller, response_id, limits=limits, on_update=on_update, age=age)
             return await (wait.listen() if stream else wait.run())
     except WaitTimeoutError as error:
         error.outcome = guard.outcome
@@ -158,34 +154,38 @@ def _note(guard: Guard, response_id: str, error: BaseException) -> None:
         error.add_note(f"openai-cancel: {response_id} was stopped ({guard.outcome.verdict}) when the wait ended")
 
 
-@attrs.define(kw_only=True)
 class _Wait:
-    """A `wait` that is under way."""
+    """A `wait` that is under way.
 
-    caller: Caller
-    response_id: str
-    limits: WaitLimits
-    on_update: OnUpdate | None
-    age: float
-    """Seconds since the response was first recorded in a ledger."""
+    Args:
+        caller: makes the requests.
+        response_id: the id.
+        limits: the limits.
+        on_update: as for `AsyncSession.wait`.
+        age: seconds since the response was first recorded in a ledger.
+    """
 
-    _began: float = attrs.field(init=False)
-    _response: Response | None = None
-    _queued_since: float | None = None
-    _changed: float = attrs.field(init=False)
-    _progress: object = None
-    _refusals: int = 0
-    """How many looks in a row the server has refused."""
-    _listener: Listener | None = None
-    _answer: Response | None = None
-    """The response, if the server has sent it instead of its events."""
-
-    def __attrs_post_init__(self) -> None:
-        self._began = self._changed = self.caller.clock.monotonic()
+    def __init__(
+        self, caller: Caller, response_id: str, *, limits: WaitLimits, on_update: OnUpdate | None, age: float
+    ) -> None:
+        self._caller = caller
+        self._response_id = response_id
+        self._limits = limits
+        self._on_update = on_update
+        self._age = age
+        self._began = self._changed = caller.clock.monotonic()
+        self._response: Response | None = None
+        self._queued_since: float | None = None
+        self._progress: object = None
+        self._refusals = 0  # the number of looks in a row that the server has refused
+        self._listener: Listener | None = None
+        self._answer: Response | None = None  # if the server has sent the response instead of its events
 
     async def listen(self) -> Response:
         """Follow the events of the response as far as the server streams them. Look at it when they call for it."""
-        listener = self._listener = Listener(self.caller, self.response_id, self.limits.poll)
+        from openai_cancel.listening import Listener  # keeps the import of the package fast
+
+        listener = self._listener = Listener(self._caller, self._response_id, self._limits.poll)
         try:
             await self._hear(listener, 0, None)
             return await self.run()
@@ -194,10 +194,10 @@ class _Wait:
 
     async def run(self) -> Response:
         """Look at the response until it ends, or a limit is reached."""
-        clock = self.caller.clock
+        clock = self._caller.clock
         looks = 0
         while True:
-            left = min((at for _, at in self._limits()), default=math.inf) - clock.monotonic()
+            left = min((at for _, at in self._reached()), default=math.inf) - clock.monotonic()
             answer = await self._look(left if left > 0 else LAST_LOOK)
             if isinstance(answer, Response) and answer.is_terminal:
                 return answer
@@ -206,7 +206,7 @@ class _Wait:
             asked: float | None = getattr(answer, "retry_after", None)
             del answer  # an error's traceback refers to this frame
             ahead: list[float] = []
-            for limit, at in self._limits():
+            for limit, at in self._reached():
                 if at > now:
                     ahead.append(at - now)
                 elif is_known or limit == "timeout":  # without an answer, nobody knows whether it is stuck
@@ -218,19 +218,19 @@ class _Wait:
             looks += 1
 
     def _delay(self, looks: int, asked: float | None) -> float:
-        clock = self.caller.clock
+        clock = self._caller.clock
         age = clock.monotonic() - self._began
-        return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=self.limits.poll)
+        return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=self._limits.poll)
 
-    async def _hear(self, listener: Listener, looks: int, asked: float | None) -> None:
+    async def _hear(self, listener: "Listener", looks: int, asked: float | None) -> None:
         """Wait until the next look is due: the stream calls for it, has been silent for some time, or a limit comes."""
-        clock = self.caller.clock
+        clock = self._caller.clock
         since = clock.monotonic()
         delay, later = self._delay(looks, asked), self._delay(_LATE, asked)
         while not listener.take_need():
             # A stream that has begun may be silent for as long as a late look may be late.
             times = [max(since, listener.progressed) + (later if listener.has_begun else delay)]
-            times += (at for _, at in self._limits() if at > since)
+            times += (at for _, at in self._reached() if at > since)
             left = min(times) - clock.monotonic()
             if left <= 0:
                 break
@@ -239,7 +239,7 @@ class _Wait:
         if listener.is_over:
             self._listener, self._answer = None, listener.answer
 
-    async def _take_news(self, listener: Listener) -> None:
+    async def _take_news(self, listener: "Listener") -> None:
         response = listener.take_response()
         if response is not None:
             self._response = response
@@ -255,7 +255,7 @@ class _Wait:
         answer, self._answer = self._answer, None
         try:
             if answer is None:
-                answer = await self.caller.retrieve(self.response_id, deadline=seconds)
+                answer = await self._caller.retrieve(self._response_id, deadline=seconds)
         except APIError as error:
             self._refusals = 0 if _may_pass(error) else self._refusals + 1
             if self._refusals == PATIENCE or (self._refusals and isinstance(error, APIConnectionError)):
@@ -269,35 +269,35 @@ class _Wait:
 
     def _note_progress(self, response: Response) -> None:
         """Note since when the response has been queued, and since when it has made no progress."""
-        now, progress = self.caller.clock.monotonic(), progress_of(response)
+        now, progress = self._caller.clock.monotonic(), progress_of(response)
         if response.status != "queued":
             self._queued_since = None
         elif self._queued_since is None:
-            self._queued_since = self._began - self.age if self._progress is None else now
+            self._queued_since = self._began - self._age if self._progress is None else now
         if progress != self._progress:
             self._progress, self._changed = progress, now
 
     async def _update(self, response: Response) -> None:
         """Call the caller's function. Its failure does not end the wait, which would stop the response."""
-        if self.on_update is not None:
-            await update(self.on_update, self.response_id, response)
+        if self._on_update is not None:
+            await update(self._on_update, self._response_id, response)
 
-    def _limits(self) -> Iterator[tuple[Limit, float]]:
+    def _reached(self) -> Iterator[tuple[Limit, float]]:
         """Yield each limit with the time of the clock at which it is reached."""
-        yield "timeout", self._began + self.limits.timeout
+        yield "timeout", self._began + self._limits.timeout
         if self._queued_since is not None:
-            yield "queued_timeout", self._queued_since + self.limits.queued_timeout
-        yield "stalled_timeout", self._changed + self.limits.stalled_timeout
+            yield "queued_timeout", self._queued_since + self._limits.queued_timeout
+        yield "stalled_timeout", self._changed + self._limits.stalled_timeout
 
     def _too_late(self, limit: Limit) -> WaitTimeoutError:
-        response, seconds = self._response, getattr(self.limits, limit)
+        response, seconds = self._response, getattr(self._limits, limit)
         status = "no answer" if response is None else f"its status was {response.status!r}"
         words = {
             "timeout": f"did not end within {seconds:g} s: {status}.",
             "queued_timeout": f"was still queued after {seconds:g} s (queued_timeout).",
             "stalled_timeout": f"made no progress for {seconds:g} s (stalled_timeout): {status}.",
         }
-        return WaitTimeoutError(f"{self.response_id} {words[limit]}", response=response, limit=limit)
+        return WaitTimeoutError(f"{self._response_id} {words[limit]}", response=response, limit=limit)
 
 
 def _may_pass(error: APIError) -> bool:

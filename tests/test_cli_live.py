@@ -1,4 +1,4 @@
-"""What a run draws while it works; tests/test_cli_terminal.py has a terminal."""
+"""The progress of a run; tests/test_cli_terminal.py has a terminal."""
 
 import io
 from functools import partial

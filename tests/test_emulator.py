@@ -435,7 +435,7 @@ class TestArguments:
 
 
 class TestAttributes:
-    """What a test can read and replace on a running emulator."""
+    """Attributes that a test can read and replace on a running emulator."""
 
     async def test_a_new_script_applies_to_responses_created_from_then_on(
         self, server: Emulator, client: openai.AsyncOpenAI

@@ -1,4 +1,4 @@
-"""What asyncio services and blocking scripts do with a ledger: the same, on SQLite and on PostgreSQL."""
+"""The calls of a ledger, from asyncio services and from blocking scripts, on SQLite and on PostgreSQL."""
 
 import asyncio
 import inspect

@@ -1,4 +1,4 @@
-"""What has become of a row, as its former owner sees it."""
+"""The fate of a row, as its former owner sees it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What users import, the options that they can pass on, and the direction of imports inside the package."""
+"""The public names, the options that users can pass on, and the direction of imports inside the package."""
 
 import importlib.metadata
 import inspect

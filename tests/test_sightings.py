@@ -1,4 +1,4 @@
-"""What can be seen in the bytes of an answer, however they arrive."""
+"""Readers of answers, however the bytes arrive."""
 
 import gzip
 import json

@@ -15,7 +15,7 @@ async def ask(agent: Agent[Any], question: str) -> str:
     """Ask, and poll until there is an answer."""
     answer = await agent.run(question, options={"background": True})
     while answer.continuation_token is not None:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # seconds between two polls
         answer = await agent.run(options={"background": True, "continuation_token": answer.continuation_token})
     return answer.text
 

@@ -20,7 +20,7 @@ from openai_cancel.wait import WaitTimeoutError
 from openai_cancel.wait_many import WaitResult
 
 Result: TypeAlias = Outcome | WaitResult
-"""What a run learns of one response."""
+"""The result of a run for one response."""
 
 VERDICT_STYLES = {
     Verdict.CANCELLED: "green",
@@ -38,7 +38,7 @@ STATUS_STYLES = {"completed": "green", "failed": "red"}
 
 @attrs.frozen(order=True)
 class Kind:
-    """What a response is counted as in the totals.
+    """The category of a response in the totals.
 
     Attributes:
         rank: its place among the others.
@@ -52,7 +52,7 @@ class Kind:
 
 
 class Line(Protocol):
-    """What a run reports about one response."""
+    """The report of a run about one response."""
 
     @property
     def response_id(self) -> str:
@@ -61,7 +61,7 @@ class Line(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What it is counted as."""
+        """The category in which it is counted."""
         ...
 
     @property
@@ -90,7 +90,7 @@ class Line(Protocol):
 
 @attrs.frozen
 class StopLine:
-    """What a run reports about the stop of a response. See `Line`."""
+    """The report about the stop of a response. See `Line`."""
 
     outcome: Outcome
 
@@ -135,7 +135,7 @@ class StopLine:
 
 @attrs.frozen
 class WaitLine:
-    """What a run reports about the end of a wait. See `Line`."""
+    """The report about the end of a wait. See `Line`."""
 
     result: WaitResult
 
@@ -248,4 +248,4 @@ def _title(verdict: Verdict) -> str:
 VERDICTS = {
     verdict: Kind(rank, _title(verdict), VERDICT_STYLES.get(verdict, "yellow")) for rank, verdict in enumerate(Verdict)
 }
-"""What outcomes are counted as."""
+"""The category of each verdict."""

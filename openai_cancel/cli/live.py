@@ -1,4 +1,4 @@
-"""What a run draws on a terminal while it works: a bar, or a spinner for one response."""
+"""The progress of a run on a terminal: a bar, or a spinner for one response."""
 
 import time
 from collections import Counter
@@ -30,7 +30,7 @@ WIDE = 72
 """The number of columns from which on a terminal shows every column of the progress."""
 
 WAIT_REFRESHES = 4
-"""How often a second the progress of waits is drawn, which may take hours."""
+"""Drawings of the progress of waits per second. Waits may take hours."""
 
 
 class MakeProgress(Protocol):

@@ -138,7 +138,7 @@ def _open(
 
 
 class IdSource(Protocol):
-    """What a run reads its ids from: a `Source`, or the list of a server."""
+    """The source of the ids of a run: a `Source`, or the list of a server."""
 
     yielded: int
     skipped: int

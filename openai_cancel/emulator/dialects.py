@@ -82,7 +82,7 @@ class Failure:
 
 @attrs.frozen(kw_only=True)
 class List:
-    """How a server lists its responses.
+    """The list of responses of a server.
 
     Attributes:
         default: the number of responses of a page, if the request does not say it.

@@ -14,7 +14,7 @@ from openai_cancel.ledger.table import Account, Claimed, Command, claim
 from openai_cancel.retry import poll_delay
 
 MAX_LOCKED = 12
-"""How often a stop waits for rows that another transaction has locked: about a minute in all."""
+"""The number of times that a stop waits for rows which another transaction has locked: about a minute in all."""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""What has become of a row that a process guards and no longer owns. Pure: no I/O."""
+"""The fate of a row that a process guards and no longer owns. Pure: no I/O."""
 
 from enum import Enum, auto
 
@@ -14,7 +14,7 @@ _REASONS = {
 
 
 class Fate(Enum):
-    """What has become of a row."""
+    """The fate of a row."""
 
     OURS = auto()
     """The process owns it."""

@@ -1,4 +1,4 @@
-"""What goes wrong while a background response runs."""
+"""Failures while a background response runs."""
 
 import asyncio
 import time

@@ -16,7 +16,7 @@ GRACE = 30.0
 
 
 class Protection(Flag):
-    """What protects a run: a guard around it, a watch over its client with a ledger, or nothing."""
+    """The protection of a run: a guard around it, a watch over its client with a ledger, or nothing."""
 
     GUARD = auto()
     WATCH = auto()
