@@ -17,7 +17,8 @@ from openai_cancel.converter import response_hook
 from openai_cancel.errors import APIStatusError, OpenAICancelError
 from openai_cancel.events import EventParser, ServerSentEvent
 from openai_cancel.models import Response
-from openai_cancel.models.response import TERMINAL, progress_of
+from openai_cancel.models.fields import parse_exactly
+from openai_cancel.models.response import LAST_EVENTS, TERMINAL, progress_of
 from openai_cancel.retry import MAX_DELAY, POLL_SHARE, is_transient, poll_delay
 from openai_cancel.wire import EVENT_STREAM, Answer
 
@@ -27,7 +28,6 @@ PATIENCE = 3
 STEADY = 1.0
 """Seconds that a connection must last at first to be resumed at once; later 2 % of the age, up to 8 seconds."""
 
-_LAST_EVENTS = frozenset(f"response.{status}" for status in TERMINAL)
 _NO_PROGRESS = frozenset({"error", "keepalive", "ping"})
 """Events that say nothing of the response."""
 
@@ -219,13 +219,13 @@ class _Stream:
         """Read the next bytes, and return whether the response has ended. The long last event is not read."""
         for event in self.parser.feed(chunk):
             self._read(event)
-        self.saw_end = self.saw_end or self.parser.type in _LAST_EVENTS
+        self.saw_end = self.saw_end or self.parser.type in LAST_EVENTS
         return self.saw_end
 
     def _read(self, event: ServerSentEvent) -> None:
-        self.saw_end = self.saw_end or event.type in _LAST_EVENTS
+        self.saw_end = self.saw_end or event.type in LAST_EVENTS
         try:
-            document = orjson.loads(event.data)
+            document = parse_exactly(event.data)
         except orjson.JSONDecodeError:  # such as `[DONE]`
             return
         if not isinstance(document, dict):
@@ -234,7 +234,7 @@ class _Stream:
         kind = str(fields.get("type", event.type))
         response: dict[str, Any] | None = fields.get("response")
         status = response.get("status") if isinstance(response, dict) else None
-        if kind in _LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):
+        if kind in LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):
             self.saw_end = True
         elif self._listener.is_new(fields.get("sequence_number")) and kind not in _NO_PROGRESS:
             if response is None or not isinstance(status, str):

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 import orjson
 
-from openai_cancel.models.response import TERMINAL
+from openai_cancel.models.response import LAST_EVENTS, TERMINAL
 
 MAX_DOCUMENT = 16 * 2**20
 """The size in bytes of the largest document, or event, that is read."""
@@ -23,7 +23,6 @@ _FIRST_ID = re.compile(rb'\s*\{\s*"id"\s*:\s*("[^"\\\x00-\x1f\x80-\xff]+")')
 # See https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream.
 _EVENT_END = re.compile(rb"\n\n|\r\n\r\n|\r\r")
 _STATE = b'"response"'  # the events that tell the state have an object of this name; text cannot contain it
-_LAST_EVENTS = frozenset(f"response.{status}" for status in TERMINAL)
 
 _LONGEST_END = 4  # bytes
 
@@ -120,7 +119,7 @@ class EventReader:
         if isinstance(response, dict):
             response_id, has_ended = _read(cast("dict[str, Any]", response))
             self.response_id = self.response_id or response_id
-            self.has_ended = self.has_ended or has_ended or event.get("type") in _LAST_EVENTS
+            self.has_ended = self.has_ended or has_ended or event.get("type") in LAST_EVENTS
 
 
 def _parse(data: bytes | bytearray) -> dict[str, Any] | None:

@@ -34,7 +34,7 @@ from openai_cancel.errors import (
     UnsupportedError,
 )
 from openai_cancel.models import Response
-from openai_cancel.models.fields import keep_body
+from openai_cancel.models.fields import keep_body, parse_exactly
 from openai_cancel.models.response import record_call
 from openai_cancel.settings import Settings, __version__
 
@@ -446,7 +446,7 @@ def _date(headers: Mapping[str, str]) -> float | None:
 
 def _parse_fast(body: bytes) -> Any:
     try:
-        return orjson.loads(body)
+        return parse_exactly(body)
     except orjson.JSONDecodeError:
         return _parse(body)
 

@@ -1,10 +1,12 @@
 """The end of a ledger: it comes within the time-out, or soon after a cancellation, and it says what was not written."""
 
 import asyncio
+import contextlib
 import gc
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from conftest import until
@@ -62,6 +64,19 @@ class TestADatabaseThatHangs:
         await until(lambda: not [thread for thread in threading.enumerate() if "ledger" in thread.name])
         async with Ledger(url) as again:
             assert await states(again) == dict.fromkeys(names, "tracked")
+
+    async def test_all_jobs_of_a_batch_that_is_done_one_by_one_are_named(
+        self, tmp_path: Path, server: Emulator, create, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        url, names = f"sqlite:///{tmp_path}/ledger.db", [create() for _ in range(4)]
+        ledger = await Ledger(url, timeout=1).open()
+        async with open_session(server, ledger) as session, contextlib.AsyncExitStack() as blocks:
+            guards = [await blocks.enter_async_context(session.guard(name)) for name in names]
+            with locked(url):
+                for guard in guards:
+                    guard.disarm()  # one job each, in one batch that fails for the lock
+                await ledger.close()
+        assert all(f"{name} (released)" in "".join(warnings(caplog)) for name in names)
 
     async def test_a_cancellation_ends_the_close_soon(
         self, url: str, server: Emulator, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch

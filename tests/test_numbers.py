@@ -1,18 +1,21 @@
 """Numbers: integers however they are written, and as long as they are."""
 
+import asyncio
 import copy
 import pickle
 from typing import Any
 
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from openai_cancel import APIStatusError, Response
+from openai_cancel import APIStatusError, AsyncSession, Response
 from openai_cancel.converter import response_hook
 from openai_cancel.models import Problem
-from openai_cancel.wire import Answer, Request, decode
+from openai_cancel.wire import Answer, Request, decode, decode_page
 
 structure = response_hook()
 
@@ -86,6 +89,37 @@ class TestLongIntegers:
     def test_copies_and_pickles_have_them_exactly(self, duplicate) -> None:
         body, document = nested(LARGE)
         assert duplicate(decoded(body)).to_dict() == document
+
+    def test_a_page_of_a_list_has_them_exactly(self) -> None:
+        body = b'{"data": [{"id": "x", "n": %d}]}' % LARGE
+        page = decode_page(Answer(200, CIMultiDict(), body, complete=True), REQUEST)
+        assert page.responses[0].to_dict() == {"id": "x", "n": LARGE}
+
+    async def test_a_response_in_an_event_has_them_exactly(self) -> None:
+        document = b'{"id": "x", "status": "%s", "n": %d}'
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            if "stream" not in request.query:
+                return web.Response(body=document % (b"completed", LARGE), content_type="application/json")
+            stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+            await stream.prepare(request)
+            event = b'data: {"type": "response.in_progress", "sequence_number": 1, "response": %b}\n\n'
+            await stream.write(event % (document % (b"in_progress", LARGE)))
+            await seen.wait()
+            await stream.write(b'data: {"type": "response.completed", "sequence_number": 2}\n\n')
+            return stream
+
+        def note(response: Response) -> None:
+            numbers.append(response.to_dict()["n"])
+            seen.set()
+
+        numbers: list[Any] = []
+        seen = asyncio.Event()
+        app = web.Application()
+        app.router.add_get("/responses/x", answer)
+        async with TestServer(app) as server, AsyncSession(api_key="any", base_url=str(server.make_url(""))) as session:
+            await session.wait("x", stream=True, on_update=note)
+        assert numbers == [LARGE, LARGE]
 
     def test_digits_inside_a_string_change_nothing(self) -> None:
         assert decoded(b'{"id": "%d", "top_p": 0.5}' % LARGE).to_dict() == {"id": str(LARGE), "top_p": 0.5}

@@ -205,11 +205,18 @@ class Database:
             if len(jobs) == 1 or not self._was_open:
                 _fail(jobs, _translate(error))
             else:
-                for job in jobs:
-                    await self._do([job])
+                await self._do_each(jobs)
         else:
             for job, rows in zip(jobs, results, strict=True):
                 job.result.set_result(rows)
+
+    async def _do_each(self, jobs: Sequence[_Job]) -> None:
+        """Do each job in a transaction of its own. If the database is closed meanwhile, the others fail."""
+        try:
+            for job in jobs:
+                await self._do([job])
+        finally:
+            _fail([job for job in jobs if not job.result.done()], LedgerError(_CLOSED))
 
     async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
         """Do some jobs in one transaction. If the connection that was idle fails, a fresh one follows.

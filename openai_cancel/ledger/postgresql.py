@@ -161,7 +161,7 @@ def _unknown_option(url: str) -> str:
 def _check_numbers(given: Mapping[str, Any]) -> None:
     for name in _COUNTS:
         for part in str.split(given.get(name, ""), ","):
-            if part and not part.isdecimal():
+            if part and not (part.isascii() and part.isdecimal()):
                 raise ConfigurationError(f"{name} in the URL of a ledger must be a number.")
     hosts = max(len(str.split(given.get(name, ""), ",")) for name in ("host", "hostaddr"))
     ports = len(str.split(given.get("port", ""), ","))

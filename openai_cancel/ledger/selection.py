@@ -17,6 +17,7 @@ from openai_cancel.checks import check_seconds
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.ledger.table import (
     BY_STOP,
+    HAS_LEASE,
     RELEASED,
     RESPONSES,
     STOPPING,
@@ -35,7 +36,6 @@ STATES = (*OPEN_STATES, RELEASED, *map(str, Verdict))
 """All states of a response in a ledger."""
 
 _table = RESPONSES.c
-_is_open = _table.lease_until.is_not(None)
 
 
 class LabelValue(GenericFunction[str]):
@@ -134,7 +134,7 @@ def page(selection: Selection, after: Place, *, include_ended: bool, limit: int)
     """
     rows = select(RESPONSES, (_table.lease_until - DatabaseTime()).label("lease_left"))
     if selection.state in OPEN_STATES or (selection.state is None and not include_ended):
-        rows = rows.where(_is_open)  # so that the index of open rows serves
+        rows = rows.where(HAS_LEASE)  # so that the index of open rows serves
     rows = rows.where(*selection.conditions(since=_table.created), tuple_(_table.created, _table.digest) > after)
     return Command(rows.order_by(_table.created, _table.digest).limit(limit))
 
@@ -166,7 +166,7 @@ def _claimable(selection: Selection, since: float) -> list[ColumnElement[bool]]:
     """
     was_tried = and_(_table.owner.is_(None), _table.attempts > 0, _table.changed >= since)
     is_free = or_(_table.lease_until < DatabaseTime(), and_(_table.state == TRACKED, not_(was_tried)))
-    return [_is_open, is_free, *selection.conditions(since=_table.created)]
+    return [HAS_LEASE, is_free, *selection.conditions(since=_table.created)]
 
 
 def claim_selected(

@@ -110,18 +110,21 @@ def read_sqlite_url(url: str) -> SQLite:
     """
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # a ValueError if the port is not a number
+        shown = str(parsed)
+    except (ArgumentError, ValueError):  # a ValueError if the port is not a number, or a name is not UTF-8
         raise ConfigurationError(f"That is not the URL of a file of SQLite: {_LIKE}.") from None
-    if parsed.database in {None, "", ":memory:"} or parsed.query.get("mode") == "memory":
+    in_memory = (parsed.database or "").removeprefix("file:") in {"", ":memory:"}
+    if in_memory or parsed.query.get("mode") == "memory" or parsed.query.get("vfs") == "memdb":
         raise ConfigurationError(f"A ledger cannot be kept in memory, which ends with the process: {_LIKE}.")
     if parsed.host or parsed.username:
         raise ConfigurationError("A file of SQLite has no host: write sqlite:/// and a path.")
-    unknown = [name for name in parsed.query if name not in _URI_OPTIONS]
+    names = [pair.partition("=")[0] for pair in str.partition(url, "?")[2].split("&")]  # also of those without a value
+    unknown = [name for name in names if name and name not in _URI_OPTIONS]
     if unknown:
         raise ConfigurationError(f"A ledger in SQLite has no option {unknown[0]!r}: remove it from the URL.")
     if parsed.query and parsed.query.get("uri") != "true":
         raise ConfigurationError("Options of SQLite need a URL like sqlite:///file:ledger.db?mode=rw&uri=true.")
-    return SQLite(parsed, str(parsed))
+    return SQLite(parsed, shown)
 
 
 def _execute(connection: Connection, statement: str, is_over: Callable[[], bool]) -> None:

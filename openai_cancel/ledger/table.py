@@ -90,7 +90,8 @@ RESPONSES = Table(
 )
 
 _table = RESPONSES.c
-_has_lease = _table.lease_until.is_not(None)
+HAS_LEASE = _table.lease_until.is_not(None)
+"""Whether a row is open: only such rows are renewed, or claimed."""
 
 
 class DatabaseTime(GenericFunction[float]):
@@ -260,13 +261,16 @@ class Release(NamedTuple):
         digest: the key of the row.
         response_id: the id.
         owner: the holder of the lease that ends.
-        state: the new state, if `Ledger.track` was not called.
     """
 
     digest: str
     response_id: str
     owner: str
-    state: str = RELEASED
+
+    @property
+    def state(self) -> str:
+        """The new state, if `Ledger.track` was not called."""
+        return RELEASED
 
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statement that writes the change."""
@@ -319,12 +323,12 @@ _now = DatabaseTime()
 
 def count_owned(owner: str) -> Command:
     """Return the command that counts the rows of an owner."""
-    return Command(select(func.count()).select_from(RESPONSES).where(_table.owner == owner, _has_lease))
+    return Command(select(func.count()).select_from(RESPONSES).where(_table.owner == owner, HAS_LEASE))
 
 
 def owned(owner: str) -> Command:
     """Return the command that reads the digests of the rows of an owner."""
-    return Command(select(_table.digest).where(_table.owner == owner, _has_lease))
+    return Command(select(_table.digest).where(_table.owner == owner, HAS_LEASE))
 
 
 def age(digest: str) -> Command:
@@ -437,7 +441,7 @@ def release(digest: str) -> Command:
     ends = dict.fromkeys(("owner", "lease_until", "tracked_until", "expires"))
     return Command(
         update(RESPONSES)
-        .where(_table.digest == digest, _has_lease)
+        .where(_table.digest == digest, HAS_LEASE)
         .values(state=RELEASED, changed=_now, reason=BY_HAND, **ends)
         .returning(_table.digest),
         is_repeatable=False,  # the second time it finds no lease

@@ -35,6 +35,7 @@ from sqlalchemy.types import TypeEngine
 
 from openai_cancel.ledger.arrays import array_name
 from openai_cancel.ledger.table import (
+    HAS_LEASE,
     RELEASED,
     RESPONSES,
     STOPPING,
@@ -75,7 +76,6 @@ _SETTLE_TYPES: _Types = {
 """The parameters of `Settlement`."""
 
 _table = RESPONSES.c
-_has_lease = _table.lease_until.is_not(None)
 _now = DatabaseTime()
 _is_claimed = and_(_table.state == STOPPING, _table.lease_until >= _now)
 
@@ -136,7 +136,7 @@ def _recording(dialect: str, *, guarded: bool, in_arrays: bool) -> Insert:
             "changed": _now,
             "lease_until": lease if guarded else case((is_guarded, _table.lease_until), else_=lease),
             # A row without a lease has ended, and with it the time of its track.
-            "tracked_until": case((_has_lease, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
+            "tracked_until": case((HAS_LEASE, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
             "expires": expires,
             "error": None,
             "request_id": None,
@@ -239,7 +239,7 @@ def renew(owners: Collection[str], seconds: float, dialect: str) -> Command:
     """
     until = _now + seconds
     renewed = case((_table.state == STOPPING, until), else_=_earlier(until, _table.expires))
-    is_held = and_(_table.owner.in_(owners), _has_lease)
+    is_held = and_(_table.owner.in_(owners), HAS_LEASE)
     renewal = update(RESPONSES).where(is_held).values(lease_until=renewed)
     if dialect == "postgresql":
         held = select(_table.digest).where(is_held).order_by(_table.digest)

@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, ClassVar, Literal, Self, TypeAlias, Union, get_args, get_origin
 
 import attrs
+import orjson
 
 from openai_cancel.models.problems import member_path
 from openai_cancel.models.serialization import Serializable
@@ -108,6 +109,20 @@ def keep_body(instance: Structured, body: bytes) -> None:
     instance.__values__["__body__"] = body
 
 
+def parse_exactly(data: bytes) -> Any:
+    """Parse JSON with exact integers. Raises orjson's error."""
+    document = orjson.loads(data)
+    if _has_long_integer(data):
+        with suppress(RecursionError):  # orjson follows a document deeper
+            document = json.loads(data)
+    return document
+
+
+def _has_long_integer(data: bytes) -> bool:
+    """Return whether JSON may have an integer of more than 64 bits, which orjson reads as a float."""
+    return _LONG_INTEGER in data.translate(_DIGITS)
+
+
 def document_of(instance: Structured) -> Any:
     """Return the document of an object, with exact integers.
 
@@ -117,7 +132,7 @@ def document_of(instance: Structured) -> Any:
     values = instance.__values__
     body = values.get("__body__")
     if body is not None:
-        if _LONG_INTEGER in body.translate(_DIGITS):
+        if _has_long_integer(body):
             with suppress(RecursionError):  # orjson follows a document deeper
                 _set_document(instance, json.loads(body))
         values.pop("__body__", None)  # last: another thread may have come here, too

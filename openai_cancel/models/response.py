@@ -77,6 +77,9 @@ CANCELLED_STATUSES = frozenset({"cancelled", "canceled"})
 # "canceled" and "complete" are not statuses of the API, but some servers send them.
 TERMINAL = CANCELLED_STATUSES | {"completed", "failed", "incomplete", "complete", "already_completed"}
 
+LAST_EVENTS = frozenset(f"response.{status}" for status in TERMINAL)
+"""The types of the events that may end a stream of a response."""
+
 
 class AccessPrograms(Model):
     """The access programs that the account belongs to."""
