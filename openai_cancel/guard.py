@@ -328,19 +328,22 @@ class Stops:
         self._caller.transport.drop_idle(TRUSTED_FOR)
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
-        # A loop that shuts down cancels all tasks, also these, which are then started again.
-        while (left := until - clock.monotonic()) > 0 and ((names := self._open()) or self.arrivals):
-            if not names:
-                cancellation = await self.arrivals.wait(left) or cancellation
-                continue
-            stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
-            cancellation = await wait_through_cancellation(*stops) or cancellation
-        self._failures.update(dict.fromkeys(self._open()))
-        if self._tracker and (names := self.unsettled()):
+        while True:
+            # A loop that shuts down cancels all tasks, also these, which are then started again.
+            while (left := until - clock.monotonic()) > 0 and ((names := self._open()) or self.arrivals):
+                if not names:
+                    cancellation = await self.arrivals.wait(left) or cancellation
+                    continue
+                stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
+                cancellation = await wait_through_cancellation(*stops) or cancellation
+            self._failures.update(dict.fromkeys(self._open()))
+            names = self.unsettled()
+            if not (self._tracker and names):
+                return cancellation
             self._settled.update(names)
             settling = asyncio.create_task(self._tracker.settle(names, self.outcomes))
             cancellation = await wait_through_cancellation(settling) or cancellation
-        return cancellation
+            # Others may have arrived meanwhile.
 
     def _open(self) -> list[str]:
         """Return the ids that have neither an outcome nor a failure."""

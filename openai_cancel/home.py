@@ -119,7 +119,9 @@ class Arrivals:
         Args:
             seconds: the longest time to wait.
         """
-        change = self._change = asyncio.get_running_loop().create_future()
+        change = self._change
+        if change is None or change.done():  # otherwise another task waits for it, too
+            change = self._change = asyncio.get_running_loop().create_future()
         if not self._expected:  # looked at after `note` can find the future
             return None
         timer = asyncio.create_task(self._clock.sleep(seconds))

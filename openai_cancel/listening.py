@@ -96,13 +96,18 @@ class Listener:
         return response
 
     async def close(self) -> None:
-        """Close the connection, and wait until that is done. Raise what the task has raised, if it has failed."""
+        """Close the connection, and wait until that is done."""
         self._task.cancel()
         cancellation = await wait_through_cancellation(self._task)
+        if not self._task.cancelled():
+            self._task.exception()  # asyncio would log an exception that nobody has looked at
         if cancellation is not None:
             raise cancellation
-        if not self._task.cancelled():
-            self._task.result()
+
+    async def end(self) -> None:
+        """Wait until the task has ended, which is over, and raise what it has raised, for example a key function."""
+        await asyncio.wait((self._task,))
+        self._task.result()
 
     async def _run(self) -> None:
         try:

@@ -22,6 +22,7 @@ class Sight:
 
     Attributes:
         on_end: the same, which may be set later.
+        knows_encoding: whether it can read the body as it is sent.
     """
 
     def __init__(self, response: Any, on_end: Callable[[], None] | None = None) -> None:
@@ -29,6 +30,7 @@ class Sight:
         is_stream = headers.get("content-type", "").startswith("text/event-stream")
         self._reader: Reader = EventReader() if is_stream else DocumentReader()
         decode = decoder(headers.get("content-encoding", ""))
+        self.knows_encoding: bool = decode is not None
         self._is_blind = decode is None
         self._decode: Callable[[bytes], bytes] = decode or bytes
         self._feed = self._reader.feed
@@ -57,7 +59,7 @@ class Sight:
 
     def see_whole(self, body: bytes) -> None:
         """Look at a whole body that is decoded already."""
-        self._decode = bytes
+        self._decode, self._is_blind = bytes, False
         self.see(body)
         self.finish()
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -260,6 +260,8 @@ class _AsyncTap(_Tap):
             raise
         try:
             sight = Sight(response)
+            if not (stream or sight.knows_encoding):
+                await response.aread()  # httpx knows more encodings
             body = _observe(response, sight)
             if body is not None:
                 await body.read_ahead()
@@ -278,9 +280,10 @@ class _AsyncTap(_Tap):
     async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
         """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
         await asyncio.wait((task,))
-        if not task.cancelled() and task.exception() is None:
-            await task.result().aclose()
         _abandon(creation)
+        if not task.cancelled() and task.exception() is None:
+            with suppress(Exception):  # of a connection that nobody uses any more
+                await task.result().aclose()
 
     def _clean_up(self, coroutine: Coroutine[Any, Any, None]) -> None:
         cleanup = asyncio.create_task(coroutine)
@@ -308,6 +311,8 @@ class _BlockingTap(_Tap):
             raise
         try:
             sight = Sight(response)
+            if not (stream or sight.knows_encoding):
+                response.read()  # httpx knows more encodings
             body = _observe(response, sight)
             if body is not None:
                 body.read_ahead()

@@ -237,6 +237,7 @@ class _Wait:
             await listener.news_within(left)
             await self._take_news(listener)
         if listener.is_over:
+            await listener.end()
             self._listener, self._answer = None, listener.answer
 
     async def _take_news(self, listener: "Listener") -> None:

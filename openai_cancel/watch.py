@@ -9,7 +9,7 @@ from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client
 from openai_cancel.home import Arrivals, Home, Work
-from openai_cancel.outcome import ended
+from openai_cancel.outcome import Outcome, ended
 from openai_cancel.stop import stop
 from openai_cancel.tap import tap, untap
 from openai_cancel.tracking import Tracker
@@ -159,15 +159,23 @@ class Watch:
             self.home.start(lambda: self._stop(response_id))
 
     async def _stop(self, response_id: str) -> None:
+        outcomes: dict[str, Outcome] = {}
+        reason = "no outcome"
         try:
-            outcome = await stop(
+            outcome = outcomes[response_id] = await stop(
                 self._caller, response_id, deadline=self._grace, max_retries=self._max_retries, young=True
             )
-            if not outcome.stopped:
-                _log.warning("%s was not stopped (%s)", response_id, outcome.verdict)
-            await self._tracker.settle([response_id], {response_id: outcome})
+            reason = outcome.verdict
+        except BaseException as error:
+            reason = type(error).__name__
+            raise
         finally:
-            self._arrivals.note(response_id)
+            if response_id not in outcomes or not outcomes[response_id].stopped:
+                _log.warning("%s was not stopped (%s)", response_id, reason)
+            try:
+                await self._tracker.settle([response_id], outcomes)  # a sweep stops what was not stopped
+            finally:
+                self._arrivals.note(response_id)
 
     def holds(self, response_id: str) -> bool:
         """Return whether a response is in the ledger and was not seen to end."""

@@ -100,6 +100,14 @@ class TestArrivals:
         assert not arrivals
         assert await arrivals.wait(60) is None
 
+    async def test_all_who_wait_are_woken(self, arrivals: Arrivals) -> None:
+        arrivals.expect("a")
+        waits = [asyncio.create_task(arrivals.wait(60)) for _ in range(2)]
+        await asyncio.sleep(0)
+        arrivals.note("a")
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*waits) == [None, None]
+
     async def test_time_ends_the_wait(self, arrivals: Arrivals) -> None:
         arrivals.expect("a")
         assert await arrivals.wait(0.01) is None

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any
 
 import openai
 import pytest
 from conftest import KEY, hasty_session, until
+from ledger_database import connected
 from ledgers import states, sweep
 from openai_clients import REQUEST, async_client
 from openai_clients import states as server_states
@@ -92,3 +94,32 @@ async def test_a_reader_that_fails_changes_nothing(
         assert await create(client)
         assert not guard.armed
     assert "could not be read: ZeroDivisionError" in caplog.text
+
+
+async def test_a_response_that_is_created_while_outcomes_are_written_is_stopped_too(
+    session: AsyncSession, ledger: Ledger, server: Emulator, client: openai.AsyncOpenAI, url: str
+) -> None:
+    go = asyncio.Event()
+
+    async def create_late() -> str:
+        await go.wait()
+        return await create(client)
+
+    async def block() -> None:
+        async with session.guard(client, grace=10):
+            tasks.append(asyncio.create_task(create_late()))
+            await create(client)
+            locks.enter_context(connected(url))  # the outcomes have to wait
+            raise ZeroDivisionError
+
+    tasks: list[asyncio.Task[str]] = []
+    with ExitStack() as locks:
+        task = asyncio.create_task(block())
+        await until(lambda: "cancelled" in server_states(server))
+        go.set()
+        await until(lambda: len(server.responses) == 2)
+    with pytest.raises(ZeroDivisionError):
+        await task
+    late = await tasks[0]
+    assert server_states(server) == ["cancelled", "cancelled"]
+    assert (await states(ledger))[late] == "cancelled"

@@ -3,10 +3,12 @@
 import asyncio
 import gzip
 import json
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from aiohttp import web
@@ -14,6 +16,7 @@ from conftest import KEY, until
 from openai_clients import REQUEST, TRANSPORTS, async_client, blocking_client
 
 from openai_cancel import AsyncSession
+from openai_cancel.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -185,6 +188,18 @@ class TestBodies:
             assert b"".join([part async for part in answer.aiter_raw()]) == b'{"id": "resp_1"}'
             assert not guard.armed
         assert ("could not be read" in caplog.text) == (headers["content-encoding"] == "gzip")
+
+    @pytest.mark.parametrize("encoding", ["deflate", "gzip, gzip"])
+    async def test_a_document_in_another_encoding_is_looked_at_after_it_was_decoded(
+        self, odd: Server, client: openai.AsyncOpenAI, encoding: str
+    ) -> None:
+        body = b'{"id": "resp_1", "status": "queued"}'
+        packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(gzip.compress(body))
+        odd.answer = documents(packed, **{"content-encoding": encoding})
+        async with odd.session.guard(client) as guard:
+            assert (await client.responses.create(**REQUEST)).id == "resp_1"
+            assert guard.armed
+            guard.disarm()
 
     async def test_a_body_that_a_hook_has_read_is_looked_at(self, odd: Server, client: openai.AsyncOpenAI) -> None:
         async def read(answer: Any) -> None:
@@ -402,3 +417,37 @@ async def test_a_blocking_stream_of_another_kind_is_looked_at(odd: Server, block
     async with odd.session.guard(blocking) as guard:
         assert await asyncio.to_thread(read) == ["response.created", "response.output_text.delta"]
         assert guard.armed
+
+
+async def test_a_connection_that_fails_as_it_is_closed_does_not_keep_its_response_running(server: Emulator) -> None:
+    class Body(httpx2.AsyncByteStream):
+        def __init__(self, body: Any) -> None:
+            self.body = body
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            async for chunk in self.body:
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self.body.aclose()
+            raise httpx2.CloseError("the connection is gone")
+
+    class Transport(httpx2.AsyncHTTPTransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            response = await super().handle_async_request(request)
+            response.stream = Body(response.stream)
+            return response
+
+    server.faults.append(Fault(on="create", delay=0.05))
+    async with (
+        openai.AsyncOpenAI(
+            api_key=KEY, base_url=server.base_url, http_client=httpx2.AsyncClient(transport=Transport())
+        ) as client,
+        AsyncSession(api_key=KEY, base_url=server.base_url) as session,
+        session.guard(client),
+    ):
+        task = asyncio.create_task(client.responses.create(**REQUEST, stream=True))
+        await until(lambda: server.received)
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: all(work.cancelled for work in server.responses.values()) and server.responses)

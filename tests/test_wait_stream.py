@@ -1,6 +1,7 @@
 """`wait(stream=True)`: the end is noticed at once where the server streams, and as by polling where it does not."""
 
 import asyncio
+import itertools
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -397,6 +398,22 @@ class TestLeaving:
         await session.close()
         with pytest.raises(SessionStateError):
             await wait
+        assert server.responses[name].cancelled is not None
+
+    async def test_a_key_function_that_fails_for_the_stream_ends_the_wait_at_once(
+        self, server, clock, streamed
+    ) -> None:
+        calls = itertools.count()
+
+        def key() -> str:
+            if next(calls) == 0:
+                raise LookupError("no key yet")
+            return KEY
+
+        name = await streamed()
+        async with AsyncSession(api_key=key, base_url=server.base_url, clock=clock) as session:
+            with pytest.raises(LookupError):
+                await session.wait(name, stream=True)
         assert server.responses[name].cancelled is not None
 
     async def test_closing_the_session_ends_a_stream_of_a_response_that_is_left_running(

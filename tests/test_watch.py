@@ -315,3 +315,30 @@ async def test_a_sweep_stops_everything_that_a_killed_service_has_created(
         await lapse(url)
         await sweep(ledger, session)
     assert {name for name, work in server.responses.items() if work.cancelled} >= {*names}
+
+
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
+async def test_a_response_that_cannot_be_stopped_is_left_to_the_next_sweep(
+    ledger: Ledger,
+    server: Emulator,
+    client: openai.AsyncOpenAI,
+    caplog: pytest.LogCaptureFixture,
+    kind: type[BaseException],
+) -> None:
+    def fail() -> str:
+        raise kind
+
+    server.faults = [Fault(on="create", delay=0.05)]
+    async with (
+        hasty_session(api_key=fail, base_url=server.base_url, ledger=ledger) as session,
+        session.watch(client) as watch,
+    ):
+        task = asyncio.create_task(create(client))
+        await until(lambda: server.received)
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: f"was not stopped ({kind.__name__})" in caplog.text)
+        async with asyncio.timeout(5):
+            while not [entry async for entry in ledger.entries() if (entry.lease_left or 0) <= 0]:
+                await asyncio.sleep(0.001)
+        assert watch.response_ids == ()

@@ -109,9 +109,10 @@ def read_sqlite_url(url: str) -> SQLite:
         ConfigurationError: the URL cannot be honoured.
     """
     try:
+        url.encode()
         parsed = make_url(url)
         shown = str(parsed)
-    except (ArgumentError, ValueError):  # a ValueError if the port is not a number, or a name is not UTF-8
+    except (ArgumentError, ValueError):  # a ValueError if the URL is not UTF-8, or the port is not a number
         raise ConfigurationError(f"That is not the URL of a file of SQLite: {_LIKE}.") from None
     in_memory = (parsed.database or "").removeprefix("file:") in {"", ":memory:"}
     if in_memory or parsed.query.get("mode") == "memory" or parsed.query.get("vfs") == "memdb":
