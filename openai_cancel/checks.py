@@ -1,18 +1,21 @@
 """Validation of what callers pass, before anything is sent. Errors say what to do, and quote no secret."""
 
+import asyncio
 import inspect
 import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import wraps
 from types import FunctionType
-from typing import Any, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
 from openai_cancel.errors import ConfigurationError
 
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 # RFC 9110, section 5.6.2: the characters of a header name.
@@ -89,6 +92,29 @@ def hidden(value: _T) -> _T:
     if isinstance(value, Mapping):
         return cast("_T", SecretMapping(cast("Mapping[Any, Any]", value)))
     return cast("_T", value if isinstance(value, Withheld) else Withheld(value))
+
+
+def hides_options(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    """Hide the `headers` and the `query` of an async method before its coroutine is made.
+
+    The method itself comes too late: the traceback of a coroutine that is cancelled before its first step shows its
+    arguments as they were passed.
+    """
+
+    @wraps(method)
+    def call(*args: _P.args, **options: _P.kwargs) -> Coroutine[Any, Any, _T]:
+        for name in ("headers", "query"):
+            if name in options:
+                options[name] = hidden(options[name])
+        return method(*args, **options)
+
+    return getattr(inspect, "markcoroutinefunction", _mark)(call)
+
+
+def _mark(function: _T) -> _T:
+    """Make `asyncio.iscoroutinefunction` true for a function, as `inspect.markcoroutinefunction` does since 3.12."""
+    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # untyped
+    return function
 
 
 def _kind(value: object) -> str:

@@ -12,7 +12,7 @@ import aiohttp
 
 from openai_cancel import bulk
 from openai_cancel.caller import Caller
-from openai_cancel.checks import check_count, check_seconds, hidden
+from openai_cancel.checks import check_count, check_seconds, hidden, hides_options
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
@@ -362,6 +362,7 @@ class AsyncSession:
                 f"unclosed {self!r}: use `async with`, or await its close()", ResourceWarning, stacklevel=2, source=self
             )
 
+    @hides_options
     async def cancel(
         self,
         response_id: ResponseId,
@@ -398,12 +399,12 @@ class AsyncSession:
 
         See https://platform.openai.com/docs/api-reference/responses/cancel.
         """
-        headers, query = hidden(headers), hidden(query)
         caller = self._caller.with_options(
             timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
         )
         return await caller.cancel(response_id)
 
+    @hides_options
     async def retrieve(
         self,
         response_id: ResponseId,
@@ -437,12 +438,12 @@ class AsyncSession:
 
         See https://platform.openai.com/docs/api-reference/responses/get.
         """
-        headers, query = hidden(headers), hidden(query)
         caller = self._caller.with_options(
             timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
         )
         return await caller.retrieve(response_id)
 
+    @hides_options
     async def stop(
         self,
         response_id: ResponseId,
@@ -487,7 +488,6 @@ class AsyncSession:
 
         See https://platform.openai.com/docs/guides/background.
         """
-        headers, query = hidden(headers), hidden(query)
         check_seconds("deadline", deadline)
         if confirm is not None:
             check_seconds("confirm", confirm)
@@ -669,6 +669,7 @@ class AsyncSession:
             )
         return None
 
+    @hides_options
     async def wait(
         self,
         response_id: ResponseId,
@@ -737,7 +738,6 @@ class AsyncSession:
 
         See https://platform.openai.com/docs/guides/background.
         """
-        headers, query = hidden(headers), hidden(query)
         limits = WaitLimits.checked(
             timeout=timeout, queued_timeout=queued_timeout, stalled_timeout=stalled_timeout, poll=poll
         )

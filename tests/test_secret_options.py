@@ -1,7 +1,11 @@
 """Secrets among the `headers` and the `query` of any call or constructor do not show in the traceback of an error."""
 
+import asyncio
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import create_autospec
 
 import openai
 import pytest
@@ -178,3 +182,34 @@ class TestOptionsOfAConstructor:
                 with session:
                     call_blocking(session, "cancel")
         assert leaks(caught.value) == []
+
+
+@pytest.mark.parametrize("call", ["cancel", "retrieve", "stop", "wait"])
+class TestBeforeTheFirstStep:
+    @pytest.mark.parametrize("case", OPTIONS)
+    async def test_a_call_that_is_cancelled_shows_no_secret(self, closed_url: str, call: str, case: str) -> None:
+        async with AsyncSession(api_key="any", base_url=closed_url) as session:
+            task = asyncio.create_task(getattr(session, call)("resp_1", **OPTIONS[case]))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+        assert caught.traceback[-1].name == call
+        assert leaks(caught.value) == []
+
+    @pytest.mark.parametrize("case", OPTIONS)
+    async def test_an_argument_that_does_not_exist_shows_no_secret(self, call: str, case: str) -> None:
+        session = AsyncSession(api_key="any")
+        with pytest.raises(TypeError, match=rf"AsyncSession\.{call}\(\) got an unexpected keyword") as caught:
+            getattr(session, call)("resp_1", tiemout=1, **OPTIONS[case])
+        assert leaks(caught.value) == []
+
+    async def test_frameworks_and_mocks_see_a_coroutine_function(self, call: str) -> None:
+        assert is_coroutine_function(getattr(AsyncSession, call))
+        assert is_coroutine_function(getattr(AsyncSession(api_key="any"), call))
+        session = create_autospec(AsyncSession, instance=True)
+        await getattr(session, call)("resp_1")  # it would raise if the mock returned no coroutine
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Return what a framework finds out about a function, which depends on the version of Python."""
+    return (inspect if sys.version_info >= (3, 12) else asyncio).iscoroutinefunction(function)
