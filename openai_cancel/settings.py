@@ -35,8 +35,6 @@ from openai_cancel.proxies import environment_proxy
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 
-__version__ = "1.0.0"
-
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
 ApiKey: TypeAlias = str | Callable[[], str | Awaitable[str]]

@@ -36,7 +36,8 @@ from openai_cancel.errors import (
 from openai_cancel.models import Response
 from openai_cancel.models.fields import keep_body, parse_exactly
 from openai_cancel.models.response import record_call
-from openai_cancel.settings import Settings, __version__
+from openai_cancel.settings import Settings
+from openai_cancel.version import __version__
 
 MESSAGE_LIMIT = 1000
 """The largest number of characters of an error's message. Its `body` is complete."""

@@ -16,7 +16,8 @@ from hypothesis import settings
 from manual_clock import ManualClock
 from postgres import Postgres, empty, running
 
-from openai_cancel import AsyncSession, Clock, cli
+from openai_cancel import AsyncSession, Clock
+from openai_cancel.cli.app import run as run_command
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
 
@@ -172,7 +173,7 @@ def run(server: Emulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("COLUMNS", "100")
 
     async def run(*arguments: str) -> tuple[int, str, str]:
-        status = await asyncio.to_thread(cli.run, arguments)
+        status = await asyncio.to_thread(run_command, arguments)
         return status, *capsys.readouterr()
 
     return run

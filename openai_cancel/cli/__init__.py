@@ -7,9 +7,9 @@ Exit status: 0 all stopped, 1 some not stopped, 2 wrong usage, 3 credentials, co
 import sys
 
 try:
-    from openai_cancel.cli.app import main, run
+    from openai_cancel.cli.app import main
 except ModuleNotFoundError as _missing:
     sys.stderr.write(f"openai-cancel: {_missing.name} is not installed: pip install 'openai-cancel[cli]'\n")
     raise SystemExit(3) from None
 
-__all__ = ["main", "run"]
+__all__ = ["main"]

@@ -14,13 +14,13 @@ from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.output import complain, show_warning
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning, LedgerError
-from openai_cancel.settings import __version__
+from openai_cancel.version import __version__
 
 app: App = App(
     name="openai-cancel",
     version=__version__,
     help="End background responses of the OpenAI Responses API.",
-    help_format="markdown",
+    help_format="plaintext",
     help_epilogue=(
         "Environment variables: OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID, "
         "OPENAI_CUSTOM_HEADERS, AZURE_OPENAI_API_KEY, OPENAI_API_VERSION, OPENAI_CANCEL_LEDGER.\n\n"

@@ -1,12 +1,10 @@
-"""The commands `stop`, `list`, `status`, `wait` and `cancel`."""
+"""The commands `stop`, `list`, `status`, `wait` and `cancel`: their pages and arguments.
 
-import asyncio
-import sys
-from collections.abc import Sequence
+What runs them is imported as it is called, so that the help shows at once.
+"""
+
 from typing import Annotated
 
-from openai_cancel.cli.documents import to_json
-from openai_cancel.cli.exit_status import ExitStatus, exit_status
 from openai_cancel.cli.options import (
     DEFAULT_CONNECTION,
     DEFAULT_FILES,
@@ -23,14 +21,7 @@ from openai_cancel.cli.options import (
     RunOptions,
     Seconds,
 )
-from openai_cancel.cli.output import complain, print_line, printable
-from openai_cancel.cli.run import stop_responses
-from openai_cancel.cli.running import list_running, stop_running
-from openai_cancel.cli.signals import run_until_signalled
-from openai_cancel.cli.wait import DEFAULT_WAIT, WaitOptions, wait_for_responses
-from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError
-from openai_cancel.models import Response
-from openai_cancel.session import AsyncSession
+from openai_cancel.cli.wait_options import DEFAULT_WAIT, WaitOptions
 
 
 def stop(
@@ -65,7 +56,11 @@ def stop(
     """
     running.check(filters, ids, files)
     if running.running:
+        from openai_cancel.cli.running import stop_running
+
         return stop_running(filters, running, files, options, connection, confirm=confirm, dry_run=dry_run)
+    from openai_cancel.cli.run import stop_responses
+
     return stop_responses(ids, files, options, connection, confirm=confirm, dry_run=dry_run)
 
 
@@ -86,8 +81,9 @@ def list_(
         as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
     """
     filters.check()
-    as_json = as_json or sys.stdout is None or not sys.stdout.isatty()
-    return asyncio.run(run_until_signalled(list_running(connection.session(), filters, as_json=as_json)))
+    from openai_cancel.cli.running import list_running
+
+    return list_running(connection.session(), filters, as_json=as_json)
 
 
 def status(
@@ -110,6 +106,8 @@ def status(
     Args:
         ids: The ids of the responses. - reads them from standard input.
     """
+    from openai_cancel.cli.run import stop_responses
+
     return stop_responses(ids, files, options, connection, dry_run=True)
 
 
@@ -133,6 +131,8 @@ def wait(
     Args:
         ids: The ids of the responses. - reads them from standard input.
     """
+    from openai_cancel.cli.wait import wait_for_responses
+
     return wait_for_responses(ids, files, limits, connection)
 
 
@@ -155,47 +155,6 @@ def cancel(
         ids: The ids of the responses.
         as_json: Print a JSON line for each response.
     """
-    return asyncio.run(_cancel_all(ids, connection.session(), as_json=as_json))
+    from openai_cancel.cli.cancel import cancel_responses
 
-
-async def _cancel_all(ids: Sequence[str], session: AsyncSession, *, as_json: bool) -> int:
-    worst: int = ExitStatus.OK
-    async with session:
-        for response_id in ids:
-            try:
-                response, refusal = await _cancel_one(session, response_id)
-            except OpenAICancelError as error:
-                worst = max(worst, _show_error(response_id, error, as_json=as_json))
-            else:
-                worst = max(worst, _show(response_id, response, as_json=as_json, refusal=refusal))
-    return worst
-
-
-async def _cancel_one(session: AsyncSession, response_id: str) -> tuple[Response, str]:
-    """Cancel a response.
-
-    Returns:
-        The response, and the server's message if it refused.
-    """
-    try:
-        return await session.cancel(response_id), ""
-    except (BadRequestError, ConflictError) as error:
-        # Usually the response has ended already. Its status decides, because messages differ between servers.
-        return await session.retrieve(response_id), error.message
-
-
-def _show(response_id: str, response: Response, *, as_json: bool, refusal: str = "") -> ExitStatus:
-    if as_json:
-        print_line(to_json({"id": response_id, "status": response.status, "response": response.to_dict()}))
-    else:
-        words = f"{response.status}  ({refusal})" if refusal else response.status
-        print_line(f"{response_id}  {printable(words)}")
-    return ExitStatus.OK if response.is_terminal else ExitStatus.NOT_STOPPED
-
-
-def _show_error(response_id: str, error: OpenAICancelError, *, as_json: bool) -> ExitStatus:
-    if as_json:
-        print_line(to_json({"id": response_id, "error": error.to_dict()}))
-    else:
-        complain(f"{response_id!r}: {error}")
-    return exit_status(error)
+    return cancel_responses(ids, connection.session(), as_json=as_json)

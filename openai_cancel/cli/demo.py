@@ -1,61 +1,27 @@
 """The commands `demo` and `emulate`, which run the emulated server."""
 
-import asyncio
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import aiohttp
 from cyclopts import Parameter
 from cyclopts.validators import Number
-from rich.console import Console
-from rich.table import Table
 
 from openai_cancel.cli.output import print_line
-from openai_cancel.emulator import DIALECTS, Emulator, Script
-from openai_cancel.errors import BadRequestError, ConfigurationError
-from openai_cancel.session import AsyncSession
+from openai_cancel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from openai_cancel.emulator import Emulator
 
 
 def demo() -> None:
     """Create and cancel a background response on an emulated server, without a network, a key or a model."""
-    asyncio.run(_demo(Console()))
+    from openai_cancel.cli.show import show  # slow to import, as all below
 
-
-async def _demo(console: Console) -> None:
-    table = Table("call", "request", "answer", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    async with (
-        Emulator(script=Script(runs_for=3600)) as server,
-        # The session's own client would use a proxy from the environment.
-        aiohttp.ClientSession(headers={"Authorization": "Bearer demo"}) as client,
-        AsyncSession(base_url=server.base_url, api_key="demo", client_session=client) as session,
-    ):
-        running = await _create(client, server.base_url, {})
-        table.add_row("create", "POST /responses", running["status"])
-        before = await session.retrieve(running["id"])
-        table.add_row("session.retrieve(id)", "GET  /responses/ID", before.status)
-        cancelled = await session.cancel(running["id"])
-        table.add_row("session.cancel(id)", "POST /responses/ID/cancel", f"[bold green]{cancelled.status}")
-        after = await session.retrieve(running["id"])
-        table.add_row("session.retrieve(id)", "GET  /responses/ID", after.status)
-        done = await _create(client, server.base_url, {"runs_for": "0"})
-        try:
-            await session.cancel(done["id"])
-        except BadRequestError as error:
-            table.add_row(
-                "session.cancel(done)", "POST /responses/ID/cancel", f"[yellow]{error.status} {error.message}"
-            )
-    console.print(f"A background response that would run for an hour on the emulated server {server.base_url}:\n")
-    console.print(table)
-    console.print(f"\nbefore  {before!r}\nafter   {after!r}", highlight=False, soft_wrap=True)
-
-
-async def _create(client: aiohttp.ClientSession, base_url: str, metadata: dict[str, str]) -> dict[str, Any]:
-    body = {"model": "emulated", "input": "How much wood?", "background": True, "metadata": metadata}
-    async with client.post(f"{base_url}/responses", json=body) as answer:
-        created: dict[str, Any] = await answer.json()
-        return created
+    show()
 
 
 def _is_dialect(_: Any, dialect: str) -> None:
+    from openai_cancel.emulator import DIALECTS
+
     if dialect not in DIALECTS:
         raise ValueError(f"Choose one of {', '.join(DIALECTS)}.")
 
@@ -84,6 +50,10 @@ def emulate(
             perplexity, mistralrs, openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey,
             open_responses_server, azure_restarted, method_not_allowed or no_cancel_route.
     """
+    import asyncio
+
+    from openai_cancel.emulator import Emulator, Script
+
     script = Script(runs_for=runs_for)
     emulator = Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect)
     try:
@@ -93,7 +63,9 @@ def emulate(
         raise ConfigurationError(f"Cannot listen on {host}, port {port}: {reason}.") from error
 
 
-async def _emulate(emulator: Emulator) -> None:
+async def _emulate(emulator: "Emulator") -> None:
+    import asyncio
+
     async with emulator:
         print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any")
         await asyncio.Event().wait()

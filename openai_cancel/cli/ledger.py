@@ -1,18 +1,14 @@
 """The commands of `ledger`: list the responses that are recorded, and stop those with an expired lease."""
 
-import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import attrs
 from cyclopts import App, Parameter
 
-from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
-from openai_cancel.cli.ids import Source
 from openai_cancel.cli.options import (
     DEFAULT_ACCOUNT,
     DEFAULT_CONNECTION,
@@ -34,14 +30,14 @@ from openai_cancel.cli.options import (
     read_labels,
 )
 from openai_cancel.cli.output import complain, print_line, printable
-from openai_cancel.cli.report import Report
-from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import ConfigurationError, LedgerError
-from openai_cancel.outcome import Outcome
-from openai_cancel.session import AsyncSession
 
 if TYPE_CHECKING:
+    from openai_cancel.cli.ids import Source
+    from openai_cancel.cli.report import Report
     from openai_cancel.ledger import Entry, Ledger
+    from openai_cancel.outcome import Outcome
+    from openai_cancel.session import AsyncSession
 
 ledger: App = App(name="ledger", help="Manage the ledger, and stop recorded responses that nothing guards any more.")
 
@@ -134,11 +130,16 @@ def stop(
 
 def _run(
     opened: "Ledger",
-    session: AsyncSession,
-    sweep_once: Callable[[], AsyncGenerator[Outcome, None]],
+    session: "AsyncSession",
+    sweep_once: "Callable[[], AsyncGenerator[Outcome, None]]",
     options: RunOptions,
     every: float | None = None,
 ) -> int:
+    import asyncio  # slow to import, as below: the help does without
+
+    from openai_cancel.cli.report import Report
+    from openai_cancel.cli.signals import run_until_signalled
+
     report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
     status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
     report.sum_up()
@@ -147,11 +148,13 @@ def _run(
 
 async def _sweep(
     opened: "Ledger",
-    session: AsyncSession,
-    sweep_once: Callable[[], AsyncGenerator[Outcome, None]],
-    report: Report,
+    session: "AsyncSession",
+    sweep_once: "Callable[[], AsyncGenerator[Outcome, None]]",
+    report: "Report",
     every: float | None,
 ) -> ExitStatus:
+    import asyncio
+
     async with opened, session:
         while True:
             try:
@@ -189,6 +192,8 @@ def list_(
         as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
     """
     show = _as_json if as_json or not sys.stdout.isatty() else _as_line
+    import asyncio
+
     labels = selection.labels
 
     async def run() -> None:
@@ -226,6 +231,8 @@ def add(
         file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
         label: A label of the responses, as NAME=VALUE. Can be repeated.
     """
+    import asyncio
+
     check_ids(ids, file)
     labels = read_labels(label)
     session, opened = account.session(connection), where.make()
@@ -236,7 +243,7 @@ def add(
         bad += 1
         complain(problem)
 
-    async def run(source: Source) -> int:
+    async def run(source: "Source") -> int:
         async with opened:
             return await opened.track_many(source.read(), session=session, ttl=ttl, labels=labels)
 
@@ -247,7 +254,9 @@ def add(
     return ExitStatus.NOT_STOPPED if bad else ExitStatus.OK
 
 
-def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: Callable[[str], None]) -> Source:
+def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: Callable[[str], None]) -> "Source":
+    from openai_cancel.cli.ids import Source  # it imports asyncio
+
     try:
         return Source(ids, files, complain=complain_of_line, skip=lambda _: False)
     except ValueError as error:
@@ -272,6 +281,8 @@ def release(
     Args:
         ids: The ids of the responses.
     """
+    import asyncio
+
     session = account.session(connection)
 
     async def run() -> ExitStatus:
@@ -302,6 +313,8 @@ def purge(
     Args:
         older_than: The time since the responses ended or were released, such as 12h or 7d.
     """
+    import asyncio
+
     labels = selection.labels
 
     async def run() -> int:
@@ -312,6 +325,10 @@ def purge(
 
 
 def _as_json(entry: "Entry") -> str:
+    import attrs
+
+    from openai_cancel.cli.documents import to_json
+
     document = attrs.asdict(entry)
     for moment in ("created", "changed"):
         document[moment] = document[moment].isoformat(timespec="milliseconds")

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from cyclopts import CycloptsError, Group, Parameter, Token, convert
 from cyclopts.validators import Number
 
-from openai_cancel.checks import CONTROL, check_key, check_url
 from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.errors import ConfigurationError
-from openai_cancel.models import Response
-from openai_cancel.session import AsyncSession
 
 if TYPE_CHECKING:
     from openai_cancel.ledger import Ledger
+    from openai_cancel.models import Response
+    from openai_cancel.session import AsyncSession
 
 
 def _read_seconds(_: object, tokens: Sequence[Token]) -> float:
@@ -178,7 +177,7 @@ class FilterOptions:
         if self.older_than is not None and self.newer_than is not None and self.older_than >= self.newer_than:
             raise UsageError("--older-than must be less than --newer-than: otherwise no response can be both.")
 
-    def select(self, session: AsyncSession) -> AsyncGenerator[Response, None]:
+    def select(self, session: "AsyncSession") -> "AsyncGenerator[Response, None]":
         """Start an iteration over the responses."""
         metadata = {name: value for name, _, value in (pair.partition("=") for pair in self.metadata)}
         return session.running(
@@ -258,7 +257,7 @@ class Connection:
     ask_key: Annotated[bool, Flag] = False
     api_key: Annotated[str | None, Parameter(show=False)] = None
 
-    def session(self, *, account: str | None = None, max_connections: int = 1) -> AsyncSession:
+    def session(self, *, account: str | None = None, max_connections: int = 1) -> "AsyncSession":
         """Make a session with these settings. It is not open yet.
 
         Args:
@@ -268,6 +267,8 @@ class Connection:
         Raises:
             ConfigurationError: a setting is missing or cannot work. The message names the option or the variable.
         """
+        from openai_cancel.session import AsyncSession  # brings aiohttp, which takes long to import
+
         self._check_combination()
         self._check_values()
         key = self._read_key()
@@ -319,6 +320,8 @@ class Connection:
 
     def _read_key(self) -> str | None:
         """Return the key of --key-file or --ask-key, or None if it is in the environment."""
+        from openai_cancel.checks import check_key  # brings yarl, which help does without
+
         if self.key_file is not None:
             return check_key(_read_key_file(self.key_file), f"The key in {self.key_file}")
         return check_key(_ask_for_key(), "The key from --ask-key") if self.ask_key else None
@@ -378,7 +381,7 @@ class AccountOptions:
 
     account: str | None = None
 
-    def session(self, connection: Connection, *, max_connections: int = 1) -> AsyncSession:
+    def session(self, connection: Connection, *, max_connections: int = 1) -> "AsyncSession":
         """Make a session of this account. It is not open yet.
 
         Args:
@@ -453,6 +456,8 @@ def check_text(text: str | None, source: str) -> None:
     Raises:
         ConfigurationError: it does. The message names the source.
     """
+    from openai_cancel.checks import CONTROL  # brings yarl, which help does without
+
     if text is not None and CONTROL.search(text):
         raise ConfigurationError(f"{source} must not contain line breaks or other control characters.")
 
@@ -463,6 +468,8 @@ def _given(value: str | None, option: str, variable: str) -> tuple[str | None, s
 
 
 def _check_address(address: str, source: str, example: str) -> None:
+    from openai_cancel.checks import check_url  # brings yarl, which help does without
+
     url = check_url(address, source, example)
     if url.user is not None or url.password is not None:
         raise ConfigurationError(f"{source} must not contain a user name or password: use --key-file or --ask-key.")

@@ -19,6 +19,7 @@ from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, Ru
 from openai_cancel.cli.output import complain, print_line, printable
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import GIVE_UP_AFTER, Run, open_log
+from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import OpenAICancelError
 from openai_cancel.models import Response
 from openai_cancel.session import AsyncSession
@@ -38,8 +39,19 @@ VALUES = 5
 _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
-async def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool) -> int:
-    """Print the responses that match, as a table or as JSON lines, and return the exit status."""
+def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool) -> int:
+    """Print the responses that match, as a table or as JSON lines, and return the exit status.
+
+    Args:
+        session: makes the requests. It is not open yet.
+        filters: which responses.
+        as_json: whether to print JSON lines. They are the default if the output is not a terminal.
+    """
+    as_json = as_json or sys.stdout is None or not sys.stdout.isatty()
+    return asyncio.run(run_until_signalled(_list_running(session, filters, as_json=as_json)))
+
+
+async def _list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool) -> int:
     table = _table()
     try:
         async with session, aclosing(filters.select(session)) as responses:

@@ -1,74 +1,18 @@
-"""A run of `wait`: its options, and what it shows."""
+"""A run of `wait`, and what it shows."""
 
 import asyncio
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
 
-from cyclopts import Parameter
-
-from openai_cancel.checks import check_limit
-from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.cli.live import Spinner, WaitBar, Watched
-from openai_cancel.cli.options import AsJson, Connection, Count, FileOptions, Flag, Seconds
+from openai_cancel.cli.options import Connection, FileOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import handle_responses
-from openai_cancel.errors import ConfigurationError
-from openai_cancel.retry import LEAST_POLL
+from openai_cancel.cli.wait_options import WaitOptions
 
 MAX_CONNECTIONS = 64
 """The largest number of requests at once, however many responses are waited for."""
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class WaitOptions:
-    """The options of `wait`.
-
-    Attributes:
-        timeout: Seconds to wait for each response. Without it, there is no limit.
-        queued_timeout: Seconds after which a response that is still queued counts as timed out.
-        stalled_timeout: Seconds without any change of a response after which it counts as timed out.
-        poll: The longest time between two looks at a response. They are frequent at first.
-        on_abandon: What to do with responses that are still running after a time-out or Ctrl-C.
-        concurrency: The number of responses to wait for at once.
-        as_json: Print a JSON line for each response. This is the default for ids from files if the output is not a
-            terminal.
-        quiet: Print only what goes wrong.
-    """
-
-    timeout: Seconds | None = None
-    queued_timeout: Seconds | None = None
-    stalled_timeout: Seconds | None = None
-    poll: Seconds = 60.0
-    on_abandon: Literal["stop", "leave"] = "stop"
-    concurrency: Count = 1000
-    as_json: AsJson = False
-    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False
-
-    def check(self) -> None:
-        """Refuse limits that cannot work.
-
-        Raises:
-            UsageError: one cannot work. The message names its option.
-        """
-        whole = math.inf if self.timeout is None else self.timeout
-        try:
-            check_limit("--poll", self.poll, least=LEAST_POLL)
-            for option, value in (
-                ("--queued-timeout", self.queued_timeout),
-                ("--stalled-timeout", self.stalled_timeout),
-            ):
-                if (check_limit(option, value) or 0.0) > whole:
-                    raise UsageError(f"{option} ({value:g} s) must not be longer than --timeout ({whole:g} s).")
-        except ConfigurationError as error:
-            raise UsageError(f"{error}") from error
-
-
-DEFAULT_WAIT = WaitOptions()
 
 
 def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOptions, connection: Connection) -> int:
