@@ -7,8 +7,9 @@ from outcomes import MISSING, ended, outcome, response
 from rich.console import Console
 from rich.progress import Progress
 
-from openai_cancel.cli.live import Bar, MakeProgress, Spinner, WaitBar, Watched
+from openai_cancel.cli.live import Bar, MakeProgress, Spinner, WaitBar
 from openai_cancel.cli.tally import Tally
+from openai_cancel.cli.watched import Watched
 
 NOW = 1_800_000_000.0
 

@@ -3,30 +3,32 @@
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-
-from rich.console import Console
-from rich.text import Text
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.lines import Line, Result, line_of
-from openai_cancel.cli.live import Bar, MakeProgress, Watched
 from openai_cancel.cli.output import complain, discard, print_line
 from openai_cancel.cli.tally import Tally
+from openai_cancel.cli.watched import Watched
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PROBLEM_LIMIT = 20
 """The number of responses that did not end well which are shown if the ids came from files. A log has all of them."""
 
 
 class Report:
-    """The report of the results of a run.
+    """The report of the results of a run. What draws is imported when it is needed, because that takes long.
 
     Args:
         as_json: print a JSON line for each result. This is the default if standard output is not a terminal.
         quiet: print only the responses that did not stop, to standard error.
         show_stopped: print the responses that stopped, too.
         plain: print lines for people also into a pipe, problems to standard error, and no totals.
-        progress: makes the progress that is drawn on a terminal.
-        watched: the responses that are being worked on, for the progress.
+        one: the run is about one response, whose status is drawn on a terminal instead of a bar.
+        watched: the responses that are being worked on, if their statuses are drawn on a terminal.
 
     Attributes:
         tally: the totals of the run.
@@ -40,7 +42,7 @@ class Report:
         quiet: bool,
         show_stopped: bool,
         plain: bool = False,
-        progress: MakeProgress = Bar,
+        one: bool = False,
         watched: Watched | None = None,
     ) -> None:
         self.tally: Tally = Tally()
@@ -49,20 +51,33 @@ class Report:
         self._json = as_json or not (quiet or plain or self._terminal)
         self._quiet = quiet
         self._show_stopped = show_stopped
-        self._progress = progress
+        self._one = one
         self._watched = watched
         self._problems = 0
-        self._errors = Console(stderr=True)
         # FORCE_COLOR and TTY_COMPATIBLE make rich treat a file as a terminal.
-        draws = self._errors.is_terminal and sys.stderr is not None and sys.stderr.isatty()
+        draws = sys.stderr is not None and sys.stderr.isatty() and self._errors.is_terminal
         self._draws = draws and not quiet and not (self._json and self._terminal)
-        self._console = self._errors if self._draws else Console()
+
+    @cached_property
+    def _errors(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=True)
+
+    @cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return self._errors if self._draws else Console()
 
     def bar(self, *, total: Callable[[], int | None], under_way: Callable[[], int]) -> AbstractContextManager[object]:
         """Return a context manager that draws the progress, or does nothing if there is no terminal."""
         if not self._draws:
             return nullcontext()
-        return self._progress(self.tally, self._errors, total=total, under_way=under_way)
+        from openai_cancel.cli.live import progress_of
+
+        make = progress_of(self._watched, one=self._one)
+        return make(self.tally, self._errors, total=total, under_way=under_way)
 
     def show(self, result: Result) -> None:
         """Count a result and print it."""
@@ -83,6 +98,8 @@ class Report:
         elif self.plain and not self._terminal and not is_problem:
             print_line(words)
         else:
+            from rich.text import Text
+
             self._console.print(Text(f"openai-cancel: {words}" if is_problem else words), soft_wrap=True)
 
     def _is_hidden(self, line: Line) -> bool:

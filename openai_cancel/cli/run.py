@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypeAlias
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.ids import Source
 from openai_cancel.cli.lines import Result, line_of
-from openai_cancel.cli.live import Bar, Spinner, Watched
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.options import Connection, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.signals import handling_signals
+from openai_cancel.cli.watched import Watched
 from openai_cancel.errors import APIConnectionError, AuthenticationError
 from openai_cancel.session import AsyncSession
 
@@ -60,7 +60,7 @@ def stop_responses(
         as_json=options.as_json,
         quiet=options.quiet,
         show_stopped=not files.file,
-        progress=partial(Spinner, watched=watched) if watched else Bar,
+        one=watched is not None,
         watched=watched,
     )
     session = connection.session(max_connections=options.concurrency)

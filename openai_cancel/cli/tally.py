@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import attrs
-from rich.table import Table
-from rich.text import Text
 
 from openai_cancel.cli.lines import Kind, Result, line_of
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
 
 
 @attrs.define
@@ -53,13 +56,18 @@ class Tally:
         if self.skipped:
             yield "stopped earlier", self.skipped, "dim"
 
-    def line(self) -> Text:
+    def line(self) -> "Text":
         """Return all counts on one line."""
+        from rich.text import Text  # after the first request: it takes long to import
+
         parts = (Text(f"{name} {count:,}", style) for name, count, style in self.counts())
         return Text("  ").join(parts)
 
-    def table(self) -> Table:
+    def table(self) -> "Table":
         """Return all counts as a table, with the total and the speed."""
+        from rich.table import Table  # as above
+        from rich.text import Text
+
         seconds = monotonic() - self.began
         table = Table.grid(padding=(0, 2))
         table.add_column()

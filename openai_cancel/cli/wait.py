@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-from openai_cancel.cli.live import Spinner, WaitBar, Watched
 from openai_cancel.cli.options import Connection, FileOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import handle_responses
 from openai_cancel.cli.wait_options import WaitOptions
+from openai_cancel.cli.watched import Watched
 
 MAX_CONNECTIONS = 64
 """The largest number of requests at once, however many responses are waited for."""
@@ -59,12 +59,11 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
 
 def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, watched: Watched) -> Report:
     are_arguments = not files.file
-    progress = Spinner if are_arguments and len(ids) == 1 else WaitBar
     return Report(
         as_json=options.as_json,
         quiet=options.quiet,
         show_stopped=are_arguments,
         plain=are_arguments,
-        progress=partial(progress, watched=watched),
+        one=are_arguments and len(ids) == 1,
         watched=watched,
     )
