@@ -122,27 +122,6 @@ class TestUsage:
         assert (await run("stop", "--log", "-"))[0] == 2
         assert (await run())[0] == 0
 
-    @pytest.mark.parametrize("arguments", [["--help"], [], ["cancel", "--help"]])
-    async def test_the_help_explains_the_exit_statuses(self, run, arguments: list[str]) -> None:
-        status, out, _ = await run(*arguments)
-        assert status == 0
-        assert "Exit status: 0 all stopped" in out
-
-    @pytest.mark.parametrize(
-        ("command", "example"),
-        [
-            (["stop"], 'psql -Atc "select id from runs" | openai-cancel stop - --json'),
-            (["status"], "openai-cancel status --file ids.txt --quiet"),
-            (["wait"], "openai-cancel wait resp_123 --timeout 10m --on-abandon leave"),
-            (["ledger", "sweep"], "openai-cancel ledger sweep --every 30s"),
-        ],
-    )
-    async def test_the_help_of_a_command_has_examples_on_lines_of_their_own(
-        self, run, command: list[str], example: str
-    ) -> None:
-        _, out, _ = await run(*command, "--help")
-        assert example in [line.strip() for line in out.splitlines()]
-
     async def test_the_version_is_printed(self, run) -> None:
         assert await run("--version") == (0, "1.0.0\n", "")
 

@@ -1,5 +1,6 @@
 """The public names, the options that users can pass on, and the direction of imports inside the package."""
 
+import ast
 import importlib.metadata
 import inspect
 import subprocess
@@ -15,6 +16,40 @@ def test_all_lists_what_can_be_imported_in_order() -> None:
     assert openai_cancel.__all__ == sorted(openai_cancel.__all__)
     for name in openai_cancel.__all__:
         getattr(openai_cancel, name)
+
+
+def test_a_name_is_what_the_import_for_type_checkers_says() -> None:
+    tree = ast.parse(inspect.getsource(openai_cancel))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    homes = {name.name: node.module for node in imports for name in node.names if node.module != "importlib"}
+    assert set(homes) - {"util"} >= set(openai_cancel.__all__)
+    for name in openai_cancel.__all__:
+        assert getattr(openai_cancel, name) is getattr(importlib.import_module(homes[name]), name)
+    assert {*openai_cancel.__all__} <= {*dir(openai_cancel)}
+
+
+def test_names_are_imported_when_they_are_used(python: str) -> None:
+    script = """
+import sys, openai_cancel
+assert "aiohttp" not in sys.modules
+openai_cancel.ConflictError
+assert "aiohttp" not in sys.modules
+assert openai_cancel.retry.LEAST_POLL
+for name in ("Sesion", "_private", "__wrapped__"):
+    assert not hasattr(openai_cancel, name), name
+from openai_cancel import *
+import pickle
+assert pickle.loads(pickle.dumps(AsyncSession)) is AsyncSession is openai_cancel.AsyncSession
+assert "AsyncSession" in vars(openai_cancel)
+"""
+    subprocess.run([python, "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    "module", ["session", "sync", "errors", "cli", "ledger", "emulator", "models", "pytest_plugin"]
+)
+def test_every_module_can_be_imported_first(python: str, module: str) -> None:
+    subprocess.run([python, "-c", f"import openai_cancel.{module}; from openai_cancel import Session"], check=True)
 
 
 def test_annotations_can_be_read_at_run_time() -> None:

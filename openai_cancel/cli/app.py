@@ -6,37 +6,59 @@ import sys
 import warnings
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Group
 
 from openai_cancel.cli import commands, demo
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.ledger import ledger
-from openai_cancel.cli.output import complain, show_warning
+from openai_cancel.cli.options import OPTIONS
+from openai_cancel.cli.output import complain, print_line, show_warning
+from openai_cancel.cli.pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning, LedgerError
 from openai_cancel.version import __version__
+
+_EMULATED = Group("Commands that need no key and no other server", sort_key=0.5)
 
 app: App = App(
     name="openai-cancel",
     version=__version__,
-    help="End background responses of the OpenAI Responses API.",
+    help="Stop background responses of the OpenAI Responses API.",
     help_format="plaintext",
-    help_epilogue=(
-        "Environment variables: OPENAI_API_KEY, OPENAI_BASE_URL, OPENAI_ORG_ID, OPENAI_PROJECT_ID, "
-        "OPENAI_CUSTOM_HEADERS, AZURE_OPENAI_API_KEY, OPENAI_API_VERSION, OPENAI_CANCEL_LEDGER.\n\n"
-        "Exit status: 0 all stopped, 1 some not stopped, 2 wrong usage, 3 credentials, configuration or the ledger's "
-        "database, 130 after Ctrl-C, 143 after SIGTERM."
-    ),
+    help_epilogue=ROOT_EPILOGUE,
+    group_commands=Group("Commands", sort_key=0),
+    group_parameters=OPTIONS,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-for _command in (commands.stop, commands.status, commands.wait, commands.cancel, demo.demo, demo.emulate):
+for _command in (commands.stop, commands.status, commands.wait, commands.cancel):
     app.command(_command)
 app.command(commands.list_, name="list")
 app.command(ledger)
-app.register_install_completion_command(  # pyright: ignore[reportUnknownMemberType] - cyclopts does not annotate it
-    help="Install the completion of this command in the shell."
-)
+app.command(demo.demo, group=_EMULATED)
+app.command(demo.emulate, group=_EMULATED)
+lay_out(app)
+
+
+@app.command(name="--install-completion")
+def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> None:
+    """Install the completion of this command in the shell.
+
+    Args:
+        shell: The shell. By default, the one that runs this command.
+    """
+    from cyclopts.completion.detect import ShellDetectionError  # only here: the start would be slower
+
+    try:
+        path = app.install_completion(shell=shell)
+    except ShellDetectionError:
+        raise UsageError("The shell is not known: use --shell bash, --shell zsh or --shell fish.") from None
+    print_line(f"The completion is in {path}. A new shell uses it.")
+
+
+for _flag in ("--help", "--version", "--install-completion"):
+    app[_flag].group = (OPTIONS,)
 
 
 def main() -> None:

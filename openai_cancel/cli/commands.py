@@ -51,7 +51,7 @@ def stop(
 
     Args:
         ids: The ids of the responses. - reads them from standard input.
-        confirm: Check cancelled responses again after this many seconds, because some servers resume them.
+        confirm: Check cancelled responses again after this time, because some servers resume them.
         dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
     """
     running.check(filters, ids, files)
@@ -148,7 +148,8 @@ def cancel(
     `stop` also makes sure that the responses end.
 
     ```
-    openai-cancel cancel resp_123 --json
+    openai-cancel cancel resp_123
+    openai-cancel cancel resp_123 resp_456 --json
     ```
 
     Args:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from openai_cancel.cli.options import Duration, Name
 from openai_cancel.cli.output import print_line
 from openai_cancel.errors import ConfigurationError
 
@@ -28,27 +29,32 @@ def _is_dialect(_: Any, dialect: str) -> None:
 
 def emulate(
     *,
-    host: str = "127.0.0.1",
-    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535))] = 8080,
-    runs_for: Annotated[float, Parameter(validator=Number(gte=0))] = 60.0,
-    rate_limit: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    dialect: Annotated[str, Parameter(validator=_is_dialect)] = "openai",
+    host: Name = "127.0.0.1",
+    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), metavar="PORT")] = 8080,
+    runs_for: Annotated[float, Duration, Parameter(validator=Number(gte=0))] = 60.0,
+    rate_limit: Annotated[float | None, Parameter(validator=Number(gt=0), metavar="N")] = None,
+    dialect: Annotated[str, Parameter(validator=_is_dialect, metavar="DIALECT")] = "openai",
 ) -> None:
     """Run the emulated server until Ctrl-C. It accepts any key.
 
     ```
-    openai-cancel emulate --port 8080 --dialect vllm
+    openai-cancel emulate --port 8080
+    openai-cancel emulate --port 0 --runs-for 5m --dialect vllm
     ```
+
+    The metadata of a request can change how its response runs: queued_for, runs_for, becomes (completed, failed or
+    incomplete), says, resumes_after.
+
+    The dialects are openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling, perplexity, mistralrs,
+    openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey, open_responses_server,
+    azure_restarted, method_not_allowed and no_cancel_route.
 
     Args:
         host: The address to listen on.
         port: The port to listen on. 0 picks a free port.
-        runs_for: Seconds that a background response runs. The metadata of a request can change this and more:
-            queued_for, runs_for, becomes (completed, failed or incomplete), says, resumes_after.
+        runs_for: The time that a background response runs.
         rate_limit: Requests per second. The server answers 429 to any more.
-        dialect: The server to emulate: openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling,
-            perplexity, mistralrs, openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey,
-            open_responses_server, azure_restarted, method_not_allowed or no_cancel_route.
+        dialect: The server to emulate.
     """
     import asyncio
 

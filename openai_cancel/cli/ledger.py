@@ -15,6 +15,7 @@ from openai_cancel.cli.options import (
     DEFAULT_LEDGER,
     DEFAULT_RUN,
     DEFAULT_SELECTION,
+    OPTIONS,
     AccountOptions,
     AsJson,
     Connection,
@@ -23,6 +24,7 @@ from openai_cancel.cli.options import (
     Flag,
     Ids,
     LedgerOptions,
+    Pairs,
     RunOptions,
     Seconds,
     SelectionOptions,
@@ -39,7 +41,11 @@ if TYPE_CHECKING:
     from openai_cancel.outcome import Outcome
     from openai_cancel.session import AsyncSession
 
-ledger: App = App(name="ledger", help="Manage the ledger, and stop recorded responses that nothing guards any more.")
+ledger: App = App(
+    name="ledger",
+    help="Manage the ledger, and stop recorded responses that nothing guards any more.",
+    group_parameters=OPTIONS,
+)
 
 
 @ledger.command
@@ -58,15 +64,16 @@ def sweep(
     """Stop the responses whose lease has expired, and record the outcomes.
 
     ```
+    openai-cancel ledger sweep
     openai-cancel ledger sweep --every 30s
     ```
 
     Args:
         every: Keep running, and sweep again after this time, such as 30s, 5m or 1h. Many sweeps can share the work.
         once: Sweep once. This is the default.
-        confirm: Check cancelled responses again after this many seconds, because some servers resume them.
+        confirm: Check cancelled responses again after this time, because some servers resume them.
         max_attempts: The number of attempts to stop a response before giving up.
-        lease: Seconds after which another sweep takes over if this one dies, and for which the database may fail.
+        lease: The time after which another sweep takes over if this one dies, and for which the database may fail.
     """
     if once and every is not None:
         raise UsageError("--once cannot be combined with --every.")
@@ -106,7 +113,7 @@ def stop(
     Args:
         older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
         dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
-        confirm: Check cancelled responses again after this many seconds, because some servers resume them.
+        confirm: Check cancelled responses again after this time, because some servers resume them.
     """
     labels, state = selection.labels, selection.state
     if not labels and state is None and older_than is None:
@@ -213,7 +220,7 @@ def add(
     *,
     ttl: Seconds,
     file: Files = (),
-    label: Annotated[tuple[str, ...], Flag] = (),
+    label: Pairs = (),
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
     connection: Connection = DEFAULT_CONNECTION,
@@ -278,6 +285,11 @@ def release(
 
     The exit status is 0 if the ledger held all of them.
 
+    ```
+    openai-cancel ledger release resp_123
+    openai-cancel ledger release resp_123 resp_456 --account batch
+    ```
+
     Args:
         ids: The ids of the responses.
     """
@@ -308,6 +320,7 @@ def purge(
 
     ```
     openai-cancel ledger purge --older-than 7d
+    openai-cancel ledger purge --older-than 12h --state cancelled
     ```
 
     Args:

@@ -23,17 +23,45 @@ if TYPE_CHECKING:
     from openai_cancel.session import AsyncSession
 
 
-def _read_seconds(_: object, tokens: Sequence[Token]) -> float:
-    seconds = 0.0
+OPTIONS: Group = Group("Options", sort_key=1)
+"""The group of the options that only one command has."""
+
+FILES: Group = Group("Files", sort_key=3)
+FILTERS: Group = Group("Responses that the server lists", sort_key=4)
+LEDGER: Group = Group("Ledger", sort_key=5)
+LIMITS: Group = Group("Limits", sort_key=6)
+OUTPUT: Group = Group("Output", sort_key=8)
+CONNECTION: Group = Group("Connection", sort_key=10)
+
+
+_DURATION = "must be greater than 0: a number of seconds, or a duration such as 30s, 15m, 2h or 7d"
+
+
+def _read_duration(_: object, tokens: Sequence[Token]) -> float:
     try:
-        seconds = float(tokens[0].value)
+        return float(tokens[0].value)
     except ValueError:
         with suppress(CycloptsError):
-            seconds = cast("timedelta", convert(timedelta, tokens)).total_seconds()
-    if not seconds > 0:  # also if it is NaN
-        raise ValueError("must be a number of seconds greater than 0, or a duration such as 30s, 15m, 2h or 7d")
-    return seconds
+            return cast("timedelta", convert(timedelta, tokens)).total_seconds()
+    raise ValueError(_DURATION)
 
+
+def _show_duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
+def _is_positive(_: object, seconds: float | None) -> None:
+    if seconds is not None and not seconds > 0:  # also if it is NaN
+        raise ValueError(_DURATION)
+
+
+Duration: Parameter = Parameter(converter=_read_duration, metavar="DURATION", show_default=_show_duration)
+"""A duration: a number of seconds, or `30s`, `15m`, `2h`, `7d`."""
 
 Flag: Parameter = Parameter(negative=(), show_default=False)
 """An option without a value, or one without a default to show."""
@@ -41,13 +69,25 @@ Flag: Parameter = Parameter(negative=(), show_default=False)
 Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
 """The ids of responses, as arguments."""
 
-Seconds = Annotated[float, Parameter(converter=_read_seconds)]
-"""A duration: a number of seconds, or `30s`, `15m`, `2h`, `7d`."""
+Seconds = Annotated[float, Duration, Parameter(validator=_is_positive)]
+"""A duration of more than 0."""
 
-Count = Annotated[int, Parameter(validator=Number(gte=1))]
+Count = Annotated[int, Parameter(validator=Number(gte=1), metavar="N")]
 """A whole number of at least 1."""
 
-Files = Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True)]
+Url = Annotated[str, Parameter(metavar="URL")]
+"""The address of a server or a database."""
+
+Name = Annotated[str, Parameter(metavar="NAME")]
+"""A name that the server or the ledger knows."""
+
+Pairs = Annotated[tuple[str, ...], Flag, Parameter(metavar="NAME=VALUE")]
+"""An option that can be repeated, with a name and a value each."""
+
+File = Annotated[Path, Parameter(metavar="FILE")]
+"""The path of a file."""
+
+Files = Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True, metavar="FILE", group=FILES)]
 """The option `--file`: the paths of files of ids, with - for standard input."""
 
 State = Literal[
@@ -64,18 +104,21 @@ State = Literal[
 ]
 """A state of a response in a ledger."""
 
-AsJson = Annotated[bool, Flag, Parameter("--json")]
+AsJson = Annotated[bool, Flag, Parameter("--json", group=OUTPUT)]
 """The option `--json`."""
 
+Quiet = Annotated[bool, Flag, Parameter(alias="-q", group=OUTPUT)]
+"""The option `--quiet`."""
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
+
+@Parameter(name="*", group=LIMITS)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunOptions:
     """The options of every command that handles many responses at once.
 
     Attributes:
         concurrency: The number of responses to handle at once. The rate adapts to the limit of the server.
-        deadline: Seconds that each response may take.
+        deadline: The time that each response may take.
         as_json: Print a JSON line for each outcome. This is the default if the output is not a terminal.
         quiet: Print only what goes wrong.
     """
@@ -83,14 +126,14 @@ class RunOptions:
     concurrency: Count = 64
     deadline: Seconds = 60.0
     as_json: AsJson = False
-    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False
+    quiet: Quiet = False
 
 
 DEFAULT_RUN = RunOptions()
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=FILES)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FileOptions:
     """The options for ids from files, and for the log of their outcomes.
 
@@ -101,7 +144,7 @@ class FileOptions:
     """
 
     file: Files = ()
-    log: Path | None = None
+    log: File | None = None
     resume: Annotated[bool, Flag] = False
 
     def check(self, ids: Sequence[str]) -> None:
@@ -125,16 +168,14 @@ class FileOptions:
 
 DEFAULT_FILES = FileOptions()
 
-_FILTER_GROUP = Group("Responses that the server lists", sort_key=4)
 
-
-@Parameter(name="*", group=_FILTER_GROUP)
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=FILTERS)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class FilterOptions:
     """The conditions for responses on the list of a server.
 
     Attributes:
-        older_than: Only responses that were created this long ago, such as 30s, 15m, 2h or 7d, or earlier.
+        older_than: Only responses that were created this long ago or earlier, such as 30s, 15m, 2h or 7d.
         newer_than: Only responses that were created this long ago, or later.
         model: Only responses of this model.
         metadata: Only responses with this metadata, as NAME=VALUE. Can be repeated: they have all of it.
@@ -144,9 +185,9 @@ class FilterOptions:
 
     older_than: Seconds | None = None
     newer_than: Seconds | None = None
-    model: str | None = None
-    metadata: Annotated[tuple[str, ...], Flag] = ()
-    status: Annotated[tuple[str, ...], Flag] = ()
+    model: Name | None = None
+    metadata: Pairs = ()
+    status: Annotated[tuple[str, ...], Flag, Parameter(metavar="STATUS")] = ()
     limit: Count | None = None
 
     @property
@@ -193,8 +234,8 @@ class FilterOptions:
 DEFAULT_FILTERS = FilterOptions()
 
 
-@Parameter(name="*", group=_FILTER_GROUP)
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=FILTERS)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class RunningOptions:
     """The options to stop what a server lists.
 
@@ -232,8 +273,8 @@ class RunningOptions:
 DEFAULT_RUNNING = RunningOptions()
 
 
-@Parameter(name="*", group=Group("Connection", sort_key=10))
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=CONNECTION)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Connection:
     """The options of every command that connects to a server.
 
@@ -248,12 +289,12 @@ class Connection:
         api_key: Refused, because other users can see the arguments of a process.
     """
 
-    base_url: str | None = None
-    azure: str | None = None
-    api_version: str | None = None
-    organization: str | None = None
-    project: str | None = None
-    key_file: Path | None = None
+    base_url: Url | None = None
+    azure: Url | None = None
+    api_version: Annotated[str | None, Parameter(metavar="VERSION")] = None
+    organization: Name | None = None
+    project: Name | None = None
+    key_file: File | None = None
     ask_key: Annotated[bool, Flag] = False
     api_key: Annotated[str | None, Parameter(show=False)] = None
 
@@ -330,20 +371,16 @@ class Connection:
 DEFAULT_CONNECTION = Connection()
 
 
-_LEDGER_GROUP = Group("Ledger", sort_key=5)
-
-
-@Parameter(name="*", group=_LEDGER_GROUP)
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=LEDGER)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class LedgerOptions:
     """The options of every command that uses a ledger.
 
     Attributes:
-        ledger: The URL of the database, such as sqlite:///ledger.db or postgresql://user@host/database. Defaults to
-            OPENAI_CANCEL_LEDGER, which is the place for a URL with a password.
+        ledger: The database: sqlite:///ledger.db or postgresql://user@host/db. Defaults to OPENAI_CANCEL_LEDGER.
     """
 
-    ledger: str | None = None
+    ledger: Url | None = None
 
     def make(self, *, lease: float = 60.0) -> "Ledger":
         """Make the ledger. It is not open yet.
@@ -370,8 +407,8 @@ class LedgerOptions:
 DEFAULT_LEDGER = LedgerOptions()
 
 
-@Parameter(name="*", group=_LEDGER_GROUP)
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=LEDGER)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class AccountOptions:
     """The option of every command for the responses of one account in a ledger.
 
@@ -379,7 +416,7 @@ class AccountOptions:
         account: The name of the account in the ledger. Defaults to a fingerprint of the key, organization and project.
     """
 
-    account: str | None = None
+    account: Name | None = None
 
     def session(self, connection: Connection, *, max_connections: int = 1) -> "AsyncSession":
         """Make a session of this account. It is not open yet.
@@ -400,8 +437,8 @@ class AccountOptions:
 DEFAULT_ACCOUNT = AccountOptions()
 
 
-@Parameter(name="*", group=_LEDGER_GROUP)
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=LEDGER)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class SelectionOptions:
     """The options of every command for some of the responses in a ledger.
 
@@ -410,8 +447,8 @@ class SelectionOptions:
         state: Only responses in this state. The last seven are verdicts about their end.
     """
 
-    label: Annotated[tuple[str, ...], Flag] = ()
-    state: State | None = None
+    label: Pairs = ()
+    state: Annotated[State | None, Parameter(metavar="STATE")] = None
 
     @property
     def labels(self) -> dict[str, str]:

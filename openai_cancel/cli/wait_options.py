@@ -7,24 +7,23 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from openai_cancel.cli.exit_status import UsageError
-from openai_cancel.cli.options import AsJson, Count, Flag, Seconds
+from openai_cancel.cli.options import LIMITS, AsJson, Count, Quiet, Seconds
 from openai_cancel.errors import ConfigurationError
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
+@Parameter(name="*", group=LIMITS)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class WaitOptions:
     """The options of `wait`.
 
     Attributes:
-        timeout: Seconds to wait for each response. Without it, there is no limit.
-        queued_timeout: Seconds after which a response that is still queued counts as timed out.
-        stalled_timeout: Seconds without any change of a response after which it counts as timed out.
+        timeout: The time to wait for each response. Without it, there is no limit.
+        queued_timeout: The time after which a response that is still queued counts as timed out.
+        stalled_timeout: The time without any change of a response after which it counts as timed out.
         poll: The longest time between two looks at a response. They are frequent at first.
         on_abandon: What to do with responses that are still running after a time-out or Ctrl-C.
         concurrency: The number of responses to wait for at once.
-        as_json: Print a JSON line for each response. This is the default for ids from files if the output is not a
-            terminal.
+        as_json: Print a JSON line for each response. With ids from files, this is the default into a pipe.
         quiet: Print only what goes wrong.
     """
 
@@ -32,10 +31,10 @@ class WaitOptions:
     queued_timeout: Seconds | None = None
     stalled_timeout: Seconds | None = None
     poll: Seconds = 60.0
-    on_abandon: Literal["stop", "leave"] = "stop"
+    on_abandon: Annotated[Literal["stop", "leave"], Parameter(metavar="WHAT")] = "stop"
     concurrency: Count = 1000
     as_json: AsJson = False
-    quiet: Annotated[bool, Flag, Parameter(alias="-q")] = False
+    quiet: Quiet = False
 
     def check(self) -> None:
         """Refuse limits that cannot work.
