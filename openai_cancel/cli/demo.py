@@ -1,11 +1,12 @@
 """The commands `demo` and `emulate`, which run the emulated server."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from openai_cancel.cli.options import Duration, Name
+from openai_cancel.cli.options import Duration, Flag, Name
 from openai_cancel.cli.output import print_line
 from openai_cancel.errors import ConfigurationError
 
@@ -13,11 +14,23 @@ if TYPE_CHECKING:
     from openai_cancel.emulator import Emulator
 
 
-def demo() -> None:
-    """Create and cancel a background response on an emulated server, without a network, a key or a model."""
+def demo(*, fast: Annotated[bool, Flag] = False) -> int:
+    """Show in half a minute what this package does, on an emulated server, without a key or a model.
+
+    It cancels a response, lets a guarded run fail, stops thousands of responses, and cleans up after a killed process.
+    Enter skips to the next part.
+
+    ```
+    openai-cancel demo
+    openai-cancel demo --fast
+    ```
+
+    Args:
+        fast: Show everything without pauses. This is the default if the output is not a terminal.
+    """
     from openai_cancel.cli.show import show  # slow to import, as all below
 
-    show()
+    return show(fast=fast or sys.stdout is None or not sys.stdout.isatty())
 
 
 def _is_dialect(_: Any, dialect: str) -> None:
