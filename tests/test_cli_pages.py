@@ -155,7 +155,7 @@ class TestWhatIsNotImported:
     @pytest.mark.slow
     async def test_a_client_needs_no_server_and_draws_nothing_into_a_pipe(self, python: str, server: Emulator) -> None:
         modules = await asyncio.to_thread(
-            self.imported, python, "stop", "resp_none", "--quiet", OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.base_url
+            self.imported, python, "stop", "resp_none", OPENAI_API_KEY=KEY, OPENAI_BASE_URL=server.base_url
         )
         assert server.received
         assert "openai_cancel.session" in modules

@@ -1,7 +1,10 @@
 """The totals of a run."""
 
+import io
+
 import pytest
 from outcomes import MISSING, ended, outcome, response, unfinished
+from rich.console import Console
 
 from openai_cancel import (
     AbandonedError,
@@ -71,3 +74,14 @@ def test_each_limit_of_a_wait_has_its_name(limit: str, words: str) -> None:
     error: OpenAICancelError = WaitTimeoutError("late", limit=limit)
     tally.note(unfinished(error))
     assert tally.line().plain == f"{words} 1"
+
+
+def test_the_totals_are_the_same_table_with_and_without_a_terminal() -> None:
+    tally = Tally(skipped=1000)
+    tally.note(outcome())
+    console = Console(width=60, file=io.StringIO())
+    console.print(tally.table())
+    drawn = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    plain = tally.text().splitlines()
+    assert drawn[:2] == plain[:2] == ["cancelled            1", "stopped earlier  1,000"]
+    assert drawn[2].split()[:4] == plain[2].split()[:4] == ["in", "all", "1", "in"]

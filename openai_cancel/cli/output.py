@@ -20,7 +20,7 @@ def print_line(line: str) -> None:
     If that fails, because the reader has left or the disk is full, this is reported once and the work continues.
     """
     try:
-        _write(sys.stdout, line)
+        write(sys.stdout, line)
     except OSError as error:
         discard(sys.stdout)
         complain(f"the rest of the output is lost: {error.strerror}")
@@ -29,7 +29,7 @@ def print_line(line: str) -> None:
 def complain(problem: object) -> None:
     """Write a problem to standard error, on one line."""
     try:
-        _write(sys.stderr, " ".join(["openai-cancel:", *printable(problem).split()]))
+        write(sys.stderr, " ".join(["openai-cancel:", *printable(problem).split()]))
     except OSError:
         discard(sys.stderr)
 
@@ -48,7 +48,12 @@ def discard(stream: TextIO) -> None:
         os.dup2(null.fileno(), stream.fileno())
 
 
-def _write(stream: TextIO | None, line: str) -> None:
+def write(stream: TextIO | None, line: str) -> None:
+    """Write a line to a stream, if there is one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     if stream is not None:  # Python starts without a stream that the shell has closed
         stream.write(f"{line}\n")
         stream.flush()

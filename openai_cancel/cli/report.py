@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.lines import Line, Result, line_of
-from openai_cancel.cli.output import complain, discard, print_line
+from openai_cancel.cli.output import complain, discard, print_line, write
 from openai_cancel.cli.tally import Tally
 from openai_cancel.cli.watched import Watched
 
@@ -119,6 +119,9 @@ class Report:
             complain(f"{self._problems - PROBLEM_LIMIT:,} more are not shown: use --log or --json to see all of them")
         if not self._quiet and not self.plain:
             try:
-                self._errors.print(self.tally.table())
+                if sys.stderr is not None and sys.stderr.isatty():
+                    self._errors.print(self.tally.table())
+                else:
+                    write(sys.stderr, self.tally.text())
             except OSError:  # nobody can read it, and the work is done
                 discard(sys.stderr)

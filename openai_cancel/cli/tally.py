@@ -68,11 +68,21 @@ class Tally:
         from rich.table import Table  # as above
         from rich.text import Text
 
-        seconds = monotonic() - self.began
         table = Table.grid(padding=(0, 2))
         table.add_column()
         table.add_column(justify="right")
         for name, count, style in self.counts():
             table.add_row(Text(name, style), f"{count:,}")
-        table.add_row("in all", f"{self.done:,}", Text(f"in {seconds:,.1f} s, {self.done / seconds:,.0f}/s", "dim"))
+        table.add_row("in all", f"{self.done:,}", Text(self._speed(), "dim"))
         return table
+
+    def text(self) -> str:
+        """Return the same table as plain text."""
+        rows = [(name, f"{count:,}", "") for name, count, _ in self.counts()]
+        rows.append(("in all", f"{self.done:,}", self._speed()))
+        first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+        return "\n".join(f"{name:{first}}  {count:>{second}}  {speed}".rstrip() for name, count, speed in rows)
+
+    def _speed(self) -> str:
+        seconds = monotonic() - self.began
+        return f"in {seconds:,.1f} s, {self.done / seconds:,.0f}/s"
