@@ -7,6 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
+from openai_cancel import metrics
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client, is_client
@@ -66,7 +67,7 @@ class Guard:
         self._tracker = tracker
         self._watcher = watcher
         self._stops = Stops(caller, grace=grace, poll=poll, max_retries=max_retries, tracker=tracker)
-        self._open_guards = OpenGuards() if open_guards is None else open_guards
+        self._open_guards = OpenGuards(caller.settings.base_url) if open_guards is None else open_guards
         self._clients: list[Any] = []
         self._entered = False
         self._cancelling = 0  # the number of cancellations of the task when the block began
@@ -401,15 +402,28 @@ class Stops:
 
 
 class OpenGuards:
-    """The guards of a session whose blocks run."""
+    """The guards of a session whose blocks run. It is a `Holder` of the metrics.
 
-    def __init__(self) -> None:
+    Attributes:
+        kind: `guard`.
+        base_url: the address of the server.
+    """
+
+    def __init__(self, base_url: str) -> None:
         self._stops: set[Stops] = set()
         self._closing = False
+        self.kind: str = "guard"
+        self.base_url: str = base_url
+
+    @property
+    def held(self) -> int:
+        """The number of guarded responses. It can be read in any thread."""
+        return sum(len(stops.ids) for stops in [*self._stops])
 
     def add(self, stops: Stops) -> None:
         """Add a guard whose block begins."""
         self._stops.add(stops)
+        metrics.observe(self)
 
     def discard(self, stops: Stops) -> None:
         """Remove a guard whose block has ended. Can be called from any thread."""

@@ -2,10 +2,11 @@
 
 import logging
 import math
+from typing import TYPE_CHECKING
 
 import attrs
 
-from openai_cancel import tracing
+from openai_cancel import metrics, tracing
 from openai_cancel.caller import Caller
 from openai_cancel.errors import (
     APIError,
@@ -21,6 +22,9 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
 from openai_cancel.retry import LAST_LOOK, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
+
+if TYPE_CHECKING:
+    import asyncio
 
 CANCEL_SHARE = 0.75
 """The share of the remaining time that a cancel may take. The rest is for a look, in case no answer comes."""
@@ -79,10 +83,27 @@ async def stop(
         on_update=on_update,
         young=young,
     )
-    if not tracing.is_active():
-        return await work.run()
-    with tracing.stop_span(response_id, caller.settings.base_url, dry_run=dry_run) as span:
-        return span.end(await work.run())
+    if tracing.is_active():
+        with tracing.stop_span(response_id, caller.settings.base_url, dry_run=dry_run) as span:
+            outcome = span.end(await work.run())
+    else:
+        outcome = await work.run()
+    if not dry_run:
+        call = publish(caller, outcome)
+        if call is not None and caller.hook is not None:
+            await caller.hook.settle(call)
+    return outcome
+
+
+def publish(caller: Caller, outcome: Outcome) -> "asyncio.Task[None] | None":
+    """Count an outcome, and tell the caller's function of it. Every outcome of a stop passes through here, once.
+
+    Returns:
+        The task of an async function; or None.
+    """
+    if metrics.is_active():
+        metrics.count(outcome, caller.settings.base_url)
+    return None if caller.hook is None else caller.hook.tell(outcome)
 
 
 @attrs.define(kw_only=True)

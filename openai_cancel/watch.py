@@ -5,6 +5,7 @@ import logging
 from types import TracebackType
 from typing import Any, Self
 
+from openai_cancel import metrics
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client
@@ -32,6 +33,8 @@ class Watch:
 
     Attributes:
         account: the account of the session.
+        kind: `watch`, for the metrics.
+        base_url: the address of the server.
         home: the event loop of the session.
     """
 
@@ -56,12 +59,20 @@ class Watch:
         self._is_closed = False
         self.account: Account = Account.from_settings(caller.settings)
         self.home: Home = home
+        self.kind: str = "watch"
+        self.base_url: str = caller.settings.base_url
         watches.append(self)
         caller.endings.listeners += (self.leave,)
+        metrics.observe(self)
 
     def __repr__(self) -> str:
         """Return the number of responses."""
         return f"<{type(self).__name__} {'closed' if self._is_closed else f'{len(self._held)} running'}>"
+
+    @property
+    def held(self) -> int:
+        """The number of these responses. It can be read in any thread."""
+        return len(self._held)
 
     @property
     def response_ids(self) -> tuple[str, ...]:

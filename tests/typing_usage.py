@@ -154,7 +154,14 @@ async def provider() -> str:
     return "key"
 
 
-async def sessions(client: aiohttp.ClientSession) -> None:
+async def count(outcome: Outcome) -> None:
+    assert_type(outcome.verdict, Verdict)
+
+
+async def sessions(client: aiohttp.ClientSession, seen: list[Outcome]) -> None:
+    AsyncSession(on_outcome=count)
+    Session.azure("https://h", on_outcome=seen.append)
+    AsyncSession(on_outcome=lambda: None)  # type: ignore[arg-type,misc]  # it takes the outcome
     AsyncSession(api_key=provider)
     AsyncSession(api_key=lambda: "key", client_session=client)
     async with AsyncSession() as session:
