@@ -208,8 +208,7 @@ class _StopMany(Bulk[Outcome]):
             elapsed=0.0,
             request_id=None,
         )
-        if not self._dry_run:
-            publish(self.caller, outcome)
+        publish(self.caller, outcome, dry_run=self._dry_run)
         return outcome
 
 

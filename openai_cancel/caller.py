@@ -19,6 +19,7 @@ from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.outcome_hook import OutcomeHook
 from openai_cancel.pace import Pace
 from openai_cancel.pool import Attempt
+from openai_cancel.records import fields
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
@@ -356,4 +357,13 @@ def _log_attempt(
     call = "cancel" if request.method == "POST" else "retrieve"
     call, name = ("list", "responses") if response_id is None else (call, getattr(response_id, "id", response_id))
     request_id: str | None = getattr(result, "request_id", None)
-    _log.debug("%s %s: attempt %d: %s (request id: %s)", call, name, attempts, said, request_id)
+    _log.debug(
+        "%s %s: attempt %d: %s (request id: %s)", call, name, attempts, said, request_id,
+        extra=fields(
+            "attempt",
+            response_id=None if response_id is None else str(name),
+            attempts=attempts,
+            request_id=request_id,
+            error=result,
+        ),
+    )  # fmt: skip

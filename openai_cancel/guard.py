@@ -14,6 +14,7 @@ from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.home import Arrivals, Home, Work, in_asyncio
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.records import fields
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
@@ -209,7 +210,10 @@ class Guard:
                 stops.report(error)
                 stops.raise_exit(error)
             elif stops.ids:
-                _log.warning("%r could stop nothing: its event loop is closed", self)
+                _log.warning(
+                    "%r could stop nothing: its event loop is closed", self,
+                    extra=fields("loop_closed", affected=len(stops.ids)),
+                )  # fmt: skip
         finally:
             self._open_guards.discard(stops)
             self._scope.close()
@@ -354,7 +358,13 @@ class Stops:
         try:
             young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
             self.outcomes[name] = await stop(
-                self._caller, name, deadline=left, poll=self._poll, max_retries=self._max_retries, young=young
+                self._caller,
+                name,
+                deadline=left,
+                poll=self._poll,
+                max_retries=self._max_retries,
+                young=young,
+                unseen=True,
             )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -375,7 +385,7 @@ class Stops:
                         error.add_note(f"openai-cancel: {note}")
                 if name not in self._reported:
                     self._reported.add(name)
-                    _log.warning("%s", self._log_line(name))
+                    self._log_failure(name)
 
     def raise_exit(self, error: BaseException | None) -> None:
         """Raise the KeyboardInterrupt or SystemExit of a stop, which takes precedence over an error of the block."""
@@ -383,13 +393,14 @@ class Stops:
             if failure and not isinstance(failure, Exception | asyncio.CancelledError) and isinstance(error, Exception):
                 raise failure
 
-    def _log_line(self, name: str) -> str:
-        """Return a line for the log, which contains no text of a server."""
-        outcome, failure = self.outcomes.get(name), self._failures.get(name)
-        error = failure if outcome is None else outcome.error
-        said = [] if outcome is None else [str(outcome.verdict)]
-        said += [] if error is None else [type(error).__name__]
-        return f"{name} was not stopped ({', '.join(said) or 'no answer in time'})"
+    def _log_failure(self, name: str) -> None:
+        """Log that a response was not stopped. The stop has logged its outcome, if there is one."""
+        error = self._failures.get(name)
+        if name not in self.outcomes:
+            _log.warning(
+                "%s was not stopped (%s)", name, "no answer in time" if error is None else type(error).__name__,
+                extra=fields("stop_failed", response_id=name, error=error),
+            )  # fmt: skip
 
     def _note(self, name: str) -> str:
         """Return a note about a response that was not stopped. Of a foreign exception it has only the class."""

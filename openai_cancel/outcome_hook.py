@@ -9,6 +9,7 @@ from typing import TypeAlias
 from openai_cancel.cancellation import contain, wait_through_cancellation
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.outcome import Outcome
+from openai_cancel.records import fields
 
 PATIENCE = 1.0
 """Seconds for which a stop waits for an async function, and a session that closes for all of them."""
@@ -41,7 +42,7 @@ class OutcomeHook:
         try:
             result = self._on_outcome(outcome)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the function may raise anything
-            _complain(outcome, type(error).__name__)
+            _complain(outcome, error)
             return None
         if not inspect.isawaitable(result):
             return None
@@ -82,14 +83,19 @@ async def _finish(result: Awaitable[object], outcome: Outcome) -> None:
             await contain(result)
     except BaseException as error:
         took_too_long = isinstance(error, TimeoutError) and limit.expired()
-        _complain(outcome, f"{type(error).__name__} after {MAX_TIME:g} s" if took_too_long else type(error).__name__)
+        _complain(outcome, error, f" after {MAX_TIME:g} s" if took_too_long else "")
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
             raise
 
 
-def _complain(outcome: Outcome, reason: str) -> None:
-    _log.warning("%s: on_outcome raised %s, which is ignored", outcome.response_id, reason)
+def _complain(outcome: Outcome, error: BaseException, when: str = "") -> None:
+    _log.warning(
+        "%s: on_outcome raised %s%s, which is ignored", outcome.response_id, type(error).__name__, when,
+        extra=fields(
+            "on_outcome_failed", response_id=outcome.response_id, verdict=outcome.verdict, error=error
+        ),
+    )  # fmt: skip
 
 
 def check_on_outcome(on_outcome: object) -> None:

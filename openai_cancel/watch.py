@@ -11,6 +11,7 @@ from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancell
 from openai_cancel.clients import Account, Client, http_client
 from openai_cancel.home import Arrivals, Home, Work
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.records import fields
 from openai_cancel.stop import stop
 from openai_cancel.tap import tap, untap
 from openai_cancel.tracking import Tracker
@@ -171,18 +172,22 @@ class Watch:
 
     async def _stop(self, response_id: str) -> None:
         outcomes: dict[str, Outcome] = {}
-        reason = "no outcome"
         try:
-            outcome = outcomes[response_id] = await stop(
-                self._caller, response_id, deadline=self._grace, max_retries=self._max_retries, young=True
+            outcomes[response_id] = await stop(
+                self._caller,
+                response_id,
+                deadline=self._grace,
+                max_retries=self._max_retries,
+                young=True,
+                unseen=True,
             )
-            reason = outcome.verdict
         except BaseException as error:
-            reason = type(error).__name__
+            _log.warning(
+                "%s was not stopped (%s)", response_id, type(error).__name__,
+                extra=fields("stop_failed", response_id=response_id, error=error),
+            )  # fmt: skip
             raise
         finally:
-            if response_id not in outcomes or not outcomes[response_id].stopped:
-                _log.warning("%s was not stopped (%s)", response_id, reason)
             try:
                 await self._tracker.settle([response_id], outcomes)  # a sweep stops what was not stopped
             finally:

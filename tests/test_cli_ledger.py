@@ -81,14 +81,22 @@ class TestSweep:
         while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded
             await asyncio.sleep(0.01)
         execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN account TO away")
-        assert b"no such column" in await process.stderr.readline()
+        err = [await process.stderr.readline() for _ in range(4)]
+        assert b"sweeping every 0.05 s: Ledger sqlite:///" in err[0]
+        assert err[1].endswith(b"openai-cancel: claimed 1 response\n")
+        assert err[2].endswith(b" s: 1 cancelled\n")
+        assert b"no such column" in err[3]
         execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN away TO account")
         await track(url, server, second)
         assert json.loads(await process.stdout.readline())["id"] == second
         process.send_signal(number)
-        _, err = await process.communicate()
+        _, rest = await process.communicate()
         assert process.returncode == 128 + number
-        assert b"Traceback" not in err
+        lines = b"".join([*err, rest]).decode().splitlines()
+        totals = next(place for place, line in enumerate(lines) if line.startswith("cancelled"))
+        assert all(re.match(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00 openai-cancel: ", line) for line in lines[:totals])
+        assert lines[totals - 1].endswith("the sweeper ends")
+        assert any(line.endswith("the ledger works again") for line in lines)
 
     async def test_a_signal_returns_the_responses_to_the_ledger(self, url: str, server: Emulator, create) -> None:
         running = create()

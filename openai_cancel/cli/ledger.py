@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +32,7 @@ from openai_cancel.cli.options import (
     read_labels,
 )
 from openai_cancel.cli.output import complain, print_line, printable
-from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from openai_cancel.cli.ids import Source
@@ -146,9 +146,11 @@ def _run(
 
     from openai_cancel.cli.report import Report
     from openai_cancel.cli.signals import run_until_signalled
+    from openai_cancel.cli.sweeper import speaking
 
     report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
-    status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
+    with nullcontext() if every is None else speaking(quiet=options.quiet):
+        status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
     report.sum_up()
     return status
 
@@ -160,21 +162,16 @@ async def _sweep(
     report: "Report",
     every: float | None,
 ) -> ExitStatus:
-    import asyncio
+    from openai_cancel.cli.sweeper import Sweeper
 
     async with opened, session:
-        while True:
-            try:
-                async with aclosing(sweep_once()) as outcomes:
-                    async for outcome in outcomes:
-                        report.show(outcome)
-            except LedgerError as error:
-                if every is None:
-                    raise
-                complain(error)
-            if every is None:
-                return ExitStatus.OK if report.tally.all_stopped else ExitStatus.NOT_STOPPED
-            await asyncio.sleep(every)
+        if every is not None:
+            where = f"{repr(opened).strip('<>')}, account {await session.load_account()}, {session.base_url}"
+            await Sweeper(sweep_once, report.show, every, where).run()
+        async with aclosing(sweep_once()) as outcomes:
+            async for outcome in outcomes:
+                report.show(outcome)
+        return ExitStatus.OK if report.tally.all_stopped else ExitStatus.NOT_STOPPED
 
 
 @ledger.command(name="list")

@@ -17,12 +17,13 @@ from sqlalchemy import Engine, Row, UpdateBase
 from openai_cancel.ledger.arrays import arrays
 from openai_cancel.ledger.file import DatabaseFile, file_of
 from openai_cancel.ledger.table import Command, is_migrated, migrate
+from openai_cancel.records import fields
 from openai_cancel.threads import HelperThread
 
 MIGRATION_TIMEOUT = 600.0
 """Seconds that a migration of the tables may take."""
 
-_log = logging.getLogger("openai_cancel")
+_log = logging.getLogger("openai_cancel.ledger")
 
 Rows = Sequence[Row[Any]]
 
@@ -127,8 +128,9 @@ class Connection:
         try:
             if self._file is not None and self._file.is_replaced():
                 _log.error(
-                    "the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path
-                )
+                    "the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path,
+                    extra=fields("ledger_replaced"),
+                )  # fmt: skip
                 self._close()
             core = self._core or self._open()
             with self._transaction(core, reads_only=reads_only):
