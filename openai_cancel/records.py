@@ -60,6 +60,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
     "sweeper_round": frozenset({"affected", "elapsed"}),
     "sweeper_idle": frozenset({"elapsed"}),
     "sweeper_failed": frozenset({"error"}),
+    "sweeper_neglected": frozenset({"affected"}),  # overdue responses that this sweeper does not stop
     "sweeper_ended": _NONE,
 }
 """The events, and the fields that they have besides. `error` stands for `error_type`."""
