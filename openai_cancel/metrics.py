@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 from yarl import URL  # aiohttp's own URL type, as in the settings
 
 from openai_cancel.outcome import Outcome
-from openai_cancel.settings import __version__
+from openai_cancel.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Counter, Histogram, MeterProvider, Observation

@@ -72,8 +72,8 @@ def sweep(
     openai-cancel ledger sweep --every 30s
     ```
 
-    The exit status is 1 if responses may still be running. Ids that the server does not know are no failure. If the
-    leases of other accounts or servers have expired, it says so: each needs a sweep with its own key.
+    Ids that the server does not know are no failure. If leases of other accounts or servers have expired, it says so:
+    each needs a sweep with its own key.
 
     Args:
         every: Keep running, and sweep again after this time, such as 30s, 5m or 1h. Many sweeps can share the work.

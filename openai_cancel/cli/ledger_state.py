@@ -3,6 +3,8 @@
 import sys
 from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
+
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.options import DEFAULT_LEDGER, AsJson, Flag, LedgerOptions, Seconds
 from openai_cancel.cli.output import complain, print_line, printable
@@ -18,10 +20,13 @@ MOST_PLACES = 3
 """The number of accounts and servers that are named in a message."""
 
 
-def init(*, grant: Annotated[tuple[str, ...], Flag] = (), where: LedgerOptions = DEFAULT_LEDGER) -> None:
+def init(
+    *, grant: Annotated[tuple[str, ...], Flag, Parameter(metavar="ROLE")] = (), where: LedgerOptions = DEFAULT_LEDGER
+) -> None:
     """Create the tables of the ledger, or bring them to the newest version.
 
     ```
+    openai-cancel ledger init
     openai-cancel ledger init --grant my_service
     ```
 
@@ -80,11 +85,12 @@ def check(*, overdue: Seconds = NEGLECTED, where: LedgerOptions = DEFAULT_LEDGER
     """Check that somebody sweeps: no response of any account may be overdue for long. It needs no key.
 
     ```
+    openai-cancel ledger check
     openai-cancel ledger check --overdue 10m
     ```
 
-    It is a health check for sweepers on any hosts, such as a probe or a check of Nagios. The exit status is 1 if
-    responses are overdue for longer, and 3 if the database cannot be reached.
+    It is a health check for sweepers on any hosts, for a probe or a check of Nagios: the exit status is 1 if
+    responses are overdue for longer.
 
     Args:
         overdue: The time since the lease of a response has expired that is no problem yet.
