@@ -13,7 +13,7 @@ from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
 from openai_cancel.retry import MAX_POLL
-from openai_cancel.stop import stop
+from openai_cancel.stop import publish, stop
 from openai_cancel.updates import OnUpdate
 from openai_cancel.wire import ResponseId
 
@@ -199,7 +199,7 @@ class _StopMany(Bulk[Outcome]):
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> Outcome:
         """Return the outcome of an id that cannot be sent."""
-        return Outcome(
+        outcome = Outcome(
             response_id=response_id,
             verdict=Verdict.UNKNOWN,
             response=None,
@@ -208,6 +208,8 @@ class _StopMany(Bulk[Outcome]):
             elapsed=0.0,
             request_id=None,
         )
+        publish(self.caller, outcome, dry_run=self._dry_run)
+        return outcome
 
 
 async def _each(ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[ResponseId, None]:

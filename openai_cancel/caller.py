@@ -16,8 +16,10 @@ from openai_cancel.clock import Clock
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
+from openai_cancel.outcome_hook import OutcomeHook
 from openai_cancel.pace import Pace
 from openai_cancel.pool import Attempt
+from openai_cancel.records import fields
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
@@ -80,6 +82,7 @@ class Caller:
         pace: the pace that this caller shares with others; None for no limit.
         is_repeated: whether the code that makes a call repeats it if it fails.
         endings: tells others which responses have ended.
+        hook: tells a caller's function of outcomes, or None.
     """
 
     settings: Settings
@@ -91,13 +94,20 @@ class Caller:
     pace: Pace | None = None
     is_repeated: bool = False
     endings: Endings = attrs.field(factory=Endings)
+    hook: OutcomeHook | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings, transport: Transport, wire: Wire, clock: Clock) -> Self:
         """Make a caller with the limits of the settings."""
         policy = RetryPolicy(settings.max_retries, settings.deadline)
         return cls(
-            settings=settings, wire=wire, policy=policy, timeout=settings.timeout, transport=transport, clock=clock
+            settings=settings,
+            wire=wire,
+            policy=policy,
+            timeout=settings.timeout,
+            transport=transport,
+            clock=clock,
+            hook=None if settings.on_outcome is None else OutcomeHook(settings.on_outcome),
         )
 
     def with_options(
@@ -347,4 +357,13 @@ def _log_attempt(
     call = "cancel" if request.method == "POST" else "retrieve"
     call, name = ("list", "responses") if response_id is None else (call, getattr(response_id, "id", response_id))
     request_id: str | None = getattr(result, "request_id", None)
-    _log.debug("%s %s: attempt %d: %s (request id: %s)", call, name, attempts, said, request_id)
+    _log.debug(
+        "%s %s: attempt %d: %s (request id: %s)", call, name, attempts, said, request_id,
+        extra=fields(
+            "attempt",
+            response_id=None if response_id is None else str(name),
+            attempts=attempts,
+            request_id=request_id,
+            error=result,
+        ),
+    )  # fmt: skip

@@ -7,12 +7,14 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
+from openai_cancel import metrics
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.home import Arrivals, Home, Work, in_asyncio
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.records import fields
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
@@ -66,7 +68,7 @@ class Guard:
         self._tracker = tracker
         self._watcher = watcher
         self._stops = Stops(caller, grace=grace, poll=poll, max_retries=max_retries, tracker=tracker)
-        self._open_guards = OpenGuards() if open_guards is None else open_guards
+        self._open_guards = OpenGuards(caller.settings.base_url) if open_guards is None else open_guards
         self._clients: list[Any] = []
         self._entered = False
         self._cancelling = 0  # the number of cancellations of the task when the block began
@@ -208,7 +210,10 @@ class Guard:
                 stops.report(error)
                 stops.raise_exit(error)
             elif stops.ids:
-                _log.warning("%r could stop nothing: its event loop is closed", self)
+                _log.warning(
+                    "%r could stop nothing: its event loop is closed", self,
+                    extra=fields("loop_closed", affected=len(stops.ids)),
+                )  # fmt: skip
         finally:
             self._open_guards.discard(stops)
             self._scope.close()
@@ -353,7 +358,13 @@ class Stops:
         try:
             young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
             self.outcomes[name] = await stop(
-                self._caller, name, deadline=left, poll=self._poll, max_retries=self._max_retries, young=young
+                self._caller,
+                name,
+                deadline=left,
+                poll=self._poll,
+                max_retries=self._max_retries,
+                young=young,
+                unseen=True,
             )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -374,7 +385,7 @@ class Stops:
                         error.add_note(f"openai-cancel: {note}")
                 if name not in self._reported:
                     self._reported.add(name)
-                    _log.warning("%s", self._log_line(name))
+                    self._log_failure(name)
 
     def raise_exit(self, error: BaseException | None) -> None:
         """Raise the KeyboardInterrupt or SystemExit of a stop, which takes precedence over an error of the block."""
@@ -382,13 +393,14 @@ class Stops:
             if failure and not isinstance(failure, Exception | asyncio.CancelledError) and isinstance(error, Exception):
                 raise failure
 
-    def _log_line(self, name: str) -> str:
-        """Return a line for the log, which contains no text of a server."""
-        outcome, failure = self.outcomes.get(name), self._failures.get(name)
-        error = failure if outcome is None else outcome.error
-        said = [] if outcome is None else [str(outcome.verdict)]
-        said += [] if error is None else [type(error).__name__]
-        return f"{name} was not stopped ({', '.join(said) or 'no answer in time'})"
+    def _log_failure(self, name: str) -> None:
+        """Log that a response was not stopped. The stop has logged its outcome, if there is one."""
+        error = self._failures.get(name)
+        if name not in self.outcomes:
+            _log.warning(
+                "%s was not stopped (%s)", name, "no answer in time" if error is None else type(error).__name__,
+                extra=fields("stop_failed", response_id=name, error=error),
+            )  # fmt: skip
 
     def _note(self, name: str) -> str:
         """Return a note about a response that was not stopped. Of a foreign exception it has only the class."""
@@ -401,15 +413,28 @@ class Stops:
 
 
 class OpenGuards:
-    """The guards of a session whose blocks run."""
+    """The guards of a session whose blocks run. It is a `Holder` of the metrics.
 
-    def __init__(self) -> None:
+    Attributes:
+        kind: `guard`.
+        base_url: the address of the server.
+    """
+
+    def __init__(self, base_url: str) -> None:
         self._stops: set[Stops] = set()
         self._closing = False
+        self.kind: str = "guard"
+        self.base_url: str = base_url
+
+    @property
+    def held(self) -> int:
+        """The number of guarded responses. It can be read in any thread."""
+        return sum(len(stops.ids) for stops in [*self._stops])
 
     def add(self, stops: Stops) -> None:
         """Add a guard whose block begins."""
         self._stops.add(stops)
+        metrics.observe(self)
 
     def discard(self, stops: Stops) -> None:
         """Remove a guard whose block has ended. Can be called from any thread."""

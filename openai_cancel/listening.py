@@ -19,6 +19,7 @@ from openai_cancel.events import EventParser, ServerSentEvent
 from openai_cancel.models import Response
 from openai_cancel.models.fields import parse_exactly
 from openai_cancel.models.response import LAST_EVENTS, TERMINAL, progress_of
+from openai_cancel.records import fields
 from openai_cancel.retry import MAX_DELAY, POLL_SHARE, is_transient, poll_delay
 from openai_cancel.wire import EVENT_STREAM, Answer
 
@@ -138,7 +139,10 @@ class Listener:
                 self._tell()
                 failures = 0 if stream.brought_news else failures + was_answered
             if failures == PATIENCE:
-                _log.debug("%s: its stream brings no events; polling", self._response_id)
+                _log.debug(
+                    "%s: its stream brings no events; polling", self._response_id,
+                    extra=fields("stream_refused", response_id=self._response_id, error=None),
+                )  # fmt: skip
                 return
             delay = poll_delay(tries, asked=asked, random=clock.random(), age=age, longest=self._poll)
             await clock.sleep(max(delay, min(stream.parser.retry or 0.0, self._poll)))
@@ -148,14 +152,20 @@ class Listener:
         """Return whether there is no sense in another connection."""
         if isinstance(result, Response):
             self.answer = result
-            _log.debug("%s: the server sends no stream; polling", self._response_id)
+            _log.debug(
+                "%s: the server sends no stream; polling", self._response_id,
+                extra=fields("stream_refused", response_id=self._response_id, error=None),
+            )  # fmt: skip
             return True
         if stream.saw_end:
             return True
         if is_transient(result):
             return False
         status = getattr(result, "status", "")
-        _log.debug("%s: no stream (%s); polling", self._response_id, f"{type(result).__name__} {status}".strip())
+        _log.debug(
+            "%s: no stream (%s); polling", self._response_id, f"{type(result).__name__} {status}".strip(),
+            extra=fields("stream_refused", response_id=self._response_id, error=result),
+        )  # fmt: skip
         return True
 
     def _tell(self) -> None:

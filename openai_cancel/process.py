@@ -4,6 +4,7 @@ import logging
 import os
 
 from openai_cancel.errors import SessionStateError
+from openai_cancel.records import fields
 
 _log = logging.getLogger("openai_cancel")
 
@@ -41,5 +42,5 @@ class HomeProcess:
         )
         if not self._logged:
             self._logged = True
-            _log.error("%s", error)
+            _log.error("%s", error, extra=fields("forked", error=error))
         raise error

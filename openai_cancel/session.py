@@ -20,6 +20,7 @@ from openai_cancel.guard import Guard, OnExit, OpenGuards
 from openai_cancel.home import Home, Work
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
+from openai_cancel.outcome_hook import OnOutcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
 from openai_cancel.threads import run_in_thread
@@ -67,6 +68,12 @@ class AsyncSession:
             the failure is logged, and they continue.
         account: the name of the account in the ledger; a sweep stops only responses of its own account. Defaults to a
             fingerprint of the key, the organization and the project. Set it if the key changes.
+        on_outcome: a function, sync or async, that is called once with each `Outcome` of `stop`, `stop_many`, `guard`,
+            `wait`, `wait_many`, `watch` and the sweeps and stops of a ledger, whatever ends them, for example to count
+            them. It is not called for dry runs, nor for what another process has stopped. A sync function runs in
+            the event loop and should not block. An async one is waited for, but no longer than a second, in addition to
+            a deadline or `grace`; it goes on meanwhile, and is cancelled after 10 seconds, or a second after the
+            session begins to close. Its exceptions are logged and change nothing.
         client_session: an `aiohttp.ClientSession` for the requests. It is never closed here.
         clock: the source of time and chance, for tests.
 
@@ -100,6 +107,7 @@ class AsyncSession:
         ledger: SessionLedger | None = None,
         ledger_required: bool = False,
         account: str | None = None,
+        on_outcome: OnOutcome | None = None,
         client_session: aiohttp.ClientSession | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -123,6 +131,7 @@ class AsyncSession:
             ledger=ledger,
             ledger_required=ledger_required,
             account=account,
+            on_outcome=on_outcome,
         )
         self._configure(settings, client_session, clock)
 
@@ -147,6 +156,7 @@ class AsyncSession:
         ledger: SessionLedger | None = None,
         ledger_required: bool = False,
         account: str | None = None,
+        on_outcome: OnOutcome | None = None,
         client_session: aiohttp.ClientSession | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
@@ -185,6 +195,7 @@ class AsyncSession:
             ledger=ledger,
             ledger_required=ledger_required,
             account=account,
+            on_outcome=on_outcome,
         )
         return cls.__new__(cls)._configure(settings, client_session, clock)
 
@@ -206,6 +217,7 @@ class AsyncSession:
         ledger: SessionLedger | None = None,
         ledger_required: bool = False,
         account: str | None = None,
+        on_outcome: OnOutcome | None = None,
         client_session: aiohttp.ClientSession | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
@@ -234,6 +246,7 @@ class AsyncSession:
             ledger=ledger,
             ledger_required=ledger_required,
             account=account,
+            on_outcome=on_outcome,
         )
         return cls.__new__(cls)._configure(settings, client_session, clock)
 
@@ -247,7 +260,7 @@ class AsyncSession:
         wire = Wire.from_settings(settings)
         transport = Transport(settings, wire.headers, client_session)
         self._caller = Caller.from_settings(settings, transport, wire, clock)
-        self._open_guards = OpenGuards()
+        self._open_guards = OpenGuards(settings.base_url)
         self._watches = []
         return self
 
@@ -338,6 +351,8 @@ class AsyncSession:
                     await watch.close()
                 except asyncio.CancelledError as error:
                     cancellation = error
+            if self._caller.hook is not None:
+                cancellation = await self._caller.hook.close() or cancellation
         try:
             await transport.close()
         finally:

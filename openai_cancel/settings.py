@@ -31,6 +31,8 @@ from openai_cancel.checks import (
 )
 from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
+from openai_cancel.outcome import Outcome
+from openai_cancel.outcome_hook import OnOutcome, check_on_outcome
 from openai_cancel.proxies import environment_proxy
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
@@ -57,6 +59,7 @@ class Limits(TypedDict, total=False):
     ledger: SessionLedger | None
     ledger_required: bool
     account: str | None
+    on_outcome: OnOutcome | None
 
 
 class Options(Limits, total=False):
@@ -95,6 +98,10 @@ def _is_ledger(_: Any, __: Any, value: object) -> None:
         raise ConfigurationError(f"ledger must be an openai_cancel.ledger.Ledger, not {type(value).__name__}.")
 
 
+def _is_hook(_: Any, __: Any, value: object) -> None:
+    check_on_outcome(value)
+
+
 def _is_name(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
     if value is not None and (not isinstance(value, str) or not value or CONTROL.search(value)):
         raise ConfigurationError(
@@ -125,6 +132,7 @@ class Settings:
     ledger: SessionLedger | None = attrs.field(default=None, validator=_is_ledger)
     ledger_required: bool = False
     account: str | None = attrs.field(default=None, validator=_is_name)
+    on_outcome: OnOutcome | None = attrs.field(default=None, repr=False, validator=_is_hook)
 
     def __attrs_post_init__(self) -> None:
         """Warn if others on the network can read the key. A short key is a placeholder."""
@@ -291,6 +299,15 @@ class Settings:
         object.__setattr__(settings, "api_key", partial(_call_in, helper, function))
         return settings
 
+    def telling_outcomes_in(self, helper: HelperThread) -> Self:
+        """Return settings whose `on_outcome` is called in another thread, unless it is a coroutine function."""
+        function = self.on_outcome
+        if function is None or inspect.iscoroutinefunction(function):
+            return self
+        settings = copy(self)
+        object.__setattr__(settings, "on_outcome", partial(_tell_in, helper, function))
+        return settings
+
     async def ask_for_key(self) -> Secret:
         """Call the key function, for one attempt.
 
@@ -313,6 +330,12 @@ def _slow_hash(text: Secret) -> str:
 async def _call_in(helper: HelperThread, function: Callable[[], str | Awaitable[str]]) -> str:
     key = await helper.call(function)
     return await key if inspect.isawaitable(key) else key
+
+
+async def _tell_in(helper: HelperThread, function: OnOutcome, outcome: Outcome) -> None:
+    result = await helper.call(function, outcome)
+    if inspect.isawaitable(result):
+        await result
 
 
 def _is_loopback(host: str) -> bool:

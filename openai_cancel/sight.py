@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from functools import cache
 from typing import Any
 
+from openai_cancel.records import fields
 from openai_cancel.sightings import DocumentReader, EventReader, Reader, decoder
 
 FIRST_EVENTS = 3
@@ -80,7 +81,10 @@ class Sight:
 
     def _give_up(self, error: Exception) -> None:
         self._is_blind = True
-        _log.warning("an answer of the API could not be read: %s", type(error).__name__)
+        _log.warning(
+            "an answer of the API could not be read: %s", type(error).__name__,
+            extra=fields("answer_unreadable", error=error),
+        )  # fmt: skip
 
 
 class _Ahead:

@@ -2,10 +2,11 @@
 
 import logging
 import math
+from typing import TYPE_CHECKING
 
 import attrs
 
-from openai_cancel import tracing
+from openai_cancel import metrics, tracing
 from openai_cancel.caller import Caller
 from openai_cancel.errors import (
     APIError,
@@ -19,8 +20,12 @@ from openai_cancel.errors import (
 )
 from openai_cancel.models import Response
 from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
+from openai_cancel.records import fields
 from openai_cancel.retry import LAST_LOOK, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
+
+if TYPE_CHECKING:
+    import asyncio
 
 CANCEL_SHARE = 0.75
 """The share of the remaining time that a cancel may take. The rest is for a look, in case no answer comes."""
@@ -41,6 +46,8 @@ A store may be eventual, and replicas may not share one.
 """
 
 _log = logging.getLogger("openai_cancel")
+_outcome_log = logging.getLogger("openai_cancel.outcomes")
+_outcome_log.addHandler(logging.NullHandler())  # without any handler, Python would print what the caller has
 
 
 async def stop(
@@ -54,6 +61,7 @@ async def stop(
     max_retries: int | None = None,
     on_update: OnUpdate | None = None,
     young: bool = False,
+    unseen: bool = False,
 ) -> Outcome:
     """Stop a response, and report its fate. For the other arguments, see `AsyncSession.stop`.
 
@@ -67,6 +75,7 @@ async def stop(
         max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
         on_update: a function that is called with each response that was received.
         young: whether the response was created a moment ago, so that a server may not know it yet.
+        unseen: whether nobody gets the outcome, so that it has to be logged.
     """
     work = _Stop(
         caller=caller.repeated(),
@@ -79,10 +88,59 @@ async def stop(
         on_update=on_update,
         young=young,
     )
-    if not tracing.is_active():
-        return await work.run()
-    with tracing.stop_span(response_id, caller.settings.base_url, dry_run=dry_run) as span:
-        return span.end(await work.run())
+    if tracing.is_active():
+        with tracing.stop_span(response_id, caller.settings.base_url, dry_run=dry_run) as span:
+            outcome = span.end(await work.run())
+    else:
+        outcome = await work.run()
+    call = publish(caller, outcome, dry_run=dry_run, unseen=unseen)
+    if call is not None and caller.hook is not None:
+        await caller.hook.settle(call)
+    return outcome
+
+
+def publish(caller: Caller, outcome: Outcome, *, dry_run: bool, unseen: bool = False) -> "asyncio.Task[None] | None":
+    """Log an outcome, count it, and tell the caller's function of it. Every outcome passes through here, once.
+
+    Args:
+        caller: the caller whose requests were made.
+        outcome: the outcome.
+        dry_run: whether it is only logged.
+        unseen: as for `stop`.
+
+    Returns:
+        The task of an async function; or None.
+    """
+    _log_outcome(_log if unseen else _outcome_log, outcome, is_good=outcome.stopped or dry_run)
+    if dry_run:
+        return None
+    if metrics.is_active():
+        metrics.count(outcome, caller.settings.base_url)
+    return None if caller.hook is None else caller.hook.tell(outcome)
+
+
+def _log_outcome(log: logging.Logger, outcome: Outcome, *, is_good: bool) -> None:
+    if not log.isEnabledFor(logging.INFO if is_good else logging.WARNING):
+        return
+    extra = fields(
+        "stopped" if is_good else "not_stopped",
+        response_id=outcome.response_id,
+        verdict=outcome.verdict,
+        attempts=outcome.attempts,
+        elapsed=outcome.elapsed,
+        request_id=outcome.request_id,
+        error=outcome.error,
+    )
+    if is_good:
+        log.info(
+            "%s: %s (attempts: %d, %.3f s, request id: %s)",
+            outcome.response_id, outcome.verdict, outcome.attempts, outcome.elapsed, outcome.request_id,
+            extra=extra,
+        )  # fmt: skip
+    else:
+        error = outcome.error  # only its class: its text comes from the server
+        words = outcome.verdict if error is None else f"{outcome.verdict}, {type(error).__name__}"
+        log.warning("%s was not stopped (%s)", outcome.response_id, words, extra=extra)
 
 
 @attrs.define(kw_only=True)
@@ -119,7 +177,7 @@ class _Stop:
                 verdict, error = await self._settle()
                 if verdict is Verdict.CANCELLED:
                     verdict, error = await self._confirm(self.confirm)
-        outcome = Outcome(
+        return Outcome(
             response_id=self.response_id,
             verdict=verdict,
             response=self._response,
@@ -128,11 +186,6 @@ class _Stop:
             elapsed=self.caller.clock.monotonic() - self._began,
             request_id=self._request_id,
         )
-        _log.info(
-            "%s: %s (attempts: %d, %.3f s, request id: %s)",
-            outcome.response_id, outcome.verdict, outcome.attempts, outcome.elapsed, outcome.request_id,
-        )  # fmt: skip
-        return outcome
 
     async def _settle(self) -> tuple[Verdict, OpenAICancelError | None]:
         """Cancel, and look until the state decides or the time is over."""

@@ -18,6 +18,7 @@ from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
+from openai_cancel.outcome_hook import OnOutcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
@@ -45,7 +46,8 @@ class Session:
     blocks that loop. A session does not survive a `fork`: open one in the child process.
 
     The arguments are those of `AsyncSession`, without `client_session`, which would belong to another event loop. A
-    sync `api_key` function runs in a thread of its own, without an event loop, one call at a time.
+    sync `api_key` function runs in a thread of its own, without an event loop, one call at a time. So does a sync
+    `on_outcome`, in another thread; it may block, and is waited for like an async one.
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
@@ -74,6 +76,7 @@ class Session:
         ledger: SessionLedger | None = None,
         ledger_required: bool = False,
         account: str | None = None,
+        on_outcome: OnOutcome | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         api_key, base_url, proxy = hidden(api_key), hidden(base_url), hidden(proxy)
@@ -97,6 +100,7 @@ class Session:
                 ledger=ledger,
                 ledger_required=ledger_required,
                 account=account,
+                on_outcome=on_outcome,
                 clock=clock,
             )
         )
@@ -122,6 +126,7 @@ class Session:
         ledger: SessionLedger | None = None,
         ledger_required: bool = False,
         account: str | None = None,
+        on_outcome: OnOutcome | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for Azure OpenAI. See `AsyncSession.azure`."""
@@ -146,6 +151,7 @@ class Session:
                 ledger=ledger,
                 ledger_required=ledger_required,
                 account=account,
+                on_outcome=on_outcome,
                 clock=clock,
             )
         )
@@ -168,6 +174,7 @@ class Session:
         ledger: SessionLedger | None = None,
         ledger_required: bool = False,
         account: str | None = None,
+        on_outcome: OnOutcome | None = None,
         clock: Clock = SYSTEM_CLOCK,
     ) -> Self:
         """Create a session for the server of an `openai` client. See `AsyncSession.from_openai`."""
@@ -188,13 +195,14 @@ class Session:
                 ledger=ledger,
                 ledger_required=ledger_required,
                 account=account,
+                on_outcome=on_outcome,
                 clock=clock,
             )
         )
 
     def _wrap(self, session: "_ThreadSession") -> Self:
         self._session = session
-        self._loop_thread = LoopThread(session, session.helper)
+        self._loop_thread = LoopThread(session, session.helpers)
         session.serve_threads(self._loop_thread.run)
         return self
 
@@ -564,16 +572,18 @@ def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concur
 
 
 class _ThreadSession(AsyncSession):
-    """The session in the thread's event loop. Its plain key function is called in another thread, without a loop.
+    """The session in the thread's event loop. Its plain functions are called in other threads, without a loop.
 
     Django's ORM, for example, refuses a thread in which an event loop runs, and a key function may take its time.
     """
 
-    helper: HelperThread
+    helpers: tuple[HelperThread, HelperThread]
 
     def _configure(self, settings: Settings, client_session: aiohttp.ClientSession | None, clock: Clock) -> Self:
-        self.helper = HelperThread("openai-cancel-key")
-        return super()._configure(settings.calling_keys_in(self.helper), client_session, clock)
+        # A hook that hangs must not hold up the requests.
+        keys, outcomes = self.helpers = HelperThread("openai-cancel-key"), HelperThread("openai-cancel-outcomes")
+        settings = settings.calling_keys_in(keys).telling_outcomes_in(outcomes)
+        return super()._configure(settings, client_session, clock)
 
     async def begin_watch(
         self,

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 from openai_cancel.clients import Account, is_async
 from openai_cancel.errors import LedgerError
 from openai_cancel.home import Home, Work, in_asyncio
+from openai_cancel.records import fields
 from openai_cancel.sight import Sight, observed
 from openai_cancel.wire import SEGMENT
 
@@ -148,7 +149,10 @@ class _Tap:
         ours = [one for one in there if one.account.has_sent(request.headers)]
         if len(ours) < len(there) and not self._has_warned:
             self._has_warned = True
-            _log.warning("a client creates responses with another account than the session's, which cannot stop them")
+            _log.warning(
+                "a client creates responses with another account than the session's, which cannot stop them",
+                extra=fields("other_account"),
+            )
         return ours, None
 
     def _begin(self, request: Any, listeners: list[Listener]) -> _Creation:
@@ -218,7 +222,10 @@ def _without_failure() -> Generator[None, None, None]:
     except LedgerError:
         raise
     except Exception as error:  # noqa: BLE001 - the client's call goes on
-        _log.warning("a response that a client has created may run on: %s", type(error).__name__)
+        _log.warning(
+            "a response that a client has created may run on: %s", type(error).__name__,
+            extra=fields("creation_failed", error=error),
+        )  # fmt: skip
 
 
 class _AsyncTap(_Tap):

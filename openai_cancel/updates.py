@@ -9,6 +9,7 @@ from typing import TypeAlias
 from openai_cancel.cancellation import contain
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.models import Response
+from openai_cancel.records import fields
 
 OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
 """A function, sync or async, that is called with each response that was retrieved."""
@@ -26,7 +27,10 @@ async def update(on_update: OnUpdate, response_id: str, response: Response) -> N
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task and task.cancelling():
             raise
-        _log.warning("%s: on_update raised %s, which is ignored", response_id, type(error).__name__)
+        _log.warning(
+            "%s: on_update raised %s, which is ignored", response_id, type(error).__name__,
+            extra=fields("on_update_failed", response_id=response_id, error=error),
+        )  # fmt: skip
 
 
 def check_on_update(on_update: object) -> None:

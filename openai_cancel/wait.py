@@ -19,6 +19,7 @@ from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.models.response import progress_of
 from openai_cancel.outcome import Outcome
+from openai_cancel.records import fields
 from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
 
@@ -140,7 +141,11 @@ async def wait(
     except APIError as error:
         error.outcome = guard.outcome
         fate = "the response was not stopped" if guard.outcome is None else f"the response: {guard.outcome.verdict}"
-        _log.warning("%s: the wait ended with %s; %s", response_id, type(error).__name__, fate)
+        verdict = None if guard.outcome is None else guard.outcome.verdict
+        _log.warning(
+            "%s: the wait ended with %s; %s", response_id, type(error).__name__, fate,
+            extra=fields("wait_failed", response_id=response_id, verdict=verdict, error=error),
+        )  # fmt: skip
         _note(guard, response_id, error)
         raise
     except asyncio.CancelledError as error:

@@ -5,11 +5,13 @@ import logging
 from types import TracebackType
 from typing import Any, Self
 
+from openai_cancel import metrics
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client
 from openai_cancel.home import Arrivals, Home, Work
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.records import fields
 from openai_cancel.stop import stop
 from openai_cancel.tap import tap, untap
 from openai_cancel.tracking import Tracker
@@ -32,6 +34,8 @@ class Watch:
 
     Attributes:
         account: the account of the session.
+        kind: `watch`, for the metrics.
+        base_url: the address of the server.
         home: the event loop of the session.
     """
 
@@ -56,12 +60,20 @@ class Watch:
         self._is_closed = False
         self.account: Account = Account.from_settings(caller.settings)
         self.home: Home = home
+        self.kind: str = "watch"
+        self.base_url: str = caller.settings.base_url
         watches.append(self)
         caller.endings.listeners += (self.leave,)
+        metrics.observe(self)
 
     def __repr__(self) -> str:
         """Return the number of responses."""
         return f"<{type(self).__name__} {'closed' if self._is_closed else f'{len(self._held)} running'}>"
+
+    @property
+    def held(self) -> int:
+        """The number of these responses. It can be read in any thread."""
+        return len(self._held)
 
     @property
     def response_ids(self) -> tuple[str, ...]:
@@ -160,18 +172,22 @@ class Watch:
 
     async def _stop(self, response_id: str) -> None:
         outcomes: dict[str, Outcome] = {}
-        reason = "no outcome"
         try:
-            outcome = outcomes[response_id] = await stop(
-                self._caller, response_id, deadline=self._grace, max_retries=self._max_retries, young=True
+            outcomes[response_id] = await stop(
+                self._caller,
+                response_id,
+                deadline=self._grace,
+                max_retries=self._max_retries,
+                young=True,
+                unseen=True,
             )
-            reason = outcome.verdict
         except BaseException as error:
-            reason = type(error).__name__
+            _log.warning(
+                "%s was not stopped (%s)", response_id, type(error).__name__,
+                extra=fields("stop_failed", response_id=response_id, error=error),
+            )  # fmt: skip
             raise
         finally:
-            if response_id not in outcomes or not outcomes[response_id].stopped:
-                _log.warning("%s was not stopped (%s)", response_id, reason)
             try:
                 await self._tracker.settle([response_id], outcomes)  # a sweep stops what was not stopped
             finally:

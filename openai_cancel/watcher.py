@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from openai_cancel.cancellation import contain, wait_through_cancellation
 from openai_cancel.errors import AbandonedError, ConfigurationError
+from openai_cancel.records import fields
 
 POLL_INTERVAL = 1.0
 """Seconds between two questions."""
@@ -76,7 +77,10 @@ class Watcher:
                 if self._watching.cancelling():
                     raise
                 if not failed:
-                    _log.warning("%s raised %s: the block runs on", self._name, type(error).__name__)
+                    _log.warning(
+                        "%s raised %s: the block runs on", self._name, type(error).__name__,
+                        extra=fields("abandoned_failed", error=error),
+                    )  # fmt: skip
                 failed = True
             await asyncio.sleep(POLL_INTERVAL)
         self._fired = True

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import closing, suppress
 from functools import partial
@@ -23,7 +23,7 @@ class LoopThread:
 
     Args:
         session: the session.
-        helper: the thread that calls the session's key function, if it has one. It ends with this thread.
+        helpers: the threads that call the session's functions. They end with this thread.
 
     Attributes:
         thread: the thread, once it was started. It is a daemon, and does not refer to the `Session`: a forgotten one
@@ -33,10 +33,10 @@ class LoopThread:
 
     thread: NativeThread
 
-    def __init__(self, session: AsyncSession, helper: HelperThread | None = None) -> None:
+    def __init__(self, session: AsyncSession, helpers: Sequence[HelperThread] = ()) -> None:
         self.loop: Future[asyncio.AbstractEventLoop] = Future()
         self._session = session
-        self._helper = helper
+        self._helpers = helpers
         self._stop: Future[None] = Future()
         self._calls: set[asyncio.Task[Any]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
@@ -150,7 +150,7 @@ class LoopThread:
         if self._home is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
         self._home.check()
-        if self.thread.is_current or (self._helper and self._helper.is_current):
+        if self.thread.is_current or any(helper.is_current for helper in self._helpers):
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
             )
@@ -166,8 +166,8 @@ class LoopThread:
                 raise
             self.loop.set_exception(error)  # `start` raises it
         finally:
-            if self._helper:
-                self._helper.close()
+            for helper in self._helpers:
+                helper.close()
 
     async def _keep_open(self) -> None:
         async with self._session:

@@ -10,7 +10,7 @@ from manual_clock import ManualClock
 
 from openai_cancel import AsyncSession, Session, Verdict
 from openai_cancel.emulator import Emulator
-from openai_cancel.ledger import Entry, Ledger
+from openai_cancel.ledger import Entry, Ledger, Stats
 
 HEARTBEAT = 20.0
 """Seconds between two heartbeats, a third of a lease, unless a test sets another lease."""
@@ -66,6 +66,12 @@ class AsyncCalls:
     async def purge(self, **options: Any) -> int:
         return await self._ledger.purge(**options)
 
+    async def stats(self, **options: Any) -> Stats:
+        return await self._ledger.stats(**options)
+
+    async def grant(self, role: Any) -> None:
+        await self._ledger.grant(role)
+
     async def sweep(self, **options: Any) -> dict[str, Verdict]:
         return await sweep(self._ledger, self._session, **options)
 
@@ -94,6 +100,12 @@ class BlockingCalls:
 
     async def purge(self, **options: Any) -> int:
         return await asyncio.to_thread(self._session.ledger.purge, **options)
+
+    async def stats(self, **options: Any) -> Stats:
+        return await asyncio.to_thread(self._session.ledger.stats, **options)
+
+    async def grant(self, role: Any) -> None:
+        await asyncio.to_thread(self._session.ledger.grant, role)
 
     async def sweep(self, **options: Any) -> dict[str, Verdict]:
         outcomes = await asyncio.to_thread(lambda: [*self._session.ledger.sweep(**options)])

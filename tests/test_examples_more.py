@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import deque
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
@@ -251,6 +253,31 @@ async def test_ledger_tasks_sweep_the_response_of_a_worker_process_that_is_kille
     swept = celery.send_task("ledger_tasks.sweep")
     assert await asyncio.to_thread(swept.get, timeout=20) == {running: "cancelled"}
     assert server.responses[running].cancelled
+
+
+async def test_prometheus_metrics_counts_what_had_to_be_stopped(
+    python: str, server: Emulator, create: Callable[..., str]
+) -> None:
+    over, late, port = create(runs_for=0), create(), free_port()
+    process = await asyncio.create_subprocess_exec(
+        python, str(EXAMPLES / "prometheus_metrics.py"), str(port), over, late, stdout=subprocess.PIPE
+    )
+    while await process.stdout.readline() != b"done\n":
+        pass
+    async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        text = await answer.text()
+    process.send_signal(signal.SIGINT)
+    await process.communicate()
+    assert process.returncode == 130
+    assert 'openai_cancel_outcomes_total{verdict="cancelled"} 1.0' in text
+    assert 'openai_cancel_stop_seconds_count{stopped="True"} 1.0' in text
+    assert server.responses[late].cancelled
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def test_the_example_tests_pass(pytester: pytest.Pytester) -> None:

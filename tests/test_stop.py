@@ -410,7 +410,7 @@ class TestLog:
         outcome = await session.stop(create())
         (line,) = caplog.messages
         assert line == f"{outcome.response_id}: cancelled (attempts: 1, 0.000 s, request id: {outcome.request_id})"
-        assert caplog.records[0].name == "openai_cancel"
+        assert caplog.records[0].name == "openai_cancel.outcomes"
 
     async def test_each_attempt_is_a_line_at_level_debug(
         self, session: QuickSession, server: Emulator, create, caplog

@@ -220,7 +220,7 @@ class TestResponsesThatNobodyKnows:
             await create(client)
         await watch.close()
         (name,) = server.responses
-        assert f"{name} was not stopped (forbidden)" in caplog.text
+        assert f"{name} was not stopped (forbidden, PermissionDeniedError)" in caplog.text
         assert await states(ledger) == {name: "tracked"}
         assert await sweep(ledger, session) == {name: "cancelled"}
 

@@ -24,7 +24,7 @@ from openai_cancel import (
     WaitTimeoutError,
     Watch,
 )
-from openai_cancel.ledger import BlockingLedger, Entry, Ledger
+from openai_cancel.ledger import BlockingLedger, Entry, Ledger, Stats
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -121,6 +121,7 @@ async def ledgers(theirs: TheirResponse) -> None:
         ledger.stop(session, state="cancelled")  # type: ignore[arg-type]  # it has ended
         assert_type(await ledger.track_many(["x", theirs], session=session, ttl=900), int)
         assert_type(await ledger.purge(older_than=60, state="released"), int)
+        assert_type(await ledger.stats(include_ended=False), Stats)
         await ledger.track("x", session=session)  # type: ignore[call-arg]  # ttl is needed
     Session(ledger="sqlite:///x")  # type: ignore[arg-type]  # an object is needed
 
@@ -135,7 +136,8 @@ def blocking_ledgers(theirs: TheirResponse) -> None:
             assert_type(outcome, Outcome)
         for stopped in session.ledger.stop(labels={"a": "b"}, dry_run=True):
             assert_type(stopped, Outcome)
-        for entry in session.ledger.entries(labels={"a": "b"}):
+        assert_type(session.ledger.stats().by_state, dict[str, int])
+        for entry in session.ledger.entries(labels={"a": "b"}, overdue=True):
             assert_type(entry, Entry)
         session.ledger.track("x", session=session, ttl=900)  # type: ignore[call-arg]  # its session is known
 
@@ -154,7 +156,14 @@ async def provider() -> str:
     return "key"
 
 
-async def sessions(client: aiohttp.ClientSession) -> None:
+async def count(outcome: Outcome) -> None:
+    assert_type(outcome.verdict, Verdict)
+
+
+async def sessions(client: aiohttp.ClientSession, seen: list[Outcome]) -> None:
+    AsyncSession(on_outcome=count)
+    Session.azure("https://h", on_outcome=seen.append)
+    AsyncSession(on_outcome=lambda: None)  # type: ignore[arg-type,misc]  # it takes the outcome
     AsyncSession(api_key=provider)
     AsyncSession(api_key=lambda: "key", client_session=client)
     async with AsyncSession() as session:

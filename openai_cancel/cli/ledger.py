@@ -2,13 +2,14 @@
 
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
+from openai_cancel.cli.ledger_state import NEGLECTED, check, describe_neglected, find_neglected, init, stats
 from openai_cancel.cli.options import (
     DEFAULT_ACCOUNT,
     DEFAULT_CONNECTION,
@@ -32,7 +33,7 @@ from openai_cancel.cli.options import (
     read_labels,
 )
 from openai_cancel.cli.output import complain, print_line, printable
-from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from openai_cancel.cli.ids import Source
@@ -40,6 +41,9 @@ if TYPE_CHECKING:
     from openai_cancel.ledger import Entry, Ledger
     from openai_cancel.outcome import Outcome
     from openai_cancel.session import AsyncSession
+
+SETTLED = frozenset({"not_found", "not_background"})
+"""Verdicts that leave nothing to do, so that a sweep has not failed: a timer should not fail for an unknown id."""
 
 ledger: App = App(
     name="ledger",
@@ -68,6 +72,9 @@ def sweep(
     openai-cancel ledger sweep --every 30s
     ```
 
+    Ids that the server does not know are no failure. If leases of other accounts or servers have expired, it says so:
+    each needs a sweep with its own key.
+
     Args:
         every: Keep running, and sweep again after this time, such as 30s, 5m or 1h. Many sweeps can share the work.
         once: Sweep once. This is the default.
@@ -86,7 +93,7 @@ def sweep(
         confirm=confirm,
         max_attempts=max_attempts,
     )
-    return _run(opened, session, sweep_once, options, every)
+    return _run(opened, session, sweep_once, options, every, tells_of_others=True)
 
 
 @ledger.command
@@ -135,20 +142,29 @@ def stop(
     return _run(opened, session, stop_once, options)
 
 
+for _command in (init, stats, check):
+    ledger.command(_command)
+
+
 def _run(
     opened: "Ledger",
     session: "AsyncSession",
     sweep_once: "Callable[[], AsyncGenerator[Outcome, None]]",
     options: RunOptions,
     every: float | None = None,
+    *,
+    tells_of_others: bool = False,
 ) -> int:
     import asyncio  # slow to import, as below: the help does without
 
     from openai_cancel.cli.report import Report
     from openai_cancel.cli.signals import run_until_signalled
+    from openai_cancel.cli.sweeper import speaking
 
     report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
-    status = asyncio.run(run_until_signalled(_sweep(opened, session, sweep_once, report, every)))
+    with nullcontext() if every is None else speaking(quiet=options.quiet):
+        work = _sweep(opened, session, sweep_once, report, every, tells_of_others=tells_of_others)
+        status = asyncio.run(run_until_signalled(work))
     report.sum_up()
     return status
 
@@ -159,22 +175,25 @@ async def _sweep(
     sweep_once: "Callable[[], AsyncGenerator[Outcome, None]]",
     report: "Report",
     every: float | None,
+    *,
+    tells_of_others: bool,
 ) -> ExitStatus:
-    import asyncio
+    from openai_cancel.cli.sweeper import Sweeper
 
     async with opened, session:
-        while True:
-            try:
-                async with aclosing(sweep_once()) as outcomes:
-                    async for outcome in outcomes:
-                        report.show(outcome)
-            except LedgerError as error:
-                if every is None:
-                    raise
-                complain(error)
-            if every is None:
-                return ExitStatus.OK if report.tally.all_stopped else ExitStatus.NOT_STOPPED
-            await asyncio.sleep(every)
+        if every is not None:
+            where = f"{repr(opened).strip('<>')}, account {await session.load_account()}, {session.base_url}"
+            look = partial(find_neglected, opened, session, overdue_for=NEGLECTED)
+            await Sweeper(sweep_once, report.show, look, every, where).run()
+        status = ExitStatus.OK
+        async with aclosing(sweep_once()) as outcomes:
+            async for outcome in outcomes:
+                report.show(outcome)
+                if not outcome.stopped and outcome.verdict not in SETTLED:
+                    status = ExitStatus.NOT_STOPPED
+        if tells_of_others and (neglected := await find_neglected(opened, session)):
+            complain(describe_neglected(neglected))
+        return status
 
 
 @ledger.command(name="list")
@@ -182,6 +201,7 @@ def list_(
     *,
     ended: Annotated[bool, Flag, Parameter("--all")] = False,
     older_than: Seconds | None = None,
+    overdue: Annotated[bool, Flag] = False,
     as_json: AsJson = False,
     selection: SelectionOptions = DEFAULT_SELECTION,
     where: LedgerOptions = DEFAULT_LEDGER,
@@ -196,6 +216,7 @@ def list_(
     Args:
         ended: Also list the responses that have ended or were released.
         older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
+        overdue: Only responses whose lease has expired, so that a sweep of their account should stop them.
         as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
     """
     show = _as_json if as_json or not sys.stdout.isatty() else _as_line
@@ -205,7 +226,9 @@ def list_(
 
     async def run() -> None:
         async with where.make() as opened:
-            entries = opened.entries(include_ended=ended, labels=labels, state=selection.state, older_than=older_than)
+            entries = opened.entries(
+                include_ended=ended, labels=labels, state=selection.state, older_than=older_than, overdue=overdue
+            )
             async with aclosing(entries):
                 async for entry in entries:
                     print_line(show(entry))

@@ -2,8 +2,14 @@
 
 import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO
+
+_stamps = ContextVar("_stamps", default=False)
+"""Whether lines on standard error begin with the time."""
 
 
 def printable(text: object) -> str:
@@ -28,10 +34,21 @@ def print_line(line: str) -> None:
 
 def complain(problem: object) -> None:
     """Write a problem to standard error, on one line."""
+    time = [_now()] if _stamps.get() else []
     try:
-        write(sys.stderr, " ".join(["openai-cancel:", *printable(problem).split()]))
+        write(sys.stderr, " ".join([*time, "openai-cancel:", *printable(problem).split()]))
     except OSError:
         discard(sys.stderr)
+
+
+@contextmanager
+def stamping(*, on: bool) -> Generator[None, None, None]:
+    """Begin each line on standard error with the time, as the lines of a service do, until the block ends."""
+    before = _stamps.set(on)
+    try:
+        yield
+    finally:
+        _stamps.reset(before)
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -57,3 +74,9 @@ def write(stream: TextIO | None, line: str) -> None:
     if stream is not None:  # Python starts without a stream that the shell has closed
         stream.write(f"{line}\n")
         stream.flush()
+
+
+def _now() -> str:
+    from datetime import UTC, datetime  # only a service needs it
+
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

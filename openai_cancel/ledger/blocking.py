@@ -10,6 +10,7 @@ from openai_cancel.iteration import BlockingIteration
 from openai_cancel.ledger.batches import iterate
 from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.ledger import BATCH_SIZE, Ledger
+from openai_cancel.ledger.stats import Stats
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
@@ -82,11 +83,22 @@ class BlockingLedger:
         labels: Mapping[str, str] | None = None,
         state: str | None = None,
         older_than: float | None = None,
+        overdue: bool = False,
     ) -> Generator[Entry, None, None]:
         """Yield the responses in the ledger, of all accounts, the oldest first. See `Ledger.entries`."""
-        pages = self._ledger.pages(include_ended=include_ended, labels=labels, state=state, older_than=older_than)
+        pages = self._ledger.pages(
+            include_ended=include_ended, labels=labels, state=state, older_than=older_than, overdue=overdue
+        )
         for entries in self._iterate(pages):
             yield from entries
+
+    def stats(self, *, include_ended: bool = True) -> Stats:
+        """Return how many responses of each account, server and state are in the ledger. See `Ledger.stats`."""
+        return self._loop_thread.run(self._ledger.stats, include_ended=include_ended)
+
+    def grant(self, role: str) -> None:
+        """Let a role of PostgreSQL use the tables. See `Ledger.grant`."""
+        self._loop_thread.run(self._ledger.grant, role)
 
     def purge(self, *, older_than: float, labels: Mapping[str, str] | None = None, state: str | None = None) -> int:
         """Delete the rows of responses that ended, or were released, some time ago. See `Ledger.purge`."""

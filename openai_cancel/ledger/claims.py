@@ -9,6 +9,7 @@ from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.connection import Rows
 from openai_cancel.ledger.database import Database
+from openai_cancel.ledger.health import Health
 from openai_cancel.ledger.selection import Place, Selection, any_claimable, claim_selected, now, page
 from openai_cancel.ledger.table import Account, Claimed, Command, claim
 from openai_cancel.retry import poll_delay
@@ -30,6 +31,7 @@ class Claims:
         duration: seconds that a lease lasts.
         batch: the number of rows that are claimed at once.
         clock: the source of time and chance.
+        health: whether the database works.
     """
 
     database: Database
@@ -37,6 +39,7 @@ class Claims:
     duration: float
     batch: int
     clock: Clock
+    health: Health
 
     async def lapsed(self, account: Account) -> AsyncGenerator[list[Claimed], None]:
         """Claim the rows of an account whose lease has lapsed, until there are none."""
@@ -83,13 +86,17 @@ class Claims:
         failures = 0
         while True:
             try:
-                return await execute(command)
-            except LedgerError:
+                rows = await execute(command)
+            except LedgerError as error:
+                self.health.note_failure(error)
                 delay = poll_delay(failures, asked=None, random=self.clock.random())
                 if self.clock.monotonic() + delay > until:
                     raise
                 failures += 1
                 await self.clock.sleep(delay)
+            else:
+                self.health.note_success()
+                return rows
 
 
 def _claimed(rows: Rows) -> list[Claimed]:

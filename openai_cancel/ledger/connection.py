@@ -8,21 +8,23 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from sqlalchemy import Connection as Core
 from sqlalchemy import Engine, Row, UpdateBase
 
+from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.arrays import arrays
 from openai_cancel.ledger.file import DatabaseFile, file_of
 from openai_cancel.ledger.table import Command, is_migrated, migrate
+from openai_cancel.records import fields
 from openai_cancel.threads import HelperThread
 
 MIGRATION_TIMEOUT = 600.0
 """Seconds that a migration of the tables may take."""
 
-_log = logging.getLogger("openai_cancel")
+_log = logging.getLogger("openai_cancel.ledger")
 
 Rows = Sequence[Row[Any]]
 
@@ -67,6 +69,10 @@ class Backend(Protocol):
 
     def handle(self, driver: Any) -> Handle:
         """Return what ends the calls of a driver's connection from another thread."""
+        ...
+
+    def explain(self, error: Exception, connection: Core) -> LedgerError | None:
+        """Return an error that says more than that of a statement, or None. The transaction has been rolled back."""
         ...
 
 
@@ -127,16 +133,26 @@ class Connection:
         try:
             if self._file is not None and self._file.is_replaced():
                 _log.error(
-                    "the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path
-                )
+                    "the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path,
+                    extra=fields("ledger_replaced"),
+                )  # fmt: skip
                 self._close()
             core = self._core or self._open()
             with self._transaction(core, reads_only=reads_only):
                 results = execute(core, jobs)
-        except BaseException:
+        except BaseException as error:
+            explained = self._explain(error)
             self._close()
+            if explained is not None:
+                raise explained from None
             raise
         return results
+
+    def _explain(self, error: BaseException) -> LedgerError | None:
+        with suppress(Exception):  # nobody can be asked
+            if self._core is not None and isinstance(error, Exception):
+                return self._backend.explain(error, self._core)
+        return None
 
     def _open(self) -> Core:
         self._core = core = self._engine.connect()

@@ -18,6 +18,7 @@ from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.connection import Rows
 from openai_cancel.ledger.database import Database
 from openai_cancel.ledger.fate import Fate, decide_fate, describe_taken
+from openai_cancel.ledger.health import Health
 from openai_cancel.ledger.table import (
     TRACKED,
     Change,
@@ -31,6 +32,7 @@ from openai_cancel.ledger.table import (
 )
 from openai_cancel.ledger.writes import renew, write
 from openai_cancel.outcome import Outcome
+from openai_cancel.records import fields
 
 MAX_MISSED = 100_000
 """The largest number of changes that are kept, to be written later, while the database fails."""
@@ -52,7 +54,7 @@ _WATCHED = frozenset({Fate.SHARED, Fate.TAKEN})
 
 _T = TypeVar("_T")
 
-_log = logging.getLogger("openai_cancel")
+_log = logging.getLogger("openai_cancel.ledger")
 
 
 @attrs.define(eq=False)
@@ -90,6 +92,7 @@ class Leases:
         database: the database.
         duration: seconds that a lease lasts.
         owner: the name of this process in the ledger.
+        health: whether the database works.
     """
 
     def __init__(self, database: Database, *, duration: float, clock: Clock) -> None:
@@ -100,7 +103,7 @@ class Leases:
         self._held: dict[str, _Held] = {}  # by digest
         self._sweeps: set[str] = set()
         self._missed: dict[str, Change] = {}
-        self._failing = False
+        self.health: Health = Health()
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
@@ -168,7 +171,7 @@ class Leases:
         try:
             await self.database.wait(written)
         except LedgerError as error:
-            self._complain(error)
+            self.health.note_failure(error)
             raise
 
     @contextmanager
@@ -184,11 +187,11 @@ class Leases:
         """Keep changes that could not be written for a later heartbeat."""
         error = written.exception()
         if error is None:
-            self._failing = False
+            self.health.note_success()
             for change in changes:
                 self._missed.pop(change.digest, None)
             return
-        self._complain(error)
+        self.health.note_failure(error)
         lost = 0
         for change in changes:
             if len(self._missed) < MAX_MISSED:
@@ -196,7 +199,10 @@ class Leases:
             else:
                 lost += not isinstance(change, Record)
         if lost:
-            _log.error("the ends of %s guards are lost: their leases lapse", f"{lost:,}")
+            _log.error(
+                "the ends of %s guards are lost: their leases lapse", f"{lost:,}",
+                extra=fields("ledger_unwritten", affected=lost),
+            )  # fmt: skip
 
     async def _beat(self) -> None:
         while True:
@@ -213,7 +219,7 @@ class Leases:
             if owners:
                 await self._renew_leases(owners)
         except LedgerError as error:
-            self._complain(error)
+            self.health.note_failure(error)
 
     def _take_missed(self) -> list[End]:
         """Return the ends that were missed and still matter."""
@@ -233,6 +239,7 @@ class Leases:
                 "the ledger was closed before it could write the new states of these responses, and sweeps go by the "
                 "old ones: %s",
                 ", ".join(f"{change.response_id} ({_new_state(change)})" for change in changes),
+                extra=fields("ledger_unwritten", affected=len(changes)),
             )
 
     async def _renew_leases(self, owners: Collection[str]) -> None:
@@ -241,7 +248,7 @@ class Leases:
         ((found,),) = await self.database.execute(
             renew(owners, self.duration, self.database.dialect), count_owned(self.owner)
         )
-        self._failing = False
+        self.health.note_success()
         lost = {} if found == len(counted) else await self._find_lost(counted)
         await self._look_at({**watched, **lost})
 
@@ -265,7 +272,10 @@ class Leases:
                 if self._held.get(digest) is held and held.writes == writes[digest]:
                     again += self._learn(held, sightings.get(digest))
         if again:
-            _log.error("%s running responses were not in the ledger, and are recorded again", f"{len(again):,}")
+            _log.error(
+                "%s running responses were not in the ledger, and are recorded again", f"{len(again):,}",
+                extra=fields("ledger_missed", affected=len(again)),
+            )  # fmt: skip
             self.write(again)
 
     def _learn(self, held: _Held, row: Sighting | None) -> list[Record]:
@@ -283,7 +293,17 @@ class Leases:
         if fate in {Fate.TAKEN, Fate.ENDED}:
             outcome = describe_taken(row, held.record.response_id)
             if before is not fate:
-                _log.warning("%s was taken from its guard (%s)", outcome.response_id, outcome.verdict)
+                _log.warning(
+                    "%s was taken from its guard (%s)", outcome.response_id, outcome.verdict,
+                    extra=fields(
+                        "lease_taken",
+                        response_id=outcome.response_id,
+                        verdict=outcome.verdict,
+                        attempts=outcome.attempts,
+                        request_id=outcome.request_id,
+                        error=outcome.error,
+                    ),
+                )  # fmt: skip
             for listener in [*held.listeners]:
                 listener(outcome)
         return []
@@ -294,12 +314,6 @@ class Leases:
         if limit is None:
             return held.record
         return held.record._replace(max_age=max(limit - (self._clock.monotonic() - held.since), 0.0))
-
-    def _complain(self, error: BaseException) -> None:
-        """Log that the database fails: once, until it works again."""
-        if not self._failing:
-            _log.error("the ledger fails, and running responses are not recorded until it works again: %s", error)
-        self._failing = True
 
 
 def _new_state(change: Change) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
+from openai_cancel import metrics
 from openai_cancel.caller import Caller
 from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
@@ -20,8 +21,10 @@ from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.entry import Entry
+from openai_cancel.ledger.grants import grant
 from openai_cancel.ledger.leases import Leases
 from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
+from openai_cancel.ledger.stats import Stats, count_groups, read
 from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.table import Account, release
 from openai_cancel.ledger.tracker import LeaseTracker
@@ -293,6 +296,7 @@ class Ledger:
         labels: Mapping[str, str] | None = None,
         state: str | None = None,
         older_than: float | None = None,
+        overdue: bool = False,
     ) -> AsyncGenerator[Entry, None]:
         """Yield the responses in the ledger, of all accounts, the oldest first.
 
@@ -301,13 +305,16 @@ class Ledger:
             labels: only responses that have these labels, and perhaps others.
             state: only responses in this state, such as `tracked` or `cancelled`, also if they have ended.
             older_than: only responses that were first tracked this many seconds ago, or earlier.
+            overdue: only responses whose lease has lapsed, so that a sweep of their account should stop them.
 
         Raises:
             LedgerError: the database failed.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             ConfigurationError: an argument cannot work.
         """
-        pages = self.pages(include_ended=include_ended, labels=labels, state=state, older_than=older_than)
+        pages = self.pages(
+            include_ended=include_ended, labels=labels, state=state, older_than=older_than, overdue=overdue
+        )
         async with aclosing(pages):
             async for entries in pages:
                 for entry in entries:
@@ -320,9 +327,10 @@ class Ledger:
         labels: Mapping[str, str] | None = None,
         state: str | None = None,
         older_than: float | None = None,
+        overdue: bool = False,
     ) -> AsyncGenerator[Sequence[Entry], None]:
         """Yield what `entries` yields, as many at once as are read in one transaction. `BlockingLedger` uses this."""
-        selection = Selection.checked(labels, state, older_than)
+        selection = Selection.checked(labels, state, older_than, overdue=overdue)
         after = Place()
         while True:
             command = page(selection, after, include_ended=include_ended, limit=PAGE_SIZE)
@@ -332,6 +340,45 @@ class Ledger:
             if len(rows) < PAGE_SIZE:
                 return
             after = Place(rows[-1].created, rows[-1].digest)
+
+    async def stats(self, *, include_ended: bool = True) -> Stats:
+        """Return how many responses of each account, server and state are in the ledger, and how many are overdue.
+
+        ```python
+        stats = await ledger.stats()
+        print(stats.open, stats.overdue, stats.overdue_for, stats.by_state)
+        ```
+
+        It also sets the OpenTelemetry gauge of overdue responses, if the process uses OpenTelemetry.
+
+        Args:
+            include_ended: whether to count responses that no sweep will claim any more, too. Then the whole table is
+                read, which takes seconds if it has millions of rows.
+
+        Raises:
+            LedgerError: the database failed.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+        """
+        stats = read(await self._open_leases.database.read(count_groups(include_ended=include_ended)))
+        overdue: dict[tuple[str, str], int] = {}
+        for group in stats.groups:
+            place = (group.account, group.base_url)
+            overdue[place] = overdue.get(place, 0) + group.overdue
+        metrics.set_overdue(overdue)
+        return stats
+
+    async def grant(self, role: str) -> None:
+        """Let a role of PostgreSQL use the tables, and not change or drop them: SELECT, INSERT, UPDATE and DELETE.
+
+        Args:
+            role: the name of the role.
+
+        Raises:
+            LedgerError: the database failed, for example because the role does not exist.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: the database is not PostgreSQL, or the name cannot be that of a role.
+        """
+        await self._open_leases.database.execute(*grant(self._url.dialect, role))
 
     async def purge(
         self, *, older_than: float, labels: Mapping[str, str] | None = None, state: str | None = None

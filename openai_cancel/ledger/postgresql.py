@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
 from openai_cancel.checks import Secret, SecretMapping
-from openai_cancel.errors import ConfigurationError
+from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.ledger.grants import explain
 
 _LIKE = "write it like postgresql://user@host/database"
 
@@ -90,6 +91,10 @@ class PostgreSQL:
     def handle(self, driver: Any) -> "Wire":
         """Return what ends the calls of a driver's connection from another thread."""
         return Wire(driver.fileno())
+
+    def explain(self, error: Exception, connection: Connection) -> LedgerError | None:
+        """Return an error that says which rights a role lacks, if that is the problem."""
+        return explain(error, connection)
 
 
 class Wire:

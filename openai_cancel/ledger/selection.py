@@ -74,15 +74,19 @@ class Selection:
         state: their state, or None for any.
         older_than: seconds since a time that the statement defines, or None.
         account: the account of their responses, or None for any.
+        overdue: whether their lease has lapsed.
     """
 
     labels: Mapping[str, str]
     state: str | None
     older_than: float | None
     account: Account | None = None
+    overdue: bool = False
 
     @classmethod
-    def checked(cls, labels: Mapping[str, str] | None, state: str | None, older_than: float | None) -> Self:
+    def checked(
+        cls, labels: Mapping[str, str] | None, state: str | None, older_than: float | None, *, overdue: bool = False
+    ) -> Self:
         """Return a selection of arguments.
 
         Raises:
@@ -94,6 +98,7 @@ class Selection:
             labels=check_labels(labels or {}),
             state=state,
             older_than=None if older_than is None else check_seconds("older_than", older_than),
+            overdue=overdue,
         )
 
     def conditions(self, since: ColumnElement[float]) -> list[ColumnElement[bool]]:
@@ -105,6 +110,8 @@ class Selection:
             found.append(_table.state == self.state)
         if self.older_than is not None:
             found.append(since < DatabaseTime() - self.older_than)
+        if self.overdue:
+            found.append(_table.lease_until < DatabaseTime())
         if self.account is not None:
             found += [_table.account == self.account.name, _table.base_url == self.account.base_url]
         return found

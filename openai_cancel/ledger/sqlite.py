@@ -83,6 +83,9 @@ class SQLite:
         """Return what ends the calls of a driver's connection from another thread."""
         return Handle(driver)
 
+    def explain(self, error: Exception, connection: Connection) -> None:
+        """Do nothing: the errors of SQLite say what is wrong."""
+
 
 @attrs.frozen
 class Handle:

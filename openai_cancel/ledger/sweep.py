@@ -1,5 +1,6 @@
 """`Sweep`: stop the responses whose lease has lapsed, and record their outcomes."""
 
+import logging
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -16,6 +17,7 @@ from openai_cancel.ledger.leases import Leases, Written
 from openai_cancel.ledger.selection import Selection
 from openai_cancel.ledger.table import TRACKED, Account, Claimed, Settlement
 from openai_cancel.outcome import Outcome
+from openai_cancel.records import fields
 
 YOUNG = 120.0
 """Seconds after it was recorded in which a response that the server does not find is tried again."""
@@ -28,6 +30,8 @@ MAX_BACKOFF = 3600.0
 
 MAX_UNWRITTEN = 256
 """The largest number of outcomes that wait for the database. The sweep pauses if there are more."""
+
+_log = logging.getLogger("openai_cancel.ledger")
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -75,6 +79,7 @@ class Sweep:
             duration=self.leases.duration,
             batch=self.batch,
             clock=self.clock,
+            health=self.leases.health,
         )
 
     async def run(self) -> AsyncGenerator[Outcome, None]:
@@ -123,6 +128,12 @@ class Sweep:
             claims = self._claims.selected(attrs.evolve(selection, account=account))
         async with aclosing(claims):
             async for rows in claims:
+                _log.info(
+                    "claimed %s response%s",
+                    f"{len(rows):,}",
+                    "s" * (len(rows) != 1),
+                    extra=fields("sweep_claimed", affected=len(rows)),
+                )
                 # If the database was away for longer than a lease, some are claimed again that are under way.
                 new = [row.response_id for row in rows if row.response_id not in self._claimed]
                 self._claimed |= {row.response_id: row for row in rows}

@@ -37,6 +37,7 @@ from sqlalchemy.types import TypeEngine
 
 from openai_cancel.errors import LedgerError
 from openai_cancel.outcome import Outcome, Verdict
+from openai_cancel.records import fields
 
 TRACKED, RELEASED, STOPPING = "tracked", "released", "stopping"
 
@@ -51,7 +52,7 @@ MAX_ERROR_LENGTH = 1000
 
 METADATA = MetaData()
 
-_log = logging.getLogger("openai_cancel")
+_log = logging.getLogger("openai_cancel.ledger")
 
 
 def _index(name: str, *columns: str, where: str) -> Index:
@@ -497,7 +498,10 @@ def migrate(connection: Connection) -> None:
     if stored is None or not names:
         METADATA.create_all(connection)  # those that do not exist
     if stored is not None and not names:
-        _log.error("the ledger's table %s was missing, and is created again without its rows", RESPONSES.name)
+        _log.error(
+            "the ledger's table %s was missing, and is created again without its rows", RESPONSES.name,
+            extra=fields("ledger_recreated"),
+        )  # fmt: skip
     if names:
         version = stored or (_NEWEST if "expires" in names else 1)
         for statement in (statement for step in MIGRATIONS[version - 1 :] for statement in step):

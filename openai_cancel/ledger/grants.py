@@ -1,0 +1,80 @@
+"""The rights that a role of PostgreSQL needs, and which of them it lacks."""
+
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.ledger.table import RESPONSES, VERSIONS, Command
+
+_RIGHTS = {RESPONSES.name: ("SELECT", "INSERT", "UPDATE", "DELETE"), VERSIONS.name: ("SELECT",)}
+"""What a service needs. DELETE is for `purge` alone."""
+
+_DENIED = frozenset({"42501", "3F000"})
+"""The SQLSTATEs of a lack of rights, and of a search_path without a schema that the role may use.
+
+See https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""
+
+_ASK = text(f"""
+SELECT current_user AS role, current_schema() AS schema, to_regclass('{RESPONSES.name}') IS NOT NULL AS has_tables,
+    (SELECT array_agg(name || ' ' || kind) FROM (VALUES
+        {", ".join(f"('{kind}', '{name}')" for name, kinds in _RIGHTS.items() for kind in kinds)}
+    ) AS needed (kind, name) WHERE NOT has_table_privilege(to_regclass(name), kind)) AS missing
+""")  # noqa: S608 - names of this package
+
+
+def grant(dialect: str, role: str) -> list[Command]:
+    """Return the commands that let a role use the tables.
+
+    Raises:
+        ConfigurationError: there are no roles, or the name cannot be that of a role.
+    """
+    if dialect != "postgresql":
+        raise ConfigurationError("Only PostgreSQL has roles: who may use a file of SQLite depends on its permissions.")
+    if not isinstance(role, str) or not role or "\0" in role:
+        raise ConfigurationError(f"role must be the name of a role, not {role!r}.")
+    # A colon would begin a parameter.
+    statements = [statement.replace(":", "\\:") for statement in _statements(role, _RIGHTS)]
+    return [Command(text(statement)) for statement in statements]
+
+
+def explain(error: Exception, connection: Connection) -> LedgerError | None:
+    """Return an error that says which rights a role lacks, and what to do; None if that is not the problem.
+
+    Args:
+        error: the error of a statement.
+        connection: the connection, whose transaction has been rolled back.
+    """
+    if not isinstance(error, DBAPIError) or getattr(error.orig, "sqlstate", None) not in _DENIED:
+        return None
+    with connection.begin():
+        row = connection.execute(_ASK).one()
+    return LedgerError(f"The ledger's database refuses {_describe(row)}")
+
+
+def _describe(row: Any) -> str:
+    role = _quoted(row.role)
+    as_owner = "run `openai-cancel ledger init` as the role that shall own them"
+    if row.schema is None:
+        return f"the role {role}, which may use no schema of its search_path: GRANT USAGE ON SCHEMA … TO {role};"
+    if not row.has_tables:
+        create = f"GRANT CREATE ON SCHEMA {_quoted(row.schema)} TO {role};"
+        return f"the role {role}, which may not create the tables: {as_owner}, or {create}"
+    if row.missing:
+        lacks: dict[str, tuple[str, ...]] = {}
+        for name, kind in (right.split() for right in row.missing):
+            lacks[name] = (*lacks.get(name, ()), kind)
+        return f"the role {role}, which lacks rights: {' '.join(_statements(row.role, lacks))}"
+    as_owner = as_owner.replace("shall own them", "owns them")
+    return f"the role {role}, which may not bring the tables to the newest version: {as_owner}."
+
+
+def _statements(role: str, rights: dict[str, tuple[str, ...]]) -> list[str]:
+    return [f"GRANT {', '.join(kinds)} ON {name} TO {_quoted(role)};" for name, kinds in rights.items()]
+
+
+def _quoted(name: str) -> str:
+    """Return an identifier as it is written in SQL."""
+    return '"' + name.replace('"', '""') + '"'

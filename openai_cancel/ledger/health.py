@@ -1,0 +1,29 @@
+"""`Health`: logs that the database of a ledger fails, and that it works again, each of them once."""
+
+import logging
+
+from openai_cancel.records import fields
+
+_log = logging.getLogger("openai_cancel.ledger")
+
+
+class Health:
+    """Whether the database works, as far as is known."""
+
+    def __init__(self) -> None:
+        self._failing = False
+
+    def note_failure(self, error: BaseException) -> None:
+        """Log that the database fails: once, until it works again."""
+        if not self._failing:
+            _log.error(
+                "the ledger fails, and running responses are not recorded until it works again: %s", error,
+                extra=fields("ledger_failed", error=error),
+            )  # fmt: skip
+        self._failing = True
+
+    def note_success(self) -> None:
+        """Log that the database works again, if it has failed."""
+        if self._failing:
+            _log.warning("the ledger works again", extra=fields("ledger_recovered"))
+        self._failing = False

@@ -1,0 +1,155 @@
+"""OpenTelemetry metrics, if the process uses them. If not, the cost is a look into a dictionary.
+
+| name | instrument | unit | |
+|---|---|---|---|
+| `openai_cancel.outcomes` | counter | `{outcome}` | the outcomes of stops |
+| `openai_cancel.stop.duration` | histogram | `s` | the seconds that the stops took |
+| `openai_cancel.guard.responses` | observable up-down counter | `{response}` | guarded or waited for, now |
+| `openai_cancel.watch.responses` | observable up-down counter | `{response}` | in watches, now |
+| `openai_cancel.ledger.overdue` | gauge | `{response}` | whose lease had lapsed at the last `Ledger.stats` |
+
+The first two have the attributes `openai_cancel.verdict`, `server.address` and `server.port`, and `error.type` if the
+response was not stopped. The others have those of the server; that of the ledger has `openai_cancel.account`, too. No
+attribute contains an id or text of a server.
+
+Names follow https://opentelemetry.io/docs/specs/semconv/general/naming/.
+"""
+
+import os
+import sys
+import weakref
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Protocol, cast
+
+from yarl import URL  # aiohttp's own URL type, as in the settings
+
+from openai_cancel.outcome import Outcome
+from openai_cancel.version import __version__
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Counter, Histogram, MeterProvider, Observation
+    from opentelemetry.metrics import _Gauge as Gauge  # the name under which the API exports it
+
+_Attributes = Mapping[str, str | int]
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""The bounds of the buckets of the histogram: from a single request to a deadline of some minutes."""
+
+
+class Holder(Protocol):
+    """What holds responses: the guards of a session, or a watch."""
+
+    @property
+    def kind(self) -> str:
+        """`guard` or `watch`."""
+        ...
+
+    @property
+    def base_url(self) -> str:
+        """The address of the server."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """The number of responses. It is read in any thread."""
+        ...
+
+
+_holders: dict[int, "weakref.ref[Holder]"] = {}
+"""Whatever holds responses in this process, in a dictionary, because it can be copied while other threads change it."""
+
+_at_fork = getattr(os, "register_at_fork", dict)  # Windows has no fork
+_at_fork(after_in_child=_holders.clear)  # a child holds nothing of its parent
+
+
+def is_active() -> bool:
+    """Return whether the process has imported OpenTelemetry's metrics."""
+    return "opentelemetry.metrics" in sys.modules
+
+
+def observe(holder: Holder) -> None:
+    """Include what holds responses in the measurements, until it is garbage-collected."""
+    key = id(holder)
+    if key not in _holders:
+        _holders[key] = weakref.ref(holder, lambda _: _holders.pop(key, None))
+    if is_active():
+        _current()
+
+
+def count(outcome: Outcome, base_url: str) -> None:
+    """Count an outcome of a stop. Call this if metrics are active."""
+    attributes: dict[str, str | int] = {"openai_cancel.verdict": outcome.verdict.value, **_server(base_url)}
+    if not outcome.stopped:
+        error = outcome.error
+        attributes["error.type"] = outcome.verdict.value if error is None else type(error).__qualname__
+    instruments = _current()
+    instruments.outcomes.add(1, attributes)
+    instruments.duration.record(outcome.elapsed, attributes)
+
+
+def set_overdue(counts: Mapping[tuple[str, str], int]) -> None:
+    """Set the number of overdue responses of each account and server. Those that were set before are 0 otherwise."""
+    if is_active():
+        _current().set_overdue(counts)
+
+
+class _Instruments:
+    """The instruments of a provider of meters."""
+
+    def __init__(self, provider: "MeterProvider") -> None:
+        meter = provider.get_meter("openai_cancel", __version__)
+        self.outcomes: Counter = meter.create_counter("openai_cancel.outcomes", "{outcome}", "Outcomes of stops.")
+        self.duration: Histogram = meter.create_histogram(
+            "openai_cancel.stop.duration", "s", "The time that a stop took.",
+            explicit_bucket_boundaries_advisory=_SECONDS,
+        )  # fmt: skip
+        self._overdue: Gauge = meter.create_gauge(
+            "openai_cancel.ledger.overdue", "{response}", "Responses whose lease in the ledger has lapsed."
+        )
+        self._set: dict[tuple[str, str], None] = {}
+        for kind, words in (("guard", "guards and waits"), ("watch", "watches")):
+            meter.create_observable_up_down_counter(
+                f"openai_cancel.{kind}.responses",
+                [partial(_measure, kind)],
+                "{response}",
+                f"Responses in {words}, now.",
+            )
+
+    def set_overdue(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """See the function of this name."""
+        for account, base_url in {**self._set, **dict.fromkeys(counts)}:
+            number = counts.get((account, base_url), 0)
+            self._overdue.set(number, {"openai_cancel.account": account, **_server(base_url)})
+        self._set = dict.fromkeys(counts)
+
+
+def _measure(kind: str, _: "CallbackOptions") -> "list[Observation]":
+    """Return how many responses are held, for each server. This runs in the thread of an exporter."""
+    from opentelemetry.metrics import Observation  # only who measures pays for it
+
+    found: dict[str, int] = {}
+    for reference in [*_holders.values()]:
+        holder = reference()
+        if holder is not None and holder.kind == kind:
+            found[holder.base_url] = found.get(holder.base_url, 0) + holder.held
+    return [Observation(number, _server(base_url)) for base_url, number in found.items()]
+
+
+def _current() -> _Instruments:
+    from opentelemetry import metrics  # only who measures pays for it. If another thread imports it, this waits
+
+    return _instruments(metrics.get_meter_provider())
+
+
+@lru_cache(maxsize=1)
+def _instruments(provider: "MeterProvider") -> _Instruments:
+    """Return the instruments of a provider. A process may set one after the first outcome."""
+    return _Instruments(provider)
+
+
+@lru_cache(maxsize=64)
+def _server(base_url: str) -> _Attributes:
+    url = URL(base_url)
+    # The settings make sure that both are there.
+    return {"server.address": cast("str", url.host), "server.port": cast("int", url.port)}

@@ -1,0 +1,101 @@
+"""The records of the log, for machines that read them: the loggers, the events, and the fields of every record.
+
+| logger | |
+|---|---|
+| `openai_cancel` | what nobody else is told: responses that guards, waits and watches stop, attempts, and failures |
+| `openai_cancel.outcomes` | outcomes that a caller gets. Without a configuration of logging, they are not printed |
+| `openai_cancel.ledger` | the ledger: its database, leases and sweeps |
+| `openai_cancel.sweeper` | `openai-cancel ledger sweep`: its start, its rounds, and its end |
+
+A response that was stopped is INFO, and one that was not is a WARNING with the reason. A dry run is always INFO.
+Attempts are DEBUG. A record contains no key, and no text of a server.
+
+Every record has all of these fields, so that formats such as `%(response_id)s` work. They are None where they do not
+apply. With python-json-logger and similar packages, they are keys of the JSON.
+
+| field | type | |
+|---|---|---|
+| `event` | str | a name that stays the same when the text changes: a key of `EVENTS` |
+| `response_id` | str | the id, as it was passed in |
+| `verdict` | str | what became of it: a `Verdict` |
+| `attempts` | int | the number of requests |
+| `elapsed` | float | the seconds that it took |
+| `request_id` | str | the server's id of the last request |
+| `error_type` | str | the class of the error that is the reason, such as `RateLimitError` |
+| `affected` | int | the number of responses that a record without an id is about |
+"""
+
+from collections.abc import Mapping
+
+FIELDS = ("event", "response_id", "verdict", "attempts", "elapsed", "request_id", "error_type", "affected")
+"""The names of the fields. None is an attribute that `logging.LogRecord` has."""
+
+_OUTCOME = frozenset({"response_id", "verdict", "attempts", "elapsed", "request_id", "error"})
+_NONE = frozenset[str]()
+
+EVENTS: Mapping[str, frozenset[str]] = {
+    "stopped": _OUTCOME,  # an outcome, also of a dry run
+    "not_stopped": _OUTCOME,  # an outcome
+    "stop_failed": frozenset({"response_id", "error"}),  # a guard or a watch has no outcome: no time, or an error
+    "attempt": frozenset({"response_id", "attempts", "request_id", "error"}),
+    "stream_refused": frozenset({"response_id", "error"}),  # a wait polls instead
+    "wait_failed": frozenset({"response_id", "verdict", "error"}),
+    "on_update_failed": frozenset({"response_id", "error"}),
+    "on_outcome_failed": frozenset({"response_id", "verdict", "error"}),
+    "abandoned_failed": frozenset({"error"}),
+    "answer_unreadable": frozenset({"error"}),
+    "creation_failed": frozenset({"error"}),  # a response that a client has created may run on
+    "other_account": _NONE,
+    "loop_closed": frozenset({"affected"}),
+    "forked": frozenset({"error"}),
+    "ledger_failed": frozenset({"error"}),
+    "ledger_recovered": _NONE,
+    "ledger_recreated": _NONE,
+    "ledger_replaced": _NONE,
+    "ledger_missed": frozenset({"affected"}),  # rows that are written again
+    "ledger_unwritten": frozenset({"affected"}),
+    "lease_taken": frozenset({"response_id", "verdict", "attempts", "request_id", "error"}),
+    "sweep_claimed": frozenset({"affected"}),
+    "sweeper_started": _NONE,
+    "sweeper_round": frozenset({"affected", "elapsed"}),
+    "sweeper_idle": frozenset({"elapsed"}),
+    "sweeper_failed": frozenset({"error"}),
+    "sweeper_neglected": frozenset({"affected"}),  # overdue responses that this sweeper does not stop
+    "sweeper_ended": _NONE,
+}
+"""The events, and the fields that they have besides. `error` stands for `error_type`."""
+
+
+def fields(
+    event: str,
+    *,
+    response_id: str | None = None,
+    verdict: str | None = None,
+    attempts: int | None = None,
+    elapsed: float | None = None,
+    request_id: str | None = None,
+    error: object = None,
+    affected: int | None = None,
+) -> dict[str, object]:
+    """Return the fields of a record, for `extra`. Of the error they have the class.
+
+    Args:
+        event: the name of the event.
+        response_id: see above, as for the others.
+        verdict: the verdict.
+        attempts: the attempts.
+        elapsed: the seconds.
+        request_id: the request id.
+        error: an exception; anything else is no error.
+        affected: the number of responses.
+    """
+    return {
+        "event": event,
+        "response_id": response_id,
+        "verdict": None if verdict is None else str(verdict),
+        "attempts": attempts,
+        "elapsed": elapsed,
+        "request_id": request_id,
+        "error_type": type(error).__qualname__ if isinstance(error, BaseException) else None,
+        "affected": affected,
+    }

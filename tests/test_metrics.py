@@ -1,0 +1,164 @@
+"""OpenTelemetry metrics: outcomes, their seconds, and what is held now, without a secret."""
+
+import asyncio
+import gc
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from conftest import KEY, QuickSession, until
+from ledgers import open_session
+from openai import AsyncOpenAI
+from opentelemetry.metrics import _internal
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric
+
+from openai_cancel import AsyncSession, __version__, metrics
+from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger
+
+Read = Callable[[], dict[str, Metric]]
+
+
+def set_meter_provider(monkeypatch: pytest.MonkeyPatch, provider: MeterProvider | None) -> None:
+    """Set the provider of the process; None is the state before the first one was set, as in `test_tracing`."""
+    monkeypatch.setattr(_internal, "_METER_PROVIDER", provider)
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
+    gc.collect()  # what other tests have left is not measured
+    reader = InMemoryMetricReader()
+    provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
+    set_meter_provider(monkeypatch, provider)
+    yield reader
+    provider.shutdown()
+
+
+@pytest.fixture
+def read(reader: InMemoryMetricReader) -> Read:
+    """Return the metrics by name, after a check that none contains a secret."""
+
+    def read() -> dict[str, Metric]:
+        data = reader.get_metrics_data()
+        if data is None:
+            return {}
+        assert "secret" not in data.to_json()
+        scopes = [scope for resource in data.resource_metrics for scope in resource.scope_metrics]
+        (scope,) = [one for one in scopes if one.scope.name == "openai_cancel"]
+        assert scope.scope.version == __version__
+        return {metric.name: metric for metric in scope.metrics}
+
+    return read
+
+
+def values(metric: Metric, *names: str) -> dict[Any, int]:
+    """Return the values of a metric by some attributes."""
+    return {tuple(point.attributes.get(name) for name in names): point.value for point in metric.data.data_points}
+
+
+async def test_outcomes_are_counted_by_verdict_and_server(session: QuickSession, server, create, read: Read) -> None:
+    for name in (create(), create(), create(runs_for=0), "resp_none"):
+        await session.stop(name)
+    await session.stop(create(), dry_run=True)
+    assert len([outcome async for outcome in session.stop_many([".."])]) == 1
+    found = read()
+    counter, histogram = found["openai_cancel.outcomes"], found["openai_cancel.stop.duration"]
+    assert values(counter, "openai_cancel.verdict", "error.type") == {
+        ("cancelled", None): 2,
+        ("already_finished", None): 1,
+        ("not_found", "NotFoundError"): 1,
+        ("unknown", "InvalidResponseIdError"): 1,
+    }
+    port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
+    assert set(values(counter, "server.address", "server.port")) == {("127.0.0.1", port)}
+    assert (counter.unit, histogram.unit) == ("{outcome}", "s")
+    assert sum(point.count for point in histogram.data.data_points) == 5
+    assert histogram.data.data_points[0].explicit_bounds[-1] == 300.0
+
+
+async def test_an_outcome_without_an_error_that_is_not_stopped_has_its_verdict_as_error_type(
+    session: QuickSession, server: Emulator, create, read: Read
+) -> None:
+    name = create()
+    server.faults += [Fault(status=200, body={"id": name, "status": "in_progress"}) for _ in range(50)]
+    await session.stop(name, deadline=5)
+    assert values(read()["openai_cancel.outcomes"], "error.type") == {("still_running",): 1}
+
+
+async def test_responses_in_guards_and_waits_are_measured(session: AsyncSession, create, read: Read) -> None:
+    async with session.guard(create(), create()) as guard, session.guard(create()):
+        gauge = read()["openai_cancel.guard.responses"]
+        assert (values(gauge, "server.address"), gauge.unit) == ({("127.0.0.1",): 3}, "{response}")
+        guard.disarm()
+        assert values(read()["openai_cancel.guard.responses"], "server.address") == {("127.0.0.1",): 1}
+    assert values(read()["openai_cancel.guard.responses"], "server.address") == {("127.0.0.1",): 0}
+
+
+async def test_responses_in_watches_are_measured(server: Emulator, tmp_path, read: Read) -> None:
+    async with (
+        AsyncOpenAI(api_key=KEY, base_url=server.base_url) as client,
+        open_session(server, Ledger(f"sqlite:///{tmp_path}/ledger.db")) as session,
+    ):
+        session.watch(client)
+        created = await client.responses.create(model="m", input="x", background=True)
+        assert values(read()["openai_cancel.watch.responses"], "server.address") == {("127.0.0.1",): 1}
+        await client.responses.cancel(created.id)
+        assert values(read()["openai_cancel.watch.responses"], "server.address") == {("127.0.0.1",): 0}
+
+
+async def test_a_session_that_is_gone_is_measured_no_more(server: Emulator, create, read: Read) -> None:
+    async with QuickSession(api_key=KEY, base_url=server.base_url) as session, session.guard(create()):
+        pass
+    del session
+    gc.collect()
+    await until(lambda: (gc.collect(), "openai_cancel.guard.responses" not in read())[1])
+
+
+async def test_overdue_responses_that_are_gone_are_zero(read: Read) -> None:
+    metrics.set_overdue({("a", "http://one.example/v1"): 3, ("b", "http://one.example/v1"): 1})
+    metrics.set_overdue({("b", "http://one.example/v1"): 2})
+    gauge = read()["openai_cancel.ledger.overdue"]
+    assert values(gauge, "openai_cancel.account", "server.address") == {
+        ("a", "one.example"): 0,
+        ("b", "one.example"): 2,
+    }
+
+
+async def test_a_provider_that_is_set_after_the_first_outcome_is_used(session, create, read: Read) -> None:
+    with pytest.MonkeyPatch.context() as before:
+        set_meter_provider(before, None)
+        await session.stop(create())
+    await session.stop(create())
+    assert values(read()["openai_cancel.outcomes"], "openai_cancel.verdict") == {("cancelled",): 1}
+
+
+async def test_without_the_metrics_of_opentelemetry_nothing_is_measured(
+    session: QuickSession, create, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "is_active", lambda: False)
+    async with session.guard(create(), on_exit="stop"):
+        metrics.set_overdue({("a", "http://one.example/v1"): 3})
+    assert read() == {}
+
+
+WITH_A_FORK = """
+import os, sys
+from openai_cancel import metrics
+from openai_cancel.guard import OpenGuards
+
+guards = OpenGuards("http://h/v1")
+metrics.observe(guards)
+if os.fork() == 0:
+    os._exit(len(metrics._holders))
+_, status = os.wait()
+assert os.waitstatus_to_exitcode(status) == 0 and len(metrics._holders) == 1
+assert "opentelemetry" not in sys.modules
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+async def test_a_forked_child_measures_nothing_of_its_parent(python: str) -> None:
+    await asyncio.to_thread(subprocess.run, [python, "-c", WITH_A_FORK], check=True)

@@ -1,0 +1,331 @@
+"""`on_outcome`: a function of the caller is told of every outcome, once, and can break nothing."""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from conftest import KEY, until
+from openai import AsyncOpenAI, OpenAI
+
+from openai_cancel import (
+    AsyncSession,
+    ConfigurationError,
+    Outcome,
+    Session,
+    SessionStateError,
+    Verdict,
+    WaitTimeoutError,
+    outcome_hook,
+)
+from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger
+
+pytestmark = pytest.mark.usefixtures("no_task_is_left")
+
+
+class Told(list[Outcome]):
+    """The outcomes that a hook was told of."""
+
+    def sync(self, outcome: Outcome) -> None:
+        self.append(outcome)
+
+    async def later(self, outcome: Outcome) -> None:
+        await asyncio.sleep(0)
+        self.append(outcome)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """The verdicts by id, after a check that none was told twice."""
+        found = {outcome.response_id: str(outcome.verdict) for outcome in self}
+        assert len(found) == len(self)
+        return found
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture(params=["sync", "later"])
+async def session(request: pytest.FixtureRequest, server: Emulator, told: Told) -> AsyncIterator[AsyncSession]:
+    hook = getattr(told, request.param)
+    async with AsyncSession(api_key=KEY, base_url=server.base_url, max_retries=0, on_outcome=hook) as opened:
+        yield opened
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings of the package. On a busy machine, asyncio's debug mode warns, too."""
+    return [record.getMessage() for record in caplog.records if record.name == "openai_cancel"]
+
+
+class TestEveryOutcomeIsTold:
+    async def test_that_of_a_stop_is_the_one_that_is_returned(self, session, create, told: Told) -> None:
+        outcome = await session.stop(create())
+        assert [id(outcome)] == [id(one) for one in told]
+
+    async def test_those_of_a_bulk_run_are_told_once_for_ids_that_come_twice(self, session, create, told: Told) -> None:
+        running = create()
+        outcomes = [outcome async for outcome in session.stop_many([running, running, "resp_none", "..", 7])]
+        assert len(outcomes) == 5
+        await until(lambda: len(told) == 4)
+        assert told.verdicts == {running: "cancelled", "resp_none": "not_found", "..": "unknown", "7": "unknown"}
+
+    async def test_dry_runs_are_not_told(self, session, create, told: Told) -> None:
+        await session.stop(create(), dry_run=True)
+        assert len([outcome async for outcome in session.stop_many([create(), ".."], dry_run=True)]) == 2
+        assert told == []
+
+    async def test_those_of_a_guard(self, session, create, told: Told) -> None:
+        first, second, third = create(), create(), create()
+        with pytest.raises(ZeroDivisionError):
+            async with session.guard(first, second):
+                _ = 1 / 0
+        async with session.guard(third, on_exit="stop"):
+            pass
+        assert told.verdicts == dict.fromkeys([first, second, third], "cancelled")
+
+    async def test_that_of_a_guard_whose_session_closes(self, server: Emulator, create, told: Told) -> None:
+        name = create()
+        session = await AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=told.later).open()
+        async with session.guard(name):
+            await session.close()
+        assert told.verdicts == {name: "cancelled"}
+
+    async def test_that_of_a_wait_that_times_out(self, session, create, told: Told) -> None:
+        name = create()
+        with pytest.raises(WaitTimeoutError):
+            await session.wait(name, timeout=0.01)
+        assert told.verdicts == {name: "cancelled"}
+
+    async def test_that_of_a_wait_that_is_ended_by_a_time_out_of_asyncio(self, session, create, told: Told) -> None:
+        name = create()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await session.wait(name)
+        assert told.verdicts == {name: "cancelled"}
+
+    async def test_a_wait_whose_response_ends_has_no_outcome(self, session, create, told: Told) -> None:
+        await session.wait(create(runs_for=0))
+        assert told == []
+
+    async def test_those_of_many_waits(self, session, create, told: Told) -> None:
+        names = [create() for _ in range(3)]
+        results = [result async for result in session.wait_many(names, timeout=0.01)]
+        assert told.verdicts == dict.fromkeys(names, "cancelled")
+        assert {id(result.error.outcome) for result in results} == {id(outcome) for outcome in told}
+
+    async def test_those_of_sweeps_and_stops_of_a_ledger(self, session, create, told: Told, tmp_path) -> None:
+        swept, stopped, looked_at = create(), create(), create()
+        async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+            await ledger.track(swept, session=session, ttl=0.001)
+            assert len([outcome async for outcome in ledger.sweep(session)]) == 1
+            await ledger.track(stopped, session=session, ttl=60)
+            assert len([outcome async for outcome in ledger.stop(session)]) == 1
+            await ledger.track(looked_at, session=session, ttl=60)
+            assert len([outcome async for outcome in ledger.stop(session, dry_run=True)]) == 1
+        assert told.verdicts == {swept: "cancelled", stopped: "cancelled"}
+
+    async def test_that_of_a_watch_whose_creator_is_cancelled(self, server: Emulator, told: Told, tmp_path) -> None:
+        server.faults = [Fault(on="create", delay=0.05)]
+        options = {"ledger": Ledger(f"sqlite:///{tmp_path}/ledger.db"), "account": "a", "on_outcome": told.later}
+        async with (
+            AsyncOpenAI(api_key=KEY, base_url=server.base_url) as client,
+            AsyncSession(api_key=KEY, base_url=server.base_url, **options) as session,
+        ):
+            session.watch(client)
+            creating = asyncio.create_task(client.responses.create(model="m", input="x", background=True))
+            await until(lambda: server.received)
+            creating.cancel()
+            await asyncio.wait([creating])
+            await until(lambda: told)
+        assert told.verdicts == dict.fromkeys(server.responses, "cancelled")
+
+    @pytest.mark.parametrize("kind", [AsyncSession, Session])
+    def test_every_constructor_takes_the_hook(self, kind: Any, told: Told) -> None:
+        client = OpenAI(api_key=KEY, base_url="https://h.example/v1")
+        for make in (kind, lambda **options: kind.azure("https://h.example", **options)):
+            assert make(api_key=KEY, on_outcome=told.later)
+            with pytest.raises(ConfigurationError, match="on_outcome must be a function, not list"):
+                make(api_key=KEY, on_outcome=[])
+        assert kind.from_openai(client, on_outcome=told.later)
+        with pytest.raises(ConfigurationError, match="on_outcome must be a function, not str"):
+            kind.from_openai(client, on_outcome="x")
+        client.close()
+
+
+class TestHooksThatFail:
+    @pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+    async def test_the_error_of_a_sync_hook_is_logged(self, server: Emulator, create, caplog, error: type) -> None:
+        def hook(_: Outcome) -> None:
+            raise error
+
+        name = create()
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
+            assert (await session.stop(name)).verdict is Verdict.CANCELLED
+        assert f"{name}: on_outcome raised {error.__name__}, which is ignored" in said(caplog)
+
+    @pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError, TimeoutError, SystemExit])
+    async def test_the_error_of_an_async_hook_is_logged(self, server: Emulator, create, caplog, error: type) -> None:
+        async def hook(_: Outcome) -> None:
+            await asyncio.sleep(0)
+            raise error
+
+        name = create()
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
+            with pytest.raises(LookupError):
+                async with session.guard(name) as guard:
+                    raise LookupError
+        assert guard.outcome.verdict is Verdict.CANCELLED
+        assert f"{name}: on_outcome raised {error.__name__}, which is ignored" in said(caplog)
+
+
+class TestHooksThatHang:
+    @pytest.fixture(autouse=True)
+    def short_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+
+    async def test_a_stop_waits_for_a_moment_and_the_close_of_the_session_cancels_them(
+        self, server: Emulator, create, caplog
+    ) -> None:
+        async def hook(outcome: Outcome) -> None:
+            begun.append(outcome.response_id)
+            await asyncio.Event().wait()
+
+        begun: list[str] = []
+        names = [create(), create()]
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
+            assert (await session.stop(names[0])).stopped
+            began = time.monotonic()
+            assert (await session.stop(names[1])).stopped  # it does not wait while another one is late
+            await asyncio.sleep(0)
+            assert time.monotonic() - began < 5
+        assert begun == names
+        lines = [f"{name}: on_outcome raised CancelledError, which is ignored" for name in names]
+        assert sorted(said(caplog)) == sorted(lines)
+
+    async def test_a_call_that_takes_too_long_is_cancelled(
+        self, server: Emulator, create, caplog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 20.0)
+        monkeypatch.setattr(outcome_hook, "MAX_TIME", 0.05)
+        name = create()
+        async with AsyncSession(
+            api_key=KEY, base_url=server.base_url, on_outcome=lambda _: asyncio.Event().wait()
+        ) as session:
+            assert (await session.stop(name)).stopped
+        assert said(caplog) == [f"{name}: on_outcome raised TimeoutError after 0.05 s, which is ignored"]
+
+    async def test_a_stop_that_is_cancelled_meanwhile_leaves_the_hook_alone(
+        self, server: Emulator, create, told: Told, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def hook(outcome: Outcome) -> None:
+            begun.set()
+            await released.wait()
+            told.append(outcome)
+
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 20.0)
+        begun, released = asyncio.Event(), asyncio.Event()
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
+            stopping = asyncio.create_task(session.stop(create()))
+            await begun.wait()
+            stopping.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await stopping
+            released.set()
+        assert len(told) == 1
+
+    async def test_a_close_that_is_cancelled_meanwhile_ends_as_planned(self, server: Emulator, create) -> None:
+        async def hook(_: Outcome) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        ended = asyncio.Event()
+        session = await AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook).open()
+        await session.stop(create())
+        closing = asyncio.create_task(session.close())
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert ended.is_set()
+        assert "closed" in repr(session)
+
+
+class TestBlockingSession:
+    async def test_a_sync_hook_is_called_in_a_thread_without_an_event_loop(
+        self, server: Emulator, create, told: Told
+    ) -> None:
+        def hook(outcome: Outcome) -> None:
+            with pytest.raises(RuntimeError):
+                asyncio.get_running_loop()
+            threads.append(threading.current_thread().name)
+            told.append(outcome)
+
+        def work() -> None:
+            with Session(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
+                outcomes.append(session.stop(names[0]))
+                outcomes.extend(session.stop_many(names[1:]))
+                with pytest.raises(LookupError), session.guard(last):
+                    raise LookupError
+
+        names, last, threads, outcomes = [create(), create()], create(), [], []
+        await asyncio.to_thread(work)
+        assert told.verdicts == dict.fromkeys([*names, last], "cancelled")
+        assert told[:1] == outcomes[:1]
+        assert set(threads) == {"openai-cancel-outcomes"}
+
+    async def test_an_async_hook_runs_in_the_event_loop_of_the_session(self, server: Emulator, create) -> None:
+        async def note() -> None:
+            loops.append(asyncio.get_running_loop())
+
+        async def hook(_: Outcome) -> None:
+            await note()
+
+        def work() -> None:
+            for function in (hook, lambda _: note()):
+                with Session(api_key=KEY, base_url=server.base_url, on_outcome=function) as session:
+                    session.stop(create())
+
+        loops: list[asyncio.AbstractEventLoop] = []
+        await asyncio.to_thread(work)
+        assert len(set(loops)) == 2
+
+    async def test_a_hook_that_calls_the_session_or_blocks_holds_up_nothing(
+        self, server: Emulator, create, caplog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def hook(outcome: Outcome) -> None:
+            try:
+                session.stop(outcome.response_id)
+            except SessionStateError as error:
+                errors.append(str(error))
+            released.wait(20)
+
+        def work() -> None:
+            with session:
+                session.stop(create())
+                session.stop(create())
+
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+        errors: list[str] = []
+        released = threading.Event()
+        session = Session(api_key=KEY, base_url=server.base_url, on_outcome=hook)
+        await asyncio.to_thread(work)
+        assert "cannot call the session: it would wait for itself" in errors[0]
+        assert len(said(caplog)) == 2
+        released.set()
+
+
+async def test_a_stop_that_is_cancelled_has_no_outcome_to_tell(server: Emulator, create, told: Told) -> None:
+    server.faults.append(Fault(delay=float("inf")))
+    async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=told.sync) as session:
+        stopping = asyncio.create_task(session.stop(create()))
+        await until(lambda: server.received)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+    assert told == []
