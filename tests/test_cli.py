@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel import cli
@@ -86,9 +87,11 @@ class TestCancel:
         first, second = map(orjson.loads, out.replace("\\ud800", "half").splitlines())
         assert (first["response"]["top_p"], second["response"]["user"]) == (None, "half")
 
-    async def test_ctrl_c_ends_a_cancel_without_a_traceback(self, server: Emulator) -> None:
+    async def test_ctrl_c_ends_a_cancel_without_a_traceback(
+        self, server: Emulator, start_process: StartProcess
+    ) -> None:
         server.faults.append(Fault(delay=float("inf")))
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, "cancel", "x", "--base-url", server.base_url,
             env={**os.environ, "OPENAI_API_KEY": KEY}, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 import pytest
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel.emulator import Emulator
@@ -22,8 +23,8 @@ async def test_the_demo_needs_neither_a_key_nor_a_proxy(run, monkeypatch: pytest
     assert "before  Response(id='resp_" in out
 
 
-async def test_the_emulator_runs_until_ctrl_c() -> None:
-    process = await asyncio.create_subprocess_exec(
+async def test_the_emulator_runs_until_ctrl_c(start_process: StartProcess) -> None:
+    process = await start_process(
         COMMAND, "emulate", "--port", "0", "--runs-for", "5", "--dialect", "mistralrs",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

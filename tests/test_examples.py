@@ -11,12 +11,14 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import aiohttp
+import processes
 import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
@@ -25,6 +27,7 @@ from ledger_database import execute as execute_sql
 from ledger_database import lapse
 from ledgers import states
 from postgres import Postgres
+from processes import StartProcess
 from sqlalchemy import update
 from terminal import COMMAND
 
@@ -89,12 +92,10 @@ async def test_worker_stops_a_response_that_times_out(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 async def test_ctrl_c_stops_the_response_on_sigint_and_sigterm(
-    python: str, server: Emulator, create: Callable[..., str], number: int, status: int
+    server: Emulator, create: Callable[..., str], number: int, status: int, start_process: StartProcess
 ) -> None:
     running = create()
-    process = await asyncio.create_subprocess_exec(
-        python, *STRICT, example("ctrl_c"), running, stdout=PIPE, stderr=PIPE
-    )
+    process = await start_process(sys.executable, *STRICT, example("ctrl_c"), running, stdout=PIPE, stderr=PIPE)
     assert await process.stdout.readline() == b"in_progress\n"
     process.send_signal(number)
     await process.communicate()
@@ -159,11 +160,11 @@ async def test_guard_fastapi_stops_the_response_of_a_client_that_disconnects(
 
 
 async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
-    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path
+    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path, start_process: StartProcess
 ) -> None:
     url, running, over = f"sqlite:///{tmp_path}/ledger.db", create(), create(runs_for=0)
     assert await execute(python, *STRICT, example("ledger_guard"), url, over) == "guarding\ncompleted Forty-two.\n"
-    process = await asyncio.create_subprocess_exec(python, example("ledger_guard"), url, running, stdout=PIPE)
+    process = await start_process(python, example("ledger_guard"), url, running, stdout=PIPE)
     assert await process.stdout.readline() == b"guarding\n"
     process.kill()
     await process.communicate()
@@ -186,10 +187,10 @@ async def test_ledger_script_stops_what_is_over_time(
 
 
 async def test_watch_openai_leaves_its_responses_to_the_sweep_when_it_is_killed(
-    python: str, server: Emulator, tmp_path: Path
+    python: str, server: Emulator, tmp_path: Path, start_process: StartProcess
 ) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    process = await asyncio.create_subprocess_exec(python, example("watch_openai"), url, "Why?", "How?", stdout=PIPE)
+    process = await start_process(python, example("watch_openai"), url, "Why?", "How?", stdout=PIPE)
     printed = {(await process.stdout.readline()).decode().removesuffix(" runs\n") for _ in range(2)}
     process.kill()
     await process.communicate()
@@ -247,13 +248,8 @@ def fenced(beginning: str, replaced: dict[str, str]) -> str:
 async def bash(script: str) -> AsyncIterator[Process]:
     if not shutil.which("bash"):
         pytest.skip("needs bash")
-    process = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=PIPE)
-    try:
+    async with processes.running("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=PIPE) as process:
         yield process
-    finally:
-        if process.returncode is None:  # the test has failed
-            process.kill()
-            await process.wait()
 
 
 async def printed(script: str) -> list[str]:
