@@ -15,8 +15,10 @@ COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
 class Terminal:
     """A command that runs on a terminal of its own, with keys to press and a screen to read."""
 
-    def __init__(self, *arguments: str, columns: int = 100, into: Path | None = None, **environment: str) -> None:
-        self._arguments = arguments
+    def __init__(
+        self, *arguments: str, program: str = COMMAND, columns: int = 100, into: Path | None = None, **environment: str
+    ) -> None:
+        self._command = (program, *arguments)
         self._into = f'>"{into}"' if into else "1>&0"  # standard output
         self._environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
         self.screen = ""
@@ -25,7 +27,7 @@ class Terminal:
         self._keys, terminal = os.openpty()
         self._running = running(
             # A session leader that opens a terminal is controlled by it.
-            "sh", "-c", f'exec "$@" 0<>"$0" {self._into} 2>&0', os.ttyname(terminal), COMMAND, *self._arguments,
+            "sh", "-c", f'exec "$@" 0<>"$0" {self._into} 2>&0', os.ttyname(terminal), *self._command,
             env=self._environment,
         )  # fmt: skip
         self.process = await self._running.__aenter__()
