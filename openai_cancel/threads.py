@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from queue import SimpleQueue
@@ -46,13 +47,22 @@ class _Work(Generic[_T]):
 
     async def result(self) -> _T:
         """Wait for the result of the function, or raise its error."""
-        result, error = await asyncio.wrap_future(self._future)
+        waiting = asyncio.wrap_future(self._future)
+        if _has_greenlets():
+            # CPython 3.14 takes a greenlet in the thread of the loop for the loop itself, and does not wake it up.
+            self._future.add_done_callback(partial(_wake_up, asyncio.get_running_loop()))
+        result, error = await waiting
         if error is None:
             return cast("_T", result)
         try:
             raise error
         finally:
             del error  # its traceback refers to this frame
+
+
+def _wake_up(loop: asyncio.AbstractEventLoop, _: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(int)  # which does nothing
 
 
 async def run_in_thread(function: Callable[..., _T], /, *arguments: Any, name: str) -> _T:

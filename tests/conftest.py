@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import processes
 import pytest
 from hypothesis import settings
 from manual_clock import ManualClock
@@ -130,6 +131,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "AZURE_OPENAI_")) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check for processes that a test leaves behind. Only a plugin also sees the fixtures of the session."""
+    config.pluginmanager.register(processes)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from processes import running_beside
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
@@ -30,14 +31,10 @@ def pooled(url: str, folder: Path) -> Iterator[str]:
         user = Path(socket, ".s.PGSQL.5432").owner()
         shutil.chown(folder, user)
         command[1:1] = ["-u", user]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
+    with running_beside(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         until = time.monotonic() + 20
         while not (folder / ".s.PGSQL.6432").exists():
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < until
             time.sleep(0.01)
         yield f"postgresql://postgres@:6432/postgres?host={folder}"
-    finally:
-        process.terminate()
-        process.wait()

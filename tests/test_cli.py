@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel import cli
@@ -86,9 +86,11 @@ class TestCancel:
         first, second = map(orjson.loads, out.replace("\\ud800", "half").splitlines())
         assert (first["response"]["top_p"], second["response"]["user"]) == (None, "half")
 
-    async def test_ctrl_c_ends_a_cancel_without_a_traceback(self, server: Emulator) -> None:
+    async def test_ctrl_c_ends_a_cancel_without_a_traceback(
+        self, server: Emulator, start_process: StartProcess
+    ) -> None:
         server.faults.append(Fault(delay=float("inf")))
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, "cancel", "x", "--base-url", server.base_url,
             env={**os.environ, "OPENAI_API_KEY": KEY}, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
@@ -124,19 +126,6 @@ class TestUsage:
 
     async def test_the_version_is_printed(self, run) -> None:
         assert await run("--version") == (0, "1.0.0\n", "")
-
-    @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-    def test_the_completion_for_bash_can_be_installed(self, tmp_path: Path) -> None:
-        environment = {**os.environ, "HOME": str(tmp_path), "SHELL": shutil.which("bash")}
-        subprocess.run([COMMAND, "--install-completion"], env=environment, check=True, capture_output=True)
-        (script,) = tmp_path.rglob("bash-completion/completions/openai-cancel")
-        function = subprocess.run(
-            ["bash", "-c", f". {script}; complete -p openai-cancel"],
-            env=environment, check=True, capture_output=True, text=True,
-        ).stdout.split("-F ")[1].split()[0]  # fmt: skip
-        ask = f'. {script}; COMP_WORDS=(openai-cancel st); COMP_CWORD=1; {function}; echo "${{COMPREPLY[@]}}"'
-        done = subprocess.run(["bash", "-c", ask], env=environment, check=True, capture_output=True, text=True)
-        assert sorted(done.stdout.split()) == ["status", "stop"]
 
 
 class TestEntryPoints:

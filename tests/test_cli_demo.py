@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
+from processes import StartProcess
 from terminal import COMMAND, Terminal
 
 from openai_cancel.cli import show
@@ -111,8 +112,8 @@ async def test_ctrl_c_quits_the_demo_and_leaves_no_process() -> None:
     assert "Stop thousands" not in terminal.screen
 
 
-async def test_the_emulator_runs_until_ctrl_c() -> None:
-    process = await asyncio.create_subprocess_exec(
+async def test_the_emulator_runs_until_ctrl_c(start_process: StartProcess) -> None:
+    process = await start_process(
         COMMAND, "emulate", "--port", "0", "--runs-for", "5", "--dialect", "mistralrs",
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import get_args
 
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 from terminal import COMMAND, Terminal
 
 from openai_cancel import AsyncSession
@@ -74,11 +75,11 @@ class TestSweep:
 
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     async def test_a_repeated_sweep_survives_a_failing_database_and_ends_at_a_signal(
-        self, url: str, server: Emulator, create, number: int
+        self, url: str, server: Emulator, create, number: int, start_process: StartProcess
     ) -> None:
         first, second = create(), create()
         await track(url, server, first)
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, "ledger", "sweep", "--every", "0.05s", "--lease", "1", "--json", stdout=PIPE, stderr=PIPE
         )
         assert json.loads(await process.stdout.readline())["id"] == first
@@ -102,11 +103,13 @@ class TestSweep:
         assert lines[totals - 1].endswith("the sweeper ends")
         assert any(line.endswith("the ledger works again") for line in lines)
 
-    async def test_a_signal_returns_the_responses_to_the_ledger(self, url: str, server: Emulator, create) -> None:
+    async def test_a_signal_returns_the_responses_to_the_ledger(
+        self, url: str, server: Emulator, create, start_process: StartProcess
+    ) -> None:
         running = create()
         await track(url, server, running)
         server.faults.append(Fault(delay=float("inf")))
-        process = await asyncio.create_subprocess_exec(COMMAND, "ledger", "sweep", stdout=PIPE, stderr=PIPE)
+        process = await start_process(COMMAND, "ledger", "sweep", stdout=PIPE, stderr=PIPE)
         await until(lambda: server.received)
         process.send_signal(signal.SIGTERM)
         await process.communicate()
@@ -191,7 +194,9 @@ class TestEntries:
         assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 deleted\n"
         assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 deleted\n"
 
-    async def test_ids_are_read_from_files_and_from_standard_input(self, run, tmp_path: Path) -> None:
+    async def test_ids_are_read_from_files_and_from_standard_input(
+        self, run, tmp_path: Path, start_process: StartProcess
+    ) -> None:
         (tmp_path / "ids.txt").write_text("resp_1\nresp_2\n")
         (tmp_path / "more.csv").write_text("id,name\nresp_3,x\n,y\n")
         status, out, err = await run(
@@ -199,7 +204,7 @@ class TestEntries:
         )
         assert (status, out) == (1, "4 recorded\n")
         assert f"{tmp_path}/more.csv, line 3: '' cannot be a response id" in err
-        piped = await asyncio.create_subprocess_exec(
+        piped = await start_process(
             COMMAND, "ledger", "add", "-", "--ttl", "1h", "--label", "job=7", stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
         assert await piped.communicate(b"resp_1\nresp_2\n") == (b"2 recorded\n", b"")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel import AsyncSession
@@ -106,8 +107,10 @@ class TestFiles:
         status, out, err = await run("stop", "--file", str(file), "--json")
         assert (status, len(out.splitlines()), "line 1" in err) == (1, 1, True)
 
-    async def test_each_line_of_standard_input_is_answered_as_it_arrives(self, server: Emulator, create) -> None:
-        process = await asyncio.create_subprocess_exec(
+    async def test_each_line_of_standard_input_is_answered_as_it_arrives(
+        self, server: Emulator, create, start_process: StartProcess
+    ) -> None:
+        process = await start_process(
             COMMAND, "stop", "-", env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
@@ -134,12 +137,14 @@ class TestLog:
         assert not any(first in request.path for request in server.received)
         assert (await run("stop", first, second, "--log", str(log), "--resume", "-q"))[0] == 0
 
-    async def test_a_run_that_was_killed_can_be_resumed(self, run, server: Emulator, create, tmp_path: Path) -> None:
+    async def test_a_run_that_was_killed_can_be_resumed(
+        self, run, server: Emulator, create, tmp_path: Path, start_process: StartProcess
+    ) -> None:
         identifiers = [create() for _ in range(300)]
         file, log = tmp_path / "ids", tmp_path / "log"
         file.write_text("\n".join(identifiers))
         arguments = ["stop", "--file", str(file), "--log", str(log), "--resume"]
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, *arguments, "--quiet", env={**os.environ, "OPENAI_API_KEY": KEY},
         )  # fmt: skip
         await until(lambda: len(server.received) > 100)

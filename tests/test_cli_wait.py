@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel.emulator import Emulator, Fault
@@ -34,9 +35,11 @@ async def test_a_response_that_takes_too_long_is_stopped_unless_told_to_leave_it
     assert server.responses[running].cancelled
 
 
-async def test_ctrl_c_stops_the_responses_and_says_which_were_stopped(server: Emulator, create) -> None:
+async def test_ctrl_c_stops_the_responses_and_says_which_were_stopped(
+    server: Emulator, create, start_process: StartProcess
+) -> None:
     identifiers = [create(), create()]
-    process = await asyncio.create_subprocess_exec(
+    process = await start_process(
         COMMAND, "wait", *identifiers, "--base-url", server.base_url,
         env={**os.environ, "OPENAI_API_KEY": KEY}, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -52,11 +55,9 @@ async def test_ctrl_c_stops_the_responses_and_says_which_were_stopped(server: Em
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("run")
-async def test_a_signal_stops_the_response(server: Emulator, create, number: int) -> None:
+async def test_a_signal_stops_the_response(server: Emulator, create, number: int, start_process: StartProcess) -> None:
     identifier = create()
-    process = await asyncio.create_subprocess_exec(
-        COMMAND, "wait", identifier, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = await start_process(COMMAND, "wait", identifier, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     await until(lambda: server.received)
     process.send_signal(number)
     _, err = await process.communicate()
@@ -133,8 +134,8 @@ class TestFiles:
         assert f"{file}, line 4: contains a space" in err
         assert "completed 1 incomplete 1 bad lines 1 in all 2 in " in " ".join(err.split())
 
-    async def test_ids_can_come_through_a_pipe(self, server: Emulator, create) -> None:
-        process = await asyncio.create_subprocess_exec(
+    async def test_ids_can_come_through_a_pipe(self, server: Emulator, create, start_process: StartProcess) -> None:
+        process = await start_process(
             COMMAND, "wait", "-", "--quiet", "--json",
             env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -230,23 +231,27 @@ class TestLimits:
 class TestSignals:
     """Ctrl-C and SIGTERM end all waits. Each response is reported and logged."""
 
-    async def interrupt(self, server: Emulator, *arguments: str, after: int) -> tuple[int, list[dict], str]:
-        process = await asyncio.create_subprocess_exec(
-            COMMAND, "wait", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
-        )  # fmt: skip
-        await until(lambda: len(server.received) >= after)
-        process.send_signal(signal.SIGINT)
-        out, err = await process.communicate()
-        return process.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
+    @pytest.fixture
+    async def interrupt(self, server: Emulator, start_process: StartProcess):
+        async def interrupt(*arguments: str, after: int) -> tuple[int, list[dict], str]:
+            process = await start_process(
+                COMMAND, "wait", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
+            )  # fmt: skip
+            await until(lambda: len(server.received) >= after)
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+            return process.returncode, [json.loads(line) for line in out.splitlines()], err.decode()
+
+        return interrupt
 
     async def test_the_responses_of_a_file_are_stopped_reported_and_logged(
-        self, server: Emulator, create, tmp_path: Path
+        self, server: Emulator, create, tmp_path: Path, interrupt
     ) -> None:
         identifiers = [create() for _ in range(5)]
         file, log = tmp_path / "ids", tmp_path / "log"
         file.write_text("\n".join(identifiers))
-        status, documents, err = await self.interrupt(server, "--file", str(file), "--log", str(log), after=5)
+        status, documents, err = await interrupt("--file", str(file), "--log", str(log), after=5)
         assert (status, all(server.responses[name].cancelled for name in identifiers)) == (130, True)
         assert {document["id"] for document in documents} == set(identifiers)
         logged = [json.loads(line) for line in log.read_text().splitlines()]
@@ -258,16 +263,18 @@ class TestSignals:
         assert "openai-cancel: stopping the 5 responses that have not ended\n" in err
         assert re.search(r"interrupted +5", err)
 
-    async def test_responses_that_are_to_be_left_run_on(self, server: Emulator, create) -> None:
+    async def test_responses_that_are_to_be_left_run_on(self, server: Emulator, create, interrupt) -> None:
         running = create()
-        status, _, err = await self.interrupt(server, running, "--on-abandon", "leave", after=1)
+        status, _, err = await interrupt(running, "--on-abandon", "leave", after=1)
         assert (status, err) == (130, f"openai-cancel: {running} was left running\n")
         assert not server.responses[running].cancelled
 
-    async def test_another_signal_does_not_keep_responses_from_being_stopped(self, server: Emulator, create) -> None:
+    async def test_another_signal_does_not_keep_responses_from_being_stopped(
+        self, server: Emulator, create, start_process: StartProcess
+    ) -> None:
         running = create()
         server.faults.append(Fault(on="cancel", delay=0.3, status=200, body={"id": running, "status": "cancelled"}))
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, "wait", running, stderr=subprocess.PIPE,
             env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
         )  # fmt: skip

@@ -15,6 +15,8 @@ from typing import Any
 
 import jedi
 import pytest
+from jedi.api.environment import InterpreterEnvironment
+from processes import running_beside
 
 from openai_cancel import AsyncSession, Session
 from openai_cancel.emulator import Emulator, Fault, Script
@@ -74,7 +76,9 @@ def test_every_public_call_of_a_session_is_asked_for() -> None:
 
 @pytest.mark.parametrize("call", CALLS)
 def test_jedi_offers_every_keyword(call: str) -> None:
-    completions = jedi.Script(f"{PREAMBLE}\n{call}(").complete()
+    # Its own environment would be another process, for all tests.
+    script = jedi.Script(f"{PREAMBLE}\n{call}(", environment=InterpreterEnvironment())
+    completions = script.complete()
     assert keywords(CALLS[call]) <= {found.name.removesuffix("=") for found in completions}
 
 
@@ -84,8 +88,8 @@ class LanguageServer:
     See https://microsoft.github.io/language-server-protocol/.
     """
 
-    def __init__(self, command: list[str], root: Path) -> None:
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    def __init__(self, process: "subprocess.Popen[bytes]", root: Path) -> None:
+        self._process = process
         self._last = 0
         self._configuration = {"pythonPath": sys.executable}
         folders = [{"uri": root.as_uri(), "name": root.name}]
@@ -131,7 +135,11 @@ def pyright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str]
     if not command.exists() or shutil.which("node") is None:
         pytest.skip("needs pyright: pip install --group lint")
     root = tmp_path_factory.mktemp("completion")
-    server = LanguageServer([str(command), "--stdio"], root)
+    with running_beside([str(command), "--stdio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield from completing(LanguageServer(process, root), root)
+
+
+def completing(server: LanguageServer, root: Path) -> Iterator[Callable[[str], set[str]]]:
     uri = (root / "notebook.py").as_uri()
     document = {"uri": uri, "languageId": "python", "version": 0, "text": ""}
     server.tell("textDocument/didOpen", {"textDocument": document})

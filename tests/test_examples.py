@@ -6,17 +6,19 @@ import json
 import math
 import os
 import re
-import runpy
 import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import aiohttp
+import processes
 import pytest
 import uvicorn
 from aiohttp.test_utils import TestClient, TestServer
@@ -25,6 +27,7 @@ from ledger_database import execute as execute_sql
 from ledger_database import lapse
 from ledgers import states
 from postgres import Postgres
+from processes import StartProcess
 from sqlalchemy import update
 from terminal import COMMAND
 
@@ -65,6 +68,14 @@ def example(name: str) -> str:
     return str(ROOT / "examples" / f"{name}.py")
 
 
+def load(name: str) -> ModuleType:
+    """Import an example. In what `runpy` runs, a traceback is a warning since CPython 3.15."""
+    spec = spec_from_file_location(name, example(name))
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_has_at_most_40_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 40
@@ -89,12 +100,10 @@ async def test_worker_stops_a_response_that_times_out(
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
 async def test_ctrl_c_stops_the_response_on_sigint_and_sigterm(
-    python: str, server: Emulator, create: Callable[..., str], number: int, status: int
+    server: Emulator, create: Callable[..., str], number: int, status: int, start_process: StartProcess
 ) -> None:
     running = create()
-    process = await asyncio.create_subprocess_exec(
-        python, *STRICT, example("ctrl_c"), running, stdout=PIPE, stderr=PIPE
-    )
+    process = await start_process(sys.executable, *STRICT, example("ctrl_c"), running, stdout=PIPE, stderr=PIPE)
     assert await process.stdout.readline() == b"in_progress\n"
     process.send_signal(number)
     await process.communicate()
@@ -131,7 +140,7 @@ async def disconnect(url: str, server: Emulator) -> None:
 async def test_guard_aiohttp_stops_the_response_of_a_client_that_disconnects(
     server: Emulator, create: Callable[..., str]
 ) -> None:
-    app = runpy.run_path(example("guard_aiohttp"))["make_app"]()
+    app = load("guard_aiohttp").make_app()
     over, running = create(runs_for=0), create()
     async with TestClient(TestServer(app)) as client:  # cancels handlers, as the example asks for
         async with client.get(f"/answers/{over}") as answer:
@@ -143,7 +152,7 @@ async def test_guard_aiohttp_stops_the_response_of_a_client_that_disconnects(
 async def test_guard_fastapi_stops_the_response_of_a_client_that_disconnects(
     server: Emulator, create: Callable[..., str]
 ) -> None:
-    app = runpy.run_path(example("guard_fastapi"))["app"]
+    app = load("guard_fastapi").app
     over, running = create(runs_for=0), create()
     uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
     uvicorn_server.capture_signals = contextlib.nullcontext  # pytest handles signals
@@ -159,11 +168,11 @@ async def test_guard_fastapi_stops_the_response_of_a_client_that_disconnects(
 
 
 async def test_ledger_guard_leaves_a_response_to_the_sweep_when_it_is_killed(
-    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path
+    python: str, server: Emulator, create: Callable[..., str], tmp_path: Path, start_process: StartProcess
 ) -> None:
     url, running, over = f"sqlite:///{tmp_path}/ledger.db", create(), create(runs_for=0)
     assert await execute(python, *STRICT, example("ledger_guard"), url, over) == "guarding\ncompleted Forty-two.\n"
-    process = await asyncio.create_subprocess_exec(python, example("ledger_guard"), url, running, stdout=PIPE)
+    process = await start_process(python, example("ledger_guard"), url, running, stdout=PIPE)
     assert await process.stdout.readline() == b"guarding\n"
     process.kill()
     await process.communicate()
@@ -186,10 +195,10 @@ async def test_ledger_script_stops_what_is_over_time(
 
 
 async def test_watch_openai_leaves_its_responses_to_the_sweep_when_it_is_killed(
-    python: str, server: Emulator, tmp_path: Path
+    python: str, server: Emulator, tmp_path: Path, start_process: StartProcess
 ) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    process = await asyncio.create_subprocess_exec(python, example("watch_openai"), url, "Why?", "How?", stdout=PIPE)
+    process = await start_process(python, example("watch_openai"), url, "Why?", "How?", stdout=PIPE)
     printed = {(await process.stdout.readline()).decode().removesuffix(" runs\n") for _ in range(2)}
     process.kill()
     await process.communicate()
@@ -201,7 +210,7 @@ async def test_watch_openai_leaves_its_responses_to_the_sweep_when_it_is_killed(
 
 
 async def test_service_cancels_a_response_and_passes_errors_on(server: Emulator, create: Callable[..., str]) -> None:
-    app = runpy.run_path(str(ROOT / "examples" / "service.py"))["make_app"]()
+    app = load("service").make_app()
     identifier = create()
     async with TestClient(TestServer(app)) as client:
         assert await post(client, identifier) == (200, {"id": identifier, "status": "cancelled"})
@@ -247,13 +256,8 @@ def fenced(beginning: str, replaced: dict[str, str]) -> str:
 async def bash(script: str) -> AsyncIterator[Process]:
     if not shutil.which("bash"):
         pytest.skip("needs bash")
-    process = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=PIPE)
-    try:
+    async with processes.running("bash", "-euo", "pipefail", "-c", script, stdout=PIPE, stderr=PIPE) as process:
         yield process
-    finally:
-        if process.returncode is None:  # the test has failed
-            process.kill()
-            await process.wait()
 
 
 async def printed(script: str) -> list[str]:

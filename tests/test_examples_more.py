@@ -22,6 +22,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from conftest import KEY, until
 from jupyter_client.manager import start_new_async_kernel
 from ledger_database import lapse
+from processes import running_beside
 
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.ledger import Ledger
@@ -190,18 +191,14 @@ def celery_worker(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     command = [sys.executable, "-m", "celery", "-A", module, "worker", "--concurrency=2", "--without-mingle"]
     # Without coverage, which is lost when the forked processes are killed, and slows them down.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
-    with (tmp_path / "log").open("wb") as log:
-        worker = subprocess.Popen(
-            [*command, "--without-gossip"],
-            cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
-    with Celery(module, broker=settings["broker_url"], backend=settings["result_backend"]) as app:
+    with (
+        (tmp_path / "log").open("wb") as log,
+        # A clean shutdown would take seconds.
+        running_beside([*command, "--without-gossip"], cwd=tmp_path, env=environment, stdout=log, stderr=log),
+        Celery(module, broker=settings["broker_url"], backend=settings["result_backend"]) as app,
+    ):
         app.conf.update(settings)
-        try:
-            yield app
-        finally:
-            os.killpg(worker.pid, signal.SIGKILL)  # a clean shutdown takes seconds
-            worker.wait()
+        yield app
 
 
 @pytest.fixture

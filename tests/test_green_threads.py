@@ -11,6 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from conftest import KEY
+from processes import running
 
 from openai_cancel.emulator import Emulator
 
@@ -20,12 +21,12 @@ HERE = Path(__file__).parent
 @asynccontextmanager
 async def gunicorn(server: Emulator, port: int, *options: str) -> AsyncIterator[str]:
     """gunicorn with our application; yields its URL."""
-    process = await asyncio.create_subprocess_exec(
+    command = (
         sys.executable, "-m", "gunicorn", "-b", f"127.0.0.1:{port}", "--chdir", str(HERE), "--no-control-socket",
         *options, "green_app:app",
-        env={**os.environ, "EMULATOR_URL": server.base_url}, stderr=asyncio.subprocess.DEVNULL,
     )  # fmt: skip
-    try:
+    environment = {**os.environ, "EMULATOR_URL": server.base_url}
+    async with running(*command, env=environment, stderr=asyncio.subprocess.DEVNULL) as process:
         async with asyncio.timeout(30):
             while True:
                 try:
@@ -36,7 +37,6 @@ async def gunicorn(server: Emulator, port: int, *options: str) -> AsyncIterator[
                     writer.close()
                     break
         yield f"http://127.0.0.1:{port}"
-    finally:
         process.terminate()
         assert await process.wait() == 0
 
@@ -128,7 +128,8 @@ with Session(api_key={KEY!r}, base_url={server.base_url!r}) as session:
     def work():
         with session.guard({name!r}) as guard:
             guards.append(guard)
-            time.sleep(1000)
+            while True:
+                time.sleep(0.05)
     guards = []
     worker = gevent.spawn(work)
     while not guards:

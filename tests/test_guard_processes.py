@@ -4,11 +4,11 @@ import asyncio
 import math
 import signal
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 
 import pytest
 from conftest import KEY, cancels, until
+from processes import StartProcess
 
 from openai_cancel.emulator import Emulator, Fault
 
@@ -49,7 +49,8 @@ run(main)
     "guard": """
 with Session() as session, session.guard(name):
     print("ready", flush=True)
-    time.sleep(1000)
+    while True:  # a signal just before a sleep is handled after it
+        time.sleep(0.05)
 """,
     "wait": """
 with Session() as session:
@@ -86,28 +87,26 @@ print("ready", flush=True)
 
 @pytest.fixture
 async def start(
-    server: Emulator, create: Callable[..., str], monkeypatch: pytest.MonkeyPatch, python: str
-) -> AsyncIterator[Start]:
+    server: Emulator,
+    create: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    python: str,
+    start_process: StartProcess,
+) -> Start:
     """Start a script on a running response, and wait until it is inside its block or its call."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
 
     async def start(script: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             python, "-X", "dev", "-W", "error", "-c", PREAMBLE + script, create(), stdout=PIPE, stderr=PIPE
         )
-        processes.append(process)
         assert await process.stdout.readline() == b"ready\n"
         if ".wait(" in script and script != BUSY_LOOP:
             await until(lambda: server.received)
         return process
 
-    processes: list[asyncio.subprocess.Process] = []
-    yield start
-    for process in processes:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
+    return start
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -17,6 +17,7 @@ import pytest
 from conftest import KEY
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel.cli import json_values
@@ -174,12 +175,14 @@ async def test_a_key_file_without_a_key_is_refused(run: Any, tmp_path: Path, con
 
 
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
-async def test_no_progress_is_drawn_into_a_file(server: Emulator, create: Any, tmp_path: Path, variable: str) -> None:
+async def test_no_progress_is_drawn_into_a_file(
+    server: Emulator, create: Any, tmp_path: Path, variable: str, start_process: StartProcess
+) -> None:
     server.faults.append(Fault(delay=0.3))
     errors = tmp_path / "errors"
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url, variable: "1"}
     with errors.open("w") as stderr:
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, "stop", create(), env=environment, stdout=asyncio.subprocess.PIPE, stderr=stderr
         )
         output, _ = await process.communicate()

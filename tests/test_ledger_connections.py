@@ -15,6 +15,7 @@ from ledger_database import execute
 from ledgers import open_session, states
 from pgbouncer import needs_pgbouncer, pooled
 from postgres import Postgres, empty
+from processes import StartProcess
 from relay import Relay
 
 from openai_cancel import AsyncSession, LedgerError
@@ -180,13 +181,13 @@ class TestAReplica:
 @pytest.mark.slow
 @needs_pgbouncer
 async def test_processes_behind_pgbouncer_fail_in_nothing(
-    postgres: Postgres, server: Emulator, create, python: str
+    postgres: Postgres, server: Emulator, create, python: str, start_process: StartProcess
 ) -> None:
     await empty(postgres.url)
     names = [create() for _ in range(3 * 40)]
     with tempfile.TemporaryDirectory() as folder, pooled(postgres.url, Path(folder)) as url:
         processes = [
-            await asyncio.create_subprocess_exec(
+            await start_process(
                 python, str(Path(__file__).with_name("guarding.py")), url, server.base_url, KEY,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
             )

@@ -15,6 +15,7 @@ from ledger_database import lapse
 from ledgers import beat, cancelled_ids, open_session, states, sweep
 from manual_clock import ManualClock
 from postgres import Postgres, empty
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel.emulator import Emulator
@@ -23,22 +24,24 @@ from openai_cancel.ledger import Ledger
 pytestmark = pytest.mark.slow
 
 
-async def start_guarding(python: str, url: str, server: Emulator, names: Sequence[str]) -> Process:
-    script = str(Path(__file__).with_name("guarding.py"))
-    process = await asyncio.create_subprocess_exec(
-        python, script, url, server.base_url, KEY, stdin=PIPE, stdout=PIPE, stderr=PIPE
-    )
-    process.stdin.write("\n".join(names).encode())
-    process.stdin.close()
-    return process
+@pytest.fixture
+def start_guarding(python: str, server: Emulator, start_process: StartProcess):
+    async def start_guarding(url: str, names: Sequence[str]) -> Process:
+        script = str(Path(__file__).with_name("guarding.py"))
+        process = await start_process(python, script, url, server.base_url, KEY, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        process.stdin.write("\n".join(names).encode())
+        process.stdin.close()
+        return process
+
+    return start_guarding
 
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_a_sweep_stops_exactly_the_tracked_responses_of_a_killed_process(
-    python: str, url: str, server: Emulator, create, seed: int
+    url: str, server: Emulator, create, start_guarding, seed: int
 ) -> None:
     names = [create() for _ in range(200)]
-    process = await start_guarding(python, url, server, names)
+    process = await start_guarding(url, names)
     for _ in range(random.Random(seed).randint(1, 60)):
         assert await process.stdout.readline()
     process.kill()
@@ -54,7 +57,7 @@ async def test_a_sweep_stops_exactly_the_tracked_responses_of_a_killed_process(
 
 
 async def test_a_second_sweep_stops_what_a_killed_sweep_has_claimed(
-    url: str, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
+    url: str, server: Emulator, create, monkeypatch: pytest.MonkeyPatch, start_process: StartProcess
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -62,7 +65,7 @@ async def test_a_second_sweep_stops_what_a_killed_sweep_has_claimed(
     async with Ledger(url) as ledger, open_session(server, ledger, account=None) as session:
         await asyncio.gather(*(ledger.track(name, session=session, ttl=60) for name in names))
         await lapse(url)
-        process = await asyncio.create_subprocess_exec(
+        process = await start_process(
             COMMAND, "ledger", "sweep", "--json", "--ledger", url, "--concurrency", "8", stdout=PIPE, stderr=PIPE
         )
         for _ in range(60):
@@ -75,10 +78,10 @@ async def test_a_second_sweep_stops_what_a_killed_sweep_has_claimed(
     assert set(cancelled_ids(server)) == set(names)
 
 
-async def test_many_processes_can_write_to_one_file(python: str, tmp_path: Path, server: Emulator, create) -> None:
+async def test_many_processes_can_write_to_one_file(tmp_path: Path, server: Emulator, create, start_guarding) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     names = [create() for _ in range(8 * 25)]
-    processes = [await start_guarding(python, url, server, names[start::8]) for start in range(8)]
+    processes = [await start_guarding(url, names[start::8]) for start in range(8)]
     for process in processes:
         _, complaints = await process.communicate()
         assert (process.returncode, complaints) == (0, b"")
@@ -112,7 +115,7 @@ async def test_a_sweep_survives_a_restart_of_postgresql(postgres: Postgres, serv
 
 @pytest.mark.timeout(300)
 async def test_two_hosts_stop_each_of_ten_thousand_guarded_responses_once(
-    postgres: Postgres, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, server: Emulator, create, monkeypatch: pytest.MonkeyPatch, start_process: StartProcess
 ) -> None:
     """Heartbeats renew the leases meanwhile, and lock the rows for a moment each time."""
     await empty(postgres.url)
@@ -130,7 +133,7 @@ async def test_two_hosts_stop_each_of_ten_thousand_guarded_responses_once(
         async with AsyncExitStack() as guards:
             for start in range(0, len(names), 1000):
                 await guards.enter_async_context(session.guard(*names[start : start + 1000]))
-            hosts = [await asyncio.create_subprocess_exec(*stop, stdout=PIPE, stderr=PIPE) for _ in range(2)]
+            hosts = [await start_process(*stop, stdout=PIPE, stderr=PIPE) for _ in range(2)]
             printed = await asyncio.gather(*(host.communicate() for host in hosts))
         assert [host.returncode for host in hosts] == [0, 0], printed[0][1] + printed[1][1]
         by_host = [[json.loads(line)["id"] for line in out.splitlines()] for out, _ in printed]

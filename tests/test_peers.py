@@ -6,16 +6,16 @@ The first refuses to cancel a finished response; the second returns it unchanged
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from conftest import KEY
+from processes import running
 
 from openai_cancel import AsyncSession, BadRequestError, NotFoundError, Verdict, WaitTimeoutError
 
@@ -27,12 +27,11 @@ SERVERS = Path(__file__).parent / "servers"
 @asynccontextmanager
 async def serving(name: str, folder: Path, ready: str, **environment: str) -> AsyncIterator[str]:
     """Run a server in a process, wait until it answers, and yield its address."""
-    with (folder / "log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, str(SERVERS / name), str(folder / "port"),
-            stdout=log, stderr=log, env={**os.environ, "HOME": str(folder), **environment},
-        )  # fmt: skip
-    try:
+    command = (sys.executable, str(SERVERS / name), str(folder / "port"))
+    environment = {**os.environ, "HOME": str(folder), **environment}
+    async with AsyncExitStack() as stack:
+        with (folder / "log").open("wb") as log:
+            process = await stack.enter_async_context(running(*command, stdout=log, stderr=log, env=environment))
         while not (folder / "port").exists():
             assert process.returncode is None, (folder / "log").read_text()
             await asyncio.sleep(0.02)
@@ -45,9 +44,6 @@ async def serving(name: str, folder: Path, ready: str, **environment: str) -> As
                 except aiohttp.ClientConnectionError:
                     await asyncio.sleep(0.02)
         yield url
-    finally:
-        process.send_signal(signal.SIGKILL)
-        await process.wait()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

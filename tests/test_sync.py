@@ -22,6 +22,7 @@ from openai_cancel import (
     AsyncSession,
     ConfigurationError,
     NotFoundError,
+    Outcome,
     Session,
     SessionStateError,
     Verdict,
@@ -260,3 +261,36 @@ def test_a_method_has_the_parameters_of_the_async_one(name: str) -> None:
     expected = [parameter for key, parameter in asynchronous.parameters.items() if key not in missing]
     assert list(blocking.parameters.values()) == expected
     assert name == "__init__" or inspect.getdoc(getattr(Session, name))
+
+
+class TestManyThreads:
+    """Sixteen threads share a session. In a free-threaded build of CPython, they run at the same time."""
+
+    THREADS = 16
+    ROUNDS = 2
+
+    async def test_each_call_gets_its_own_answer(self, blocking: Session, server: Emulator, create) -> None:
+        own = [[create() for _ in range(3 * self.ROUNDS)] for _ in range(self.THREADS)]
+        shared, over = create(), create(runs_for=0)
+        begin = threading.Barrier(self.THREADS)
+
+        def work(names: list[str]) -> list[Outcome]:
+            outcomes: list[Outcome] = []
+            begin.wait()
+            for first, second, third in zip(*[iter(names)] * 3, strict=True):
+                assert blocking.retrieve(first).id == first
+                outcomes.append(blocking.stop(first))
+                with pytest.raises(ZeroDivisionError), blocking.guard(second) as guard:
+                    raise ZeroDivisionError
+                outcomes.append(guard.outcome)
+                outcomes += blocking.stop_many([third, shared])
+                assert blocking.wait(over).id == over
+            return outcomes
+
+        with ThreadPoolExecutor(self.THREADS) as pool:
+            loop = asyncio.get_running_loop()
+            done = await asyncio.gather(*(loop.run_in_executor(pool, work, names) for names in own))
+        for names, outcomes in zip(own, done, strict=True):
+            assert {outcome.response_id for outcome in outcomes} == {*names, shared}
+            assert all(outcome.stopped for outcome in outcomes)
+        assert [name for name, found in server.responses.items() if not found.cancelled] == [over]

@@ -17,6 +17,7 @@ import trustme
 from aiohttp import web
 from conftest import KEY, QuickSession
 from faults import FaultProxy
+from processes import running
 
 from openai_cancel import (
     APIConnectionError,
@@ -332,19 +333,16 @@ class TestProxy:
     async def proxy(self, python: str, tmp_path: Path) -> AsyncIterator[str]:
         """The URL of a real HTTP proxy, proxy.py, in another process."""
         port_file = tmp_path / "port"
-        process = await asyncio.create_subprocess_exec(
+        command = (
             python, "-m", "proxy", "--hostname", "127.0.0.1", "--port", "0", "--port-file", str(port_file),
             "--num-workers", "1", "--num-acceptors", "1", "--basic-auth", "user:pass", "--data-dir", str(tmp_path),
-            stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-        try:
+        quiet = {"stdout": asyncio.subprocess.DEVNULL, "stderr": asyncio.subprocess.DEVNULL}
+        async with running(*command, **quiet) as process:
             while not (port_file.exists() and port_file.read_text().strip()):
                 assert process.returncode is None
                 await asyncio.sleep(0.02)
             yield f"http://user:pass@127.0.0.1:{int(port_file.read_text())}"
-        finally:
-            process.terminate()
-            await process.wait()
 
     async def test_a_proxy_comes_from_the_environment_or_from_an_option(
         self, proxy: str, server: Emulator, secure_url: str, authority: Path, monkeypatch: pytest.MonkeyPatch

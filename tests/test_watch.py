@@ -14,6 +14,7 @@ from ledgers import beat, open_session, states, sweep
 from manual_clock import ManualClock
 from openai_clients import REQUEST, async_client, blocking_client, inside
 from openai_clients import states as server_states
+from processes import StartProcess
 
 from openai_cancel import AsyncSession, ConfigurationError, LedgerError, Session, SessionStateError
 from openai_cancel.emulator import Emulator, Fault
@@ -301,11 +302,11 @@ class TestBlockingSessions:
 
 @pytest.mark.slow
 async def test_a_sweep_stops_everything_that_a_killed_service_has_created(
-    python: str, url: str, server: Emulator
+    python: str, url: str, server: Emulator, start_process: StartProcess
 ) -> None:
     script = str(Path(__file__).with_name("watching.py"))
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(python, script, url, server.base_url, KEY, stdout=pipe)
+    process = await start_process(python, script, url, server.base_url, KEY, stdout=pipe)
     names = [(await process.stdout.readline()).decode().strip() for _ in range(40)]
     process.kill()
     rest, _ = await process.communicate()

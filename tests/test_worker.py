@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 
 from openai_cancel import AsyncSession, BadRequestError, Session, SessionStateError
 from openai_cancel.emulator import Emulator, Fault
@@ -248,16 +249,16 @@ class TestRun:
         await asyncio.to_thread(work)
         assert not server.received
 
-    async def test_ctrl_c_cancels_the_call_and_ends_the_process_promptly(self, server: Emulator, python: str) -> None:
+    async def test_ctrl_c_cancels_the_call_and_ends_the_process_promptly(
+        self, server: Emulator, python: str, start_process: StartProcess
+    ) -> None:
         server.faults += [HANG] * 10
         script = f"""
 from openai_cancel import Session
 with Session(api_key="{KEY}", base_url="{server.base_url}", timeout=600) as session:
     session.cancel("x")
 """
-        process = await asyncio.create_subprocess_exec(
-            python, "-X", "dev", "-W", "error", "-c", script, stderr=asyncio.subprocess.PIPE
-        )
+        process = await start_process(python, "-X", "dev", "-W", "error", "-c", script, stderr=asyncio.subprocess.PIPE)
         await until(lambda: server.received)
         process.send_signal(signal.SIGINT)
         _, shown = await asyncio.wait_for(process.communicate(), 10)

@@ -15,6 +15,7 @@ import aiohttp
 import attrs
 import pytest
 from conftest import KEY, until
+from processes import running
 
 from openai_cancel.emulator import Emulator
 
@@ -70,22 +71,15 @@ async def host(server: Emulator, command: Iterable[str]) -> AsyncIterator[Host]:
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
     }
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, env=environment, stdout=PIPE, stderr=STDOUT
-    )
-    service = Host(process)
-    reading = asyncio.create_task(service.read())
-    try:
+    async with running(sys.executable, *command, env=environment, stdout=PIPE, stderr=STDOUT) as process:
+        service = Host(process)
+        reading = asyncio.create_task(service.read())
         await until(lambda: reading.done() or re.search(r"unning on http|Listening at: http", service.output))
         found = re.search(r"http://127\.0\.0\.1:\d+", service.output)
         assert found, service.output
         service.url = found[0]
         yield service
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await reading
-        await process.wait()
+    await reading
 
 
 async def ask(service: Host, server: Emulator, *paths: str) -> "list[asyncio.Task[None]]":

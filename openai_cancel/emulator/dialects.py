@@ -1,6 +1,7 @@
 """The servers that the emulator can play, as data: how each answers a cancel, by the state of the response."""
 
 import base64
+import binascii
 import json
 import math
 import re
@@ -179,12 +180,15 @@ def _litellm_id(response_id: str) -> str:
 
 def _id_in_litellm_id(shown: str) -> str:
     """Return the id that `_litellm_id` was called with."""
+    standard = shown.removeprefix("resp_").translate(_STANDARD_BASE64)
     try:
-        return base64.urlsafe_b64decode(shown.removeprefix("resp_")).rpartition(b";response_id:")[2].decode()
+        # base64.urlsafe_b64decode warns of `+` and forgives missing padding since CPython 3.15.
+        return binascii.a2b_base64(standard).rpartition(b";response_id:")[2].decode()
     except ValueError:
         return shown
 
 
+_STANDARD_BASE64 = str.maketrans("-_", "+/")
 _ACTIVE = ("queued", "in_progress")
 _ENDED = ("completed", "failed", "incomplete")
 _STATUSES = (*_ACTIVE, *_ENDED, "cancelled")
