@@ -14,6 +14,7 @@ from cyclopts import App
 from rich.console import Console
 
 from openai_cancel.cli.app import app
+from openai_cancel.cli.options import Duration
 from openai_cancel.emulator import Emulator
 
 HEAVY = {"aiohttp", "asyncio", "orjson", "yarl", "sqlalchemy", "rich.markdown", "openai_cancel.session"}
@@ -105,6 +106,8 @@ class TestDefaults:
         assert "[default: 64]" in text
         assert "[choices: stop, leave] [default: stop]" in text
         assert "None" not in text
+        shown = Duration.show_default
+        assert [shown(each) for each in (0.5, 45, 90, 3600, 172800)] == ["0.5s", "45s", "90s", "1h", "2d"]
 
     async def test_every_unit_can_be_written(self, run) -> None:
         for duration in ("1.5", "1.5s", "2m", "1h", "7d"):
