@@ -18,7 +18,7 @@ from openai_cancel.records import fields
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
 from openai_cancel.stop import stop
-from openai_cancel.tracking import Tracker
+from openai_cancel.tracking import History, Tracker
 from openai_cancel.watcher import Watcher
 from openai_cancel.wire import ResponseId
 
@@ -139,9 +139,13 @@ class Guard:
         if self._entered:
             self._scope.add(self._clients)
 
-    async def recorded_for(self, response_id: str) -> float:
-        """Return the seconds since a response was first recorded in the ledger, also by a process that has died."""
-        return 0.0 if self._tracker is None else await self._tracker.age(response_id)
+    async def history(self, response_id: str) -> History:
+        """Return what the ledger knows of a response from earlier waits, also of processes that have died."""
+        return History() if self._tracker is None else await self._tracker.history(response_id)
+
+    async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:
+        """Write the progress of a response to the ledger, and return whether that was possible. See `Tracker`."""
+        return self._tracker is None or await self._tracker.note_progress(response_id, mark, ago)
 
     def disarm(self) -> None:
         """Let all responses run on that are guarded so far."""

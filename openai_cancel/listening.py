@@ -5,6 +5,7 @@ See https://platform.openai.com/docs/guides/background#streaming-a-background-re
 
 import asyncio
 import logging
+import math
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -45,16 +46,18 @@ class Listener:
         caller: makes the requests.
         response_id: the id of the response.
         poll: the longest time between two connections, in seconds.
+        after: the number of the last event that an earlier wait has heard, which are not asked for again; or None.
 
     Attributes:
         answer: the response, if the server has answered with it instead of a stream; otherwise None.
         has_begun: whether there has been a stream.
         is_over: whether no more events will come.
         is_running: whether an event has shown that the response has left the queue.
-        progressed: the time of the last new event, on the caller's clock.
+        progressed: the time of the last new event, on the caller's clock; minus infinity if there was none.
+        last_event: the number of the last event, or None.
     """
 
-    def __init__(self, caller: Caller, response_id: str, poll: float) -> None:
+    def __init__(self, caller: Caller, response_id: str, poll: float, *, after: int | None = None) -> None:
         self._caller = caller
         self._response_id = response_id
         self._poll = poll
@@ -63,9 +66,9 @@ class Listener:
         self.is_over: bool = False
         self.is_running: bool = False
         self._needs_look = False
-        self.progressed: float = caller.clock.monotonic()
-        self._began = self.progressed
-        self._last: int | None = None  # the number of the last event
+        self.progressed: float = -math.inf
+        self._began = caller.clock.monotonic()
+        self.last_event: int | None = after
         self._response: Response | None = None
         self._progress: object = None
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -123,7 +126,7 @@ class Listener:
         tries = failures = 0
         while True:
             stream = _Stream(self, clock, limit=self._caller.settings.max_body_bytes)
-            result = await self._caller.listen(self._response_id, stream, after=self._last)
+            result = await self._caller.listen(self._response_id, stream, after=self.last_event)
             asked: float | None = getattr(result, "retry_after", None)
             if self._is_final(stream, result):
                 return
@@ -180,9 +183,9 @@ class Listener:
     def is_new(self, number: object) -> bool:
         """Return whether the event with a number is new, and note it. An event without a number is new."""
         if isinstance(number, int):
-            if self._last is not None and number <= self._last:
+            if self.last_event is not None and number <= self.last_event:
                 return False
-            self._last = number
+            self.last_event = number
         return True
 
     def on_output(self) -> None:

@@ -718,7 +718,8 @@ class AsyncSession:
                 None for no such limit. A response with a completion window may rightly be queued for hours. With a
                 ledger, the time counts from the first record of the response, also after a restart of the process.
             stalled_timeout: seconds without any change of its status, its output or its times of updates after which
-                the wait ends, as for a time-out; None for no such limit.
+                the wait ends, as for a time-out; None for no such limit. With a ledger, the time without a change
+                counts also before a restart of the process, by the clock of the database.
             poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
                 longer one, up to this.
             stream: whether to follow the events of the response (`GET …?stream=true`), as far as the server streams

@@ -1,9 +1,23 @@
 """The protocols that a ledger fulfils for sessions and guards."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from openai_cancel.outcome import Outcome
+
+
+class History(NamedTuple):
+    """What a ledger knows of a response from earlier waits, by the clock of its database.
+
+    Attributes:
+        age: seconds since the response was first recorded.
+        mark: a text that changes with the progress of the response, as it was last seen; or None.
+        unchanged_for: seconds since that progress.
+    """
+
+    age: float = 0.0
+    mark: str | None = None
+    unchanged_for: float = 0.0
 
 
 class Tracker(Protocol):
@@ -29,8 +43,21 @@ class Tracker(Protocol):
     def begin_soon(self, response_id: str) -> None:
         """Record one more response and hold its lease."""
 
-    async def age(self, response_id: str) -> float:
-        """Return the seconds since a response was first recorded; 0.0 if it is not, or the database fails."""
+    async def history(self, response_id: str) -> History:
+        """Return what is known of a response; nothing if it is not recorded, or the database fails."""
+        ...
+
+    async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:
+        """Record the progress of a response, for a wait that may follow after a restart of the process.
+
+        Args:
+            response_id: the id.
+            mark: a short text that changes with the progress.
+            ago: seconds since the progress. It may be negative.
+
+        Returns:
+            Whether it was recorded. If not, the database has failed.
+        """
         ...
 
     async def release(self, response_ids: Collection[str]) -> None:

@@ -17,10 +17,11 @@ from openai_cancel.errors import (
 )
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
-from openai_cancel.models.response import progress_of
 from openai_cancel.outcome import Outcome
 from openai_cancel.records import fields
+from openai_cancel.progress import Progress
 from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, is_transient, poll_delay
+from openai_cancel.tracking import History
 from openai_cancel.updates import OnUpdate, update
 
 if TYPE_CHECKING:
@@ -131,9 +132,15 @@ async def wait(
     """
     try:
         async with guard:
-            # An earlier process may have waited for it before.
-            age = 0.0 if limits.queued_timeout == math.inf else await guard.recorded_for(response_id)
-            wait = _Wait(caller, response_id, limits=limits, on_update=on_update, age=age)
+            has_limits = min(limits.queued_timeout, limits.stalled_timeout) < math.inf
+            progress = Progress(
+                guard,
+                response_id,
+                now=caller.clock.monotonic(),
+                history=await guard.history(response_id) if has_limits else History(),
+                limit=limits.stalled_timeout if guard.tracked else math.inf,
+            )
+            wait = _Wait(caller, response_id, limits=limits, on_update=on_update, progress=progress)
             return await (wait.listen() if stream else wait.run())
     except WaitTimeoutError as error:
         error.outcome = guard.outcome
@@ -167,21 +174,19 @@ class _Wait:
         response_id: the id.
         limits: the limits.
         on_update: as for `AsyncSession.wait`.
-        age: seconds since the response was first recorded in a ledger.
+        progress: the progress of the response.
     """
 
     def __init__(
-        self, caller: Caller, response_id: str, *, limits: WaitLimits, on_update: OnUpdate | None, age: float
+        self, caller: Caller, response_id: str, *, limits: WaitLimits, on_update: OnUpdate | None, progress: Progress
     ) -> None:
         self._caller = caller
         self._response_id = response_id
         self._limits = limits
         self._on_update = on_update
-        self._age = age
-        self._began = self._changed = caller.clock.monotonic()
+        self._progress = progress
+        self._began = caller.clock.monotonic()
         self._response: Response | None = None
-        self._queued_since: float | None = None
-        self._progress: object = None
         self._refusals = 0  # the number of looks in a row that the server has refused
         self._listener: Listener | None = None
         self._answer: Response | None = None  # if the server has sent the response instead of its events
@@ -190,7 +195,8 @@ class _Wait:
         """Follow the events of the response as far as the server streams them. Look at it when they call for it."""
         from openai_cancel.listening import Listener  # keeps the import of the package fast
 
-        listener = self._listener = Listener(self._caller, self._response_id, self._limits.poll)
+        listener = Listener(self._caller, self._response_id, self._limits.poll, after=self._progress.last_event)
+        self._listener = listener
         try:
             await self._hear(listener, 0, None)
             return await self.run()
@@ -246,13 +252,12 @@ class _Wait:
             self._listener, self._answer = None, listener.answer
 
     async def _take_news(self, listener: "Listener") -> None:
-        response = listener.take_response()
+        response, now = listener.take_response(), self._caller.clock.monotonic()
         if response is not None:
             self._response = response
-            self._note_progress(response)
-        self._changed = max(self._changed, listener.progressed)
-        if listener.is_running:
-            self._queued_since = None
+            self._progress.see(response, now)
+        self._progress.hear(listener.progressed, listener.last_event, is_running=listener.is_running)
+        await self._progress.write(now)
         if response is not None:
             await self._update(response)
 
@@ -268,20 +273,12 @@ class _Wait:
                 raise
             return error
         self._refusals = 0
-        self._response = answer
-        self._note_progress(answer)
+        self._response, now = answer, self._caller.clock.monotonic()
+        self._progress.see(answer, now)
+        if not answer.is_terminal:
+            await self._progress.write(now)
         await self._update(answer)
         return answer
-
-    def _note_progress(self, response: Response) -> None:
-        """Note since when the response has been queued, and since when it has made no progress."""
-        now, progress = self._caller.clock.monotonic(), progress_of(response)
-        if response.status != "queued":
-            self._queued_since = None
-        elif self._queued_since is None:
-            self._queued_since = self._began - self._age if self._progress is None else now
-        if progress != self._progress:
-            self._progress, self._changed = progress, now
 
     async def _update(self, response: Response) -> None:
         """Call the caller's function. Its failure does not end the wait, which would stop the response."""
@@ -291,9 +288,9 @@ class _Wait:
     def _reached(self) -> Iterator[tuple[Limit, float]]:
         """Yield each limit with the time of the clock at which it is reached."""
         yield "timeout", self._began + self._limits.timeout
-        if self._queued_since is not None:
-            yield "queued_timeout", self._queued_since + self._limits.queued_timeout
-        yield "stalled_timeout", self._changed + self._limits.stalled_timeout
+        if self._progress.queued_since is not None:
+            yield "queued_timeout", self._progress.queued_since + self._limits.queued_timeout
+        yield "stalled_timeout", self._progress.changed + self._limits.stalled_timeout
 
     def _too_late(self, limit: Limit) -> WaitTimeoutError:
         response, seconds = self._response, getattr(self._limits, limit)

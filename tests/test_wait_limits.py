@@ -16,6 +16,7 @@ from openai_cancel import AsyncSession, ConfigurationError, Response, Session, V
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger.table import RESPONSES
+from openai_cancel.tracking import History
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -151,9 +152,9 @@ class TestQueuedTimeoutWithALedger:
             QuickSession(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
         ):
             guard = session.guard()
-            assert await guard.recorded_for("resp_unknown") == 0.0
+            assert await guard.history("resp_unknown") == History()
             async with without_table(url):
-                assert await guard.recorded_for("resp_unknown") == 0.0
+                assert await guard.history("resp_unknown") == History()
 
 
 class TestStalledTimeout:

@@ -82,6 +82,8 @@ RESPONSES = Table(
     Column("tracked_until", Double),  # the lease that remains when its guards have ended: that of `Ledger.track`
     Column("expires", Double),  # no lease lasts longer than this
     Column("reason", Text),  # why its owner has lost the row
+    Column("progress", Text),  # a mark of the last progress that a wait has seen
+    Column("progressed", Double),  # the time of that progress
     # Partial indexes, because most rows of an old ledger have ended.
     _index("openai_cancel_lapsing", "lease_until", where="lease_until IS NOT NULL"),
     _index("openai_cancel_owners", "owner", where="owner IS NOT NULL"),
@@ -332,9 +334,18 @@ def owned(owner: str) -> Command:
     return Command(select(_table.digest).where(_table.owner == owner, HAS_LEASE))
 
 
-def age(digest: str) -> Command:
-    """Return the command that reads the seconds since a row was first recorded."""
-    return Command(select((DatabaseTime() - _table.created).label("age")).where(_table.digest == digest))
+def history(digest: str) -> Command:
+    """Return the command that reads the seconds since a row was first recorded, its mark, and the seconds since that.
+
+    They are those of `openai_cancel.tracking.History`.
+    """
+    age, unchanged_for = (_now - _table.created).label("age"), (_now - _table.progressed).label("unchanged_for")
+    return Command(select(age, _table.progress.label("mark"), unchanged_for).where(_table.digest == digest))
+
+
+def note_progress(digest: str, mark: str, ago: float) -> Command:
+    """Return the command that writes the mark of the progress of a response, and its time, some seconds ago."""
+    return Command(update(RESPONSES).where(_table.digest == digest).values(progress=mark, progressed=_now - ago))
 
 
 class Sighting(NamedTuple):
@@ -453,6 +464,8 @@ _VERSION_2 = (
     "ALTER TABLE openai_cancel_responses ADD COLUMN tracked_until DOUBLE PRECISION",
     "ALTER TABLE openai_cancel_responses ADD COLUMN expires DOUBLE PRECISION",
     "ALTER TABLE openai_cancel_responses ADD COLUMN reason TEXT",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN progress TEXT",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN progressed DOUBLE PRECISION",
     # The rows of `Ledger.track`. Those that a sweep has given back look like them, but their lease ended with that.
     """UPDATE openai_cancel_responses SET tracked_until = lease_until
     WHERE owner IS NULL AND attempts = 0 AND lease_until > changed + 0.001""",

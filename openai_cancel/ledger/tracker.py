@@ -7,8 +7,9 @@ from typing import TypeVar
 
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.leases import Leases, Written
-from openai_cancel.ledger.table import TRACKED, Account, End, Record, Release, Settlement, age
+from openai_cancel.ledger.table import TRACKED, Account, End, Record, Release, Settlement, history, note_progress
 from openai_cancel.outcome import Outcome
+from openai_cancel.tracking import History
 
 _T = TypeVar("_T")
 
@@ -56,13 +57,24 @@ class LeaseTracker:
         """Record one more response and hold its lease, without waiting, from any thread."""
         self._call(self._hold, self._records([response_id]))
 
-    async def age(self, response_id: str) -> float:
-        """Return the seconds since a response was first recorded; 0.0 if it is not, or the database fails."""
+    async def history(self, response_id: str) -> History:
+        """Return what is known of a response; nothing if it is not recorded, or the database fails."""
         try:
-            rows = await self._leases.database.read(age(self._account.digest(response_id)))
+            rows = await self._leases.database.read(history(self._account.digest(response_id)))
         except LedgerError:
-            return 0.0
-        return max(0.0, *(row.age for row in rows)) if rows else 0.0
+            return History()
+        if not rows:
+            return History()
+        (row,) = rows
+        return History(max(row.age, 0.0), row.mark, max(row.unchanged_for or 0.0, 0.0))  # clocks may go back
+
+    async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:
+        """Record the progress of a response, and return whether that was possible. See `Tracker`."""
+        try:
+            await self._leases.database.execute(note_progress(self._account.digest(response_id), mark, ago))
+        except LedgerError:
+            return False
+        return True
 
     async def release(self, response_ids: Collection[str]) -> None:
         """Let responses run on without a lease.

@@ -1,0 +1,117 @@
+"""`Progress`: since when a response has been queued, and since when it has made no progress.
+
+With a ledger this outlives the process: it keeps a mark of the last progress that was seen, and its time by the clock
+of the database.
+"""
+
+import hashlib
+import json
+import math
+
+from openai_cancel.guard import Guard
+from openai_cancel.models import Response
+from openai_cancel.models.response import progress_of
+from openai_cancel.tracking import History
+
+SHARE = 0.1
+"""The part of the limit without progress for which a change may stay unwritten, so that few writes are needed."""
+
+
+class Progress:
+    """The progress of a response, as one wait sees it.
+
+    Args:
+        guard: the guard of the wait, whose ledger keeps the progress, if it has one.
+        response_id: the id.
+        now: the time at which the wait begins.
+        history: what the ledger knows from earlier waits.
+        limit: the longest time without progress, in seconds; infinite if there is no limit, and nothing to write.
+
+    Attributes:
+        changed: the time of the last progress.
+        queued_since: the time since which the response has been queued; None if it is not.
+    """
+
+    def __init__(self, guard: Guard, response_id: str, *, now: float, history: History, limit: float) -> None:
+        self.changed: float = now
+        self.queued_since: float | None = None
+        self._guard = guard
+        self._response_id = response_id
+        self._began = now
+        self._history = history
+        self._limit = limit
+        self._seen: object = None
+        self._mark = (history.mark or "").partition("@")[0]  # of the last document
+        self._event = self.last_event
+        self._heard = -math.inf  # the time of the last event
+        self._ahead = 0.0  # seconds of progress that are written in advance
+        self._is_unwritten = False
+        self._next_write = -math.inf
+
+    @property
+    def last_event(self) -> int | None:
+        """The number of the last event that an earlier wait has heard, or None."""
+        number = (self._history.mark or "").partition("@")[2]
+        return int(number) if number.isdecimal() else None
+
+    def see(self, response: Response, now: float) -> None:
+        """Note a response that was retrieved, or that an event has carried."""
+        seen = progress_of(response)
+        if response.status != "queued":
+            self.queued_since = None
+        elif self.queued_since is None:
+            # An earlier process may have waited for it before.
+            self.queued_since = self._began - self._history.age if self._seen is None else now
+        if not _is_same(seen, self._seen):
+            is_first, self._seen, self.changed = self._seen is None, seen, now
+            if self._limit < math.inf:
+                self._note_change(_mark(seen), now, is_first=is_first)
+
+    def hear(self, at: float, event: int | None, *, is_running: bool) -> None:
+        """Note what a stream has told.
+
+        Args:
+            at: the time of its last new event.
+            event: the number of this event, or None.
+            is_running: whether the response has left the queue.
+        """
+        if is_running:
+            self.queued_since = None
+        if event is not None:
+            self._event = event
+        if at > self.changed:
+            # Those that come until the next write would otherwise be unknown to a wait that polls after a restart.
+            self.changed = self._heard = at
+            self._ahead, self._is_unwritten = self._limit * SHARE, True
+
+    def _note_change(self, mark: str, now: float, *, is_first: bool) -> None:
+        before, self._mark, self._ahead = self._mark, mark, 0.0
+        if is_first and mark and mark == before:
+            self.changed = max(now - self._history.unchanged_for, self._heard)
+        else:
+            self._is_unwritten = True
+
+    async def write(self, now: float) -> None:
+        """Write the progress to the ledger, if it has changed, and was not written a short time ago."""
+        if not self._is_unwritten or now < self._next_write or self._limit == math.inf:
+            return
+        self._next_write = now + self._limit * SHARE
+        mark = self._mark if self._event is None else f"{self._mark}@{self._event}"
+        ago = now - self.changed - self._ahead
+        self._is_unwritten = not await self._guard.note_progress(self._response_id, mark, ago)
+
+
+def _mark(seen: object) -> str:
+    """Return a short text that is the same for the same progress, in every process."""
+    try:
+        text = json.dumps(seen, sort_keys=True)
+    except RecursionError:  # such a document is not compared with that of another process
+        return ""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _is_same(one: object, other: object) -> bool:
+    try:
+        return one == other
+    except RecursionError:
+        return False
