@@ -10,7 +10,7 @@ from manual_clock import ManualClock
 
 from openai_cancel import AsyncSession, Session, Verdict
 from openai_cancel.emulator import Emulator
-from openai_cancel.ledger import Entry, Ledger, Stats
+from openai_cancel.ledger import Entry, Finding, Ledger, Stats
 
 HEARTBEAT = 20.0
 """Seconds between two heartbeats, a third of a lease, unless a test sets another lease."""
@@ -79,6 +79,9 @@ class AsyncCalls:
         outcomes = self._ledger.stop(self._session, **options)
         return {outcome.response_id: outcome.verdict async for outcome in outcomes}
 
+    async def reconcile(self, **options: Any) -> list[Finding]:
+        return [finding async for finding in self._ledger.reconcile(self._session, **options)]
+
 
 class BlockingCalls:
     """The same calls, of a blocking session."""
@@ -114,6 +117,9 @@ class BlockingCalls:
     async def stop(self, **options: Any) -> dict[str, Verdict]:
         outcomes = await asyncio.to_thread(lambda: [*self._session.ledger.stop(**options)])
         return {outcome.response_id: outcome.verdict for outcome in outcomes}
+
+    async def reconcile(self, **options: Any) -> list[Finding]:
+        return await asyncio.to_thread(lambda: [*self._session.ledger.reconcile(**options)])
 
 
 Calls = AsyncCalls | BlockingCalls

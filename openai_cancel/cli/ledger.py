@@ -13,6 +13,7 @@ from openai_cancel.cli.ledger_state import NEGLECTED, check, describe_neglected,
 from openai_cancel.cli.options import (
     DEFAULT_ACCOUNT,
     DEFAULT_CONNECTION,
+    DEFAULT_FILTERS,
     DEFAULT_LEDGER,
     DEFAULT_RUN,
     DEFAULT_SELECTION,
@@ -22,6 +23,7 @@ from openai_cancel.cli.options import (
     Connection,
     Count,
     Files,
+    FilterOptions,
     Flag,
     Ids,
     LedgerOptions,
@@ -33,6 +35,7 @@ from openai_cancel.cli.options import (
     read_labels,
 )
 from openai_cancel.cli.output import complain, print_line, printable
+from openai_cancel.cli.reconcile import DEFAULT_RECONCILE, ReconcileOptions, reconcile_ledger
 from openai_cancel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -140,6 +143,35 @@ def stop(
         confirm=confirm,
     )
     return _run(opened, session, stop_once, options)
+
+
+@ledger.command
+def reconcile(
+    *,
+    what: ReconcileOptions = DEFAULT_RECONCILE,
+    filters: FilterOptions = DEFAULT_FILTERS,
+    options: RunOptions = DEFAULT_RUN,
+    where: LedgerOptions = DEFAULT_LEDGER,
+    account: AccountOptions = DEFAULT_ACCOUNT,
+    connection: Connection = DEFAULT_CONNECTION,
+) -> int:
+    """Compare the ledger with the server's list of responses, and strike off those that are over.
+
+    ```
+    openai-cancel ledger reconcile --dry-run
+    openai-cancel ledger reconcile --adopt --ttl 1h --all
+    openai-cancel ledger reconcile --stop --older-than 1h --metadata team=search
+    ```
+
+    Responses that run and that the ledger does not know are shown: the answer to their creation may have been lost.
+    --adopt and --stop handle them. Those that were created within the last minute are left out, unless --older-than
+    says otherwise, since they may be about to be recorded. Responses that are tracked and over are struck off. What a
+    living process guards is left alone. It needs a server that lists its responses, such as ogx, Microsoft Foundry and
+    Fireworks.
+
+    The exit status is 1 if a response runs that the ledger does not track, or is unclear.
+    """
+    return reconcile_ledger(what, filters, options=options, where=where, account=account, connection=connection)
 
 
 for _command in (init, stats, check):

@@ -14,12 +14,13 @@ from openai_cancel.errors import (
     PermissionDeniedError,
     StopResult,
 )
+from openai_cancel.finding import Finding
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.wait import WaitTimeoutError
 from openai_cancel.wait_many import WaitResult
 
-Result: TypeAlias = Outcome | WaitResult
+Result: TypeAlias = Outcome | WaitResult | Finding
 """The result of a run for one response."""
 
 VERDICT_STYLES = {
@@ -31,6 +32,9 @@ VERDICT_STYLES = {
 
 LIMITS = {"timeout": "timed out", "queued_timeout": "queued too long", "stalled_timeout": "stalled"}
 """The limits of a wait, in words."""
+
+ACTIONS = {"adopt": "adopted", "strike_off": "struck off", "stop": "stopped"}
+"""What was done about the differences between a ledger and a list, in words."""
 
 STATUS_STYLES = {"completed": "green", "failed": "red"}
 """The colours of final statuses. All others are yellow."""
@@ -236,9 +240,79 @@ class WaitLine:
         return f" It was not stopped ({outcome.verdict}{f': {outcome.error}' if outcome.error else ''})."
 
 
+@attrs.frozen
+class FindingLine:
+    """The report about a difference between a ledger and the list of its server. See `Line`."""
+
+    finding: Finding
+
+    @property
+    def response_id(self) -> str:
+        """The id."""
+        return self.finding.response_id
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the difference, and what was done about it."""
+        rank = ("unknown", "forgotten", "ended", "unclear").index(self.finding.kind)
+        return Kind(rank, self._title, "green" if self.is_good else "red")
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing runs that the ledger does not track."""
+        return self.finding.settled
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it has ended."""
+        outcome = self.finding.outcome
+        return outcome is not None and outcome.stopped
+
+    @property
+    def error(self) -> OpenAICancelError | None:
+        """The reason why it was not stopped, or is unclear."""
+        outcome = self.finding.outcome
+        return None if outcome is None or self.is_good else outcome.error
+
+    def document(self) -> dict[str, Any]:
+        """Return it as a JSON document."""
+        finding, response, outcome = self.finding, self.finding.response, self.finding.outcome
+        return {
+            "id": finding.response_id,
+            "kind": finding.kind,
+            "action": finding.action,
+            "settled": finding.settled,
+            "stopped": self.stopped,
+            "verdict": outcome and outcome.verdict,
+            "status": response and response.status,
+            "created_at": response and response.created_at,
+            "model": response and response.model,
+            "metadata": response and response.metadata,
+            "error": self.error and self.error.to_dict(),
+            "at": now(),
+        }
+
+    def describe(self) -> str:
+        """Return it in words."""
+        finding, response = self.finding, self.finding.response
+        words = f"{finding.response_id}  {self._title}"
+        if response is not None and response.status:
+            words += f" ({response.status})"
+        return printable(f"{words}: {self.error}" if self.error else words)
+
+    @property
+    def _title(self) -> str:
+        finding = self.finding
+        if finding.action == "stop" and not self.stopped:
+            return f"{finding.kind}, not stopped"
+        return finding.kind if finding.action is None else f"{finding.kind}, {ACTIONS[finding.action]}"
+
+
 def line_of(result: Result) -> Line:
     """Return the line about a result."""
-    return StopLine(result) if isinstance(result, Outcome) else WaitLine(result)
+    if isinstance(result, Outcome):
+        return StopLine(result)
+    return WaitLine(result) if isinstance(result, WaitResult) else FindingLine(result)
 
 
 def _title(verdict: Verdict) -> str:

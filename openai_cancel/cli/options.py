@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from cyclopts import CycloptsError, Group, Parameter, Token, convert
 from cyclopts.validators import Number
@@ -220,15 +220,19 @@ class FilterOptions:
 
     def select(self, session: "AsyncSession") -> "AsyncGenerator[Response, None]":
         """Start an iteration over the responses."""
-        metadata = {name: value for name, _, value in (pair.partition("=") for pair in self.metadata)}
-        return session.running(
-            statuses=self.status or ("queued", "in_progress"),
-            older_than=self.older_than,
-            newer_than=self.newer_than,
-            model=self.model,
-            metadata=metadata,
-            limit=self.limit,
-        )
+        return session.running(**self.keywords())
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the keyword arguments of `AsyncSession.running` and `Ledger.reconcile` that are given."""
+        given = {
+            "statuses": self.status,
+            "older_than": self.older_than,
+            "newer_than": self.newer_than,
+            "model": self.model,
+            "metadata": {name: value for name, _, value in (pair.partition("=") for pair in self.metadata)},
+            "limit": self.limit,
+        }
+        return {name: value for name, value in given.items() if value}
 
 
 DEFAULT_FILTERS = FilterOptions()

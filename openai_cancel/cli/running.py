@@ -98,7 +98,7 @@ def stop_running(
         ConfigurationError: a setting is missing or cannot work.
     """
     asks = not (running.yes or dry_run)
-    if asks and not (sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()):
+    if asks and not has_terminal():
         raise UsageError("--running asks before it stops anything: without a terminal, use --yes, or --dry-run first.")
     report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=False)
     session = connection.session(max_connections=options.concurrency + 1)
@@ -122,7 +122,7 @@ def stop_running(
                 if not source.found.ids:
                     complain("no response that runs was found")
                     return source.status(ExitStatus.OK)
-                if not _ask(source.found):
+                if not ask(source.found):
                     return source.status(ExitStatus.NOT_STOPPED)
             for _ in range(ROUNDS):
                 # Its second argument is entered and left; the session stays open until the end.
@@ -297,7 +297,12 @@ def _skips_nothing(_: str) -> bool:
     return False
 
 
-def _ask(found: Findings) -> bool:
+def has_terminal() -> bool:
+    """Return whether there is somebody to ask."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+
+
+def ask(found: Findings) -> bool:
     """Show what was found, and return whether to stop it."""
     console, table = Console(stderr=True), _table()
     for response in found.first:

@@ -56,6 +56,7 @@ and not at a process, and so sees a sweeper that hangs, that has a wrong key, or
 """
 
 try:
+    from openai_cancel.finding import Finding
     from openai_cancel.ledger.blocking import BlockingLedger
     from openai_cancel.ledger.entry import Entry
     from openai_cancel.ledger.ledger import Ledger
@@ -65,4 +66,4 @@ except ModuleNotFoundError as _missing:
         f"{_missing.name} is not installed: pip install 'openai-cancel[ledger]'", name=_missing.name
     ) from None
 
-__all__ = ["BlockingLedger", "Entry", "Group", "Ledger", "Stats"]
+__all__ = ["BlockingLedger", "Entry", "Finding", "Group", "Ledger", "Stats"]

@@ -1,16 +1,19 @@
 """`BlockingLedger`: the methods of `Ledger`, blocking, for the session that it belongs to."""
 
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
 from itertools import islice
 from typing import Literal, ParamSpec, TypeVar
 
 from openai_cancel.checks import hidden
+from openai_cancel.finding import Finding
 from openai_cancel.iteration import BlockingIteration
 from openai_cancel.ledger.batches import iterate
 from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.ledger import BATCH_SIZE, Ledger
+from openai_cancel.ledger.reconcile import OnUnknown
 from openai_cancel.ledger.stats import Stats
+from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
@@ -181,6 +184,61 @@ class BlockingLedger:
             query=query,
         )
         return self._iterate(outcomes)
+
+    def reconcile(
+        self,
+        *,
+        unknown: OnUnknown = "report",
+        ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        statuses: Collection[str] = ("queued", "in_progress"),
+        older_than: float = 60.0,
+        newer_than: float | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        select: Callable[[Response], object] | None = None,
+        dry_run: bool = False,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> Generator[Finding, None, None]:
+        """Compare the ledger with the server's list of what runs, and settle the differences. See `Ledger.reconcile`.
+
+        ```python
+        for finding in session.ledger.reconcile(older_than=3600, dry_run=True):
+            print(finding.response_id, finding.kind)
+        ```
+        """
+        headers, query = hidden(headers), hidden(query)
+        findings = self._loop_thread.run(
+            _call,
+            self._ledger.reconcile,
+            self._session,
+            unknown=unknown,
+            ttl=ttl,
+            labels=labels,
+            statuses=statuses,
+            older_than=older_than,
+            newer_than=newer_than,
+            model=model,
+            metadata=metadata,
+            limit=limit,
+            select=select,
+            dry_run=dry_run,
+            max_attempts=max_attempts,
+            concurrency=concurrency,
+            deadline=deadline,
+            confirm=confirm,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
+        )
+        return self._iterate(findings)
 
     def _iterate(self, source: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
         # A generator that refers to this object, and so to the session.

@@ -147,6 +147,10 @@ class Leases:
                 last += [end] if held.fate is Fate.OURS else []
         return self.write(last)
 
+    def holds(self, digest: str) -> bool:
+        """Return whether a guard of this process holds a row, even if it could not be written yet."""
+        return digest in self._held
+
     def write(self, changes: Sequence[Change]) -> Written:
         """Write changes now. `wait` waits for it. If it fails, a later heartbeat writes ends and guarded rows."""
         for change in changes:

@@ -7,27 +7,33 @@ outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that di
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
+
+import attrs
 
 from openai_cancel import metrics
 from openai_cancel.caller import Caller
 from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
+from openai_cancel.finding import Finding
 from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.grants import grant
 from openai_cancel.ledger.leases import Leases
+from openai_cancel.ledger.reconcile import FATES, OnUnknown, Reconciliation
 from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
 from openai_cancel.ledger.stats import Stats, count_groups, read
 from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.table import Account, release
 from openai_cancel.ledger.tracker import LeaseTracker
+from openai_cancel.listing import Filters
+from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
@@ -525,6 +531,112 @@ class Ledger:
             max_retries=max_retries,
         )
 
+    def reconcile(
+        self,
+        session: AsyncSession,
+        *,
+        unknown: OnUnknown = "report",
+        ttl: float | None = None,
+        labels: Mapping[str, str] | None = None,
+        statuses: Collection[str] = ("queued", "in_progress"),
+        older_than: float = 60.0,
+        newer_than: float | None = None,
+        model: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        limit: int | None = None,
+        select: Callable[[Response], object] | None = None,
+        dry_run: bool = False,
+        max_attempts: int = 12,
+        concurrency: int = 64,
+        deadline: float = 60.0,
+        confirm: float | None = None,
+        max_retries: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> AsyncGenerator[Finding, None]:
+        """Compare the ledger with the server's list of what runs, settle the differences, and yield them as they come.
+
+        ```python
+        async for finding in ledger.reconcile(session, unknown="adopt", ttl=3600):
+            print(finding.response_id, finding.kind, finding.action)
+        ```
+
+        It needs a server that lists its responses, as `AsyncSession.running` does. First it finds the responses that
+        run and that the ledger does not know, for example because the answer to their creation was lost: `unknown` says
+        what becomes of them. Responses that run although the ledger has recorded their end, more than a minute ago,
+        are `forgotten`; they are stopped like unknown ones, and otherwise only reported. Then it looks at the responses
+        of the session's account that are tracked and were not on the list, and strikes off those that are over.
+
+        What a guard that lives, a sweep, or another account in the ledger holds is left alone, and so is what was
+        released or does not run in the background. A response whose look fails stays tracked, and is reported as
+        `unclear`; a 404 is not believed within two minutes of the first record.
+
+        The list shows what the key may see, which may include responses that others have created, and that never were
+        meant to be in this ledger. Look at a dry run, and set conditions, before you let it adopt or stop any. Memory
+        does not grow with the length of the list or of the ledger. Leave the loop early with `contextlib.aclosing`.
+
+        Args:
+            session: a session for the server and the account.
+            unknown: `report` only yields unknown responses; `adopt` records them, so that a sweep stops them after
+                `ttl`, unless they are released first; `stop` records them and stops them now. Rows that exist are not
+                changed. If a stop is interrupted, sweeps go on with what it had begun.
+            ttl: seconds until a sweep may stop responses that are adopted.
+            labels: stored with the rows of unknown responses, in addition to the labels of the ledger.
+            statuses: as for `AsyncSession.running`.
+            older_than: only unknown responses that were created more than so many seconds ago. One that is younger may
+                be about to be recorded by whoever has created it.
+            newer_than: as for `AsyncSession.running`.
+            model: as for `AsyncSession.running`.
+            metadata: as for `AsyncSession.running`.
+            limit: the largest number of unknown responses.
+            select: a function that is called with each unknown response in the event loop of the session, and returns
+                whether to yield and handle it; None for all.
+            dry_run: change nothing, and stop nothing.
+            max_attempts: as for `sweep`.
+            concurrency: as for `AsyncSession.stop_many`, also for looks.
+            deadline: as for `AsyncSession.stop_many`, also for looks.
+            confirm: as for `AsyncSession.stop_many`.
+            max_retries: as for `AsyncSession.stop`.
+            headers: as for `AsyncSession.cancel`.
+            query: as for `AsyncSession.cancel`; parameters of the list, such as Foundry's `agent_name`.
+
+        Raises:
+            UnsupportedError: the iteration raises it if the server has no list.
+            ListingError: the iteration raises it if the list cannot be read to its end.
+            APIError: the iteration raises it if a page of the list cannot be read, as for `AsyncSession.retrieve`.
+            LedgerError: the iteration raises it if the database fails.
+            SessionStateError: the ledger is not open, or belongs to another event loop.
+            ConfigurationError: an option cannot work.
+        """
+        headers, query = hidden(headers), hidden(query)
+        _check_session(session)
+        filters = Filters.checked(
+            statuses=statuses, older_than=older_than, newer_than=newer_than, model=model, metadata=metadata
+        )
+        if select is not None and not callable(select):
+            raise ConfigurationError(f"select must be a function, not {type(select).__name__}.")
+        work = Reconciliation(
+            leases=self._open_leases,
+            caller=session.caller.with_options(headers=headers, query=query),
+            account=partial(_account, session),
+            clock=self._clock,
+            unknown=unknown,
+            ttl=_check_fate(unknown, ttl),
+            labels={**self._labels, **check_labels(labels or {})},
+            max_age=self._max_age,
+            filters=attrs.evolve(filters, older_than=None),
+            older_than=check_seconds("older_than", older_than),
+            limit=None if limit is None else check_count("limit", limit, least=1),
+            select=select,
+            dry_run=dry_run,
+            max_attempts=check_count("max_attempts", max_attempts, least=1),
+            concurrency=check_count("concurrency", concurrency, least=1),
+            deadline=check_seconds("deadline", deadline),
+            confirm=None if confirm is None else check_seconds("confirm", confirm),
+            max_retries=None if max_retries is None else check_count("max_retries", max_retries),
+        )
+        return work.run()
+
     def _sweep(
         self,
         selection: Selection | None,
@@ -581,6 +693,15 @@ def _check_session(session: AsyncSession) -> None:
             f"session must be an AsyncSession, not {type(session).__name__}. In code that blocks, use the methods of "
             "`session.ledger`."
         )
+
+
+def _check_fate(unknown: str, ttl: float | None) -> float:
+    """Return the time to live of responses that are adopted, or infinity if there are none."""
+    if unknown not in FATES:
+        raise ConfigurationError(f"unknown must be {', '.join(map(repr, FATES))}, not {unknown!r}.")
+    if (unknown == "adopt") != (ttl is not None):
+        raise ConfigurationError("ttl is the time until adopted responses are stopped: use it with unknown='adopt'.")
+    return math.inf if ttl is None else check_seconds("ttl", ttl)
 
 
 def _check_limit(max_age: float | None) -> float | None:

@@ -43,6 +43,7 @@ class Sweep:
         caller: makes the calls.
         account: returns the account whose responses are claimed.
         selection: the rows that are claimed, whoever holds their leases; None for those whose lease has lapsed.
+        source: claims rows for an owner and yields them, in place of those two; or None.
         clock: the source of time and chance.
         batch: the number of responses that are claimed at once.
         max_attempts: the number of attempts after which a response is given up.
@@ -56,6 +57,7 @@ class Sweep:
     caller: Caller
     account: Callable[[], Awaitable[Account]]
     selection: Selection | None = None
+    source: Callable[[str], AsyncGenerator[list[Claimed], None]] | None = None
     clock: Clock
     batch: int
     max_attempts: int
@@ -122,7 +124,9 @@ class Sweep:
     async def _claim_ids(self) -> AsyncGenerator[str, None]:
         """Yield the ids of responses, and claim more of them when they are needed."""
         account, selection = await self.account(), self.selection
-        if selection is None:
+        if self.source is not None:
+            claims = self.source(self._owner)
+        elif selection is None:
             claims = self._claims.lapsed(account)
         else:
             claims = self._claims.selected(attrs.evolve(selection, account=account))
