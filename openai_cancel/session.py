@@ -551,6 +551,7 @@ class AsyncSession:
 
         If the block is left while a request that creates a response is under way, its answer is waited for, within the
         `grace`, and the response is stopped. If the answer never comes, the id is unknown, and the response runs on.
+        Where the server lists its responses, `running` finds it, and with a ledger `Ledger.reconcile`.
 
         Args:
             guarded: the ids, or objects that have them as `.id`; and clients: of the openai package, for the server and
@@ -624,7 +625,8 @@ class AsyncSession:
         with the session, with `Watch.close`, or with an `async with` block.
 
         If the task that creates a response is cancelled before it has the id, or the answer is cut off after the id,
-        the response is stopped at once. If no answer comes, the id is unknown, and the response runs on.
+        the response is stopped at once. If no answer comes, the id is unknown, and the response runs on until
+        `Ledger.reconcile` finds it, where the server lists its responses.
 
         Args:
             clients: of the openai package, for the server and the account of the session, or the httpx clients that

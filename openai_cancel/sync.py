@@ -360,7 +360,8 @@ class Session:
         the block, threads that are started meanwhile belong to it, too, also those of a `ThreadPoolExecutor`. What
         other threads create, such as those that were there before, is not seen.
 
-        If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown.
+        If Ctrl-C ends a request that creates a response before its answer has come, the id is unknown. Where the server
+        lists its responses, `running` finds it, and with a ledger `BlockingLedger.reconcile`.
         """
         headers, query = hidden(headers), hidden(query)
         guard = self._session.guard(

@@ -10,6 +10,7 @@ import os
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -19,12 +20,14 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from conftest import KEY
+from relay import Relay
 from server_processes import SCRIPTS, free_port, installed, running
 from sqlalchemy import make_url
 from terminal import COMMAND
 
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator
+from openai_cancel.ledger import Ledger
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("real_servers")]
 
@@ -146,6 +149,32 @@ async def test_it_yields_what_the_official_client_gets(session: AsyncSession, og
             after = await listed()
     assert found == after
     assert len(found) == 5
+
+
+async def test_a_creation_whose_answer_was_lost_is_found_by_the_ledger_and_stopped(
+    ogx_url: str, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+    async with (
+        Relay(ogx_url) as relay,
+        openai.AsyncOpenAI(api_key=KEY, base_url=relay.base_url, max_retries=0) as client,
+        Ledger(url) as ledger,
+        AsyncSession.from_openai(client, ledger=ledger) as session,
+    ):
+        relay.fatal = b'"team"'
+        session.watch(client)
+        with pytest.raises(openai.APIConnectionError):
+            await client.responses.create(model="model/m", input="hi", background=True, metadata={"team": "lost"})
+        relay.fatal = None
+        await asyncio.sleep(2)
+        arguments = ("ledger", "reconcile", "--ledger", url, "--older-than", "1s", "--metadata", "team=lost")
+        reported = await run(relay.base_url, *arguments)
+        stopped = await run(relay.base_url, *arguments, "--stop", "--yes")
+        (name,) = {json.loads(done.stdout)["id"] for done in (reported, stopped)}
+        assert (reported.returncode, stopped.returncode) == (1, 0), (reported.stderr, stopped.stderr)
+        found = [(entry.response_id, entry.state) async for entry in ledger.entries(include_ended=True)]
+        assert found == [(name, "cancelled")]
+        assert (await session.retrieve(name)).status == "cancelled"
 
 
 async def test_a_thousand_responses_without_ids_are_found_and_stopped(ogx_url: str, postgres) -> None:

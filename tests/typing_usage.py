@@ -24,7 +24,7 @@ from openai_cancel import (
     WaitTimeoutError,
     Watch,
 )
-from openai_cancel.ledger import BlockingLedger, Entry, Ledger, Stats
+from openai_cancel.ledger import BlockingLedger, Entry, Finding, Ledger, Stats
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
 
 
@@ -118,6 +118,11 @@ async def ledgers(theirs: TheirResponse) -> None:
             assert_type(entry.lease_left, float | None)
         async for outcome in ledger.stop(session, labels={"a": "b"}, state="tracked", older_than=60):
             assert_type(outcome, Outcome)
+        async for finding in ledger.reconcile(session, unknown="adopt", ttl=900, select=lambda one: one.model == "m"):
+            assert_type(finding, Finding)
+            assert_type(finding.settled, bool)
+            assert_type(finding.outcome, Outcome | None)
+        ledger.reconcile(session, unknown="kill")  # type: ignore[arg-type]  # no such fate
         ledger.stop(session, state="cancelled")  # type: ignore[arg-type]  # it has ended
         assert_type(await ledger.track_many(["x", theirs], session=session, ttl=900), int)
         assert_type(await ledger.purge(older_than=60, state="released"), int)
@@ -132,6 +137,8 @@ def blocking_ledgers(theirs: TheirResponse) -> None:
         session.ledger.track(theirs, ttl=900)
         assert_type(session.ledger.track_many(["x"], ttl=900, labels={"a": "b"}), int)
         assert_type(session.ledger.release("x"), bool)
+        for finding in session.ledger.reconcile(older_than=3600, dry_run=True):
+            assert_type(finding, Finding)
         for outcome in session.ledger.sweep():
             assert_type(outcome, Outcome)
         for stopped in session.ledger.stop(labels={"a": "b"}, dry_run=True):

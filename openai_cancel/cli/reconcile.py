@@ -88,6 +88,11 @@ class ReconcileOptions:
             raise UsageError("--label requires --adopt or --stop.")
         if self.yes and not self.stop:
             raise UsageError("--yes requires --stop.")
+        self._check_extent(filters)
+        if self.asks and not has_terminal():
+            raise UsageError("--stop asks before it stops anything: without a terminal, use --yes, or --dry-run first.")
+
+    def _check_extent(self, filters: FilterOptions) -> None:
         if not (self.adopt or self.stop):
             if self.everything:
                 raise UsageError("--all requires --adopt or --stop.")
@@ -98,8 +103,6 @@ class ReconcileOptions:
             )
         elif filters.conditions and self.everything:
             raise UsageError(f"--all cannot be combined with {filters.conditions[0]}.")
-        if self.asks and not has_terminal():
-            raise UsageError("--stop asks before it stops anything: without a terminal, use --yes, or --dry-run first.")
 
 
 DEFAULT_RECONCILE = ReconcileOptions()
