@@ -4,10 +4,12 @@ Everything here is pure: it builds statements and does not execute them.
 """
 
 from collections.abc import Collection, Sequence
+from functools import cache
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, cast, literal, not_, null, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import literal, not_, or_, select, update
+from sqlalchemy.sql import Insert
 
 from openai_cancel.ledger.selection import Place, Selection
 from openai_cancel.ledger.table import (
@@ -15,12 +17,12 @@ from openai_cancel.ledger.table import (
     HAS_LEASE,
     RESPONSES,
     STOPPING,
-    TRACKED,
     Account,
     Command,
     DatabaseTime,
     Record,
 )
+from openai_cancel.ledger.writes import inserting
 from openai_cancel.outcome import Verdict
 
 ENDED = tuple(map(str, set(Verdict) - {Verdict.NOT_BACKGROUND}))
@@ -63,35 +65,17 @@ def adopt(records: Sequence[Record], dialect: str, *, claim: bool = False) -> Co
         dialect: `sqlite` or `postgresql`.
         claim: whether their owner is stopping the responses already.
     """
-    insert = sqlite.insert(RESPONSES) if dialect == "sqlite" else postgresql.insert(RESPONSES)
     # In one order, so that two processes that write the same rows do not wait for each other in a circle.
-    rows = [_new_row(record, claim=claim) for record in sorted(records, key=lambda record: record.digest)]
-    inserting = insert.values(rows).on_conflict_do_nothing(index_elements=[_table.digest])
-    return Command(inserting.returning(_table.digest), is_repeatable=False)  # the second time it inserts nothing
+    rows = sorted((record.parameters() for record in records), key=itemgetter("digest"))
+    return Command(_adopting(dialect, claim), rows, is_repeatable=False)  # the second time it inserts nothing
 
 
-def _new_row(record: Record, *, claim: bool) -> dict[str, Any]:
-    until = _now + record.seconds
-    expires: ColumnElement[Any] = cast(null(), Double) if record.max_age is None else _now + record.max_age
-    lease: ColumnElement[Any] = until
-    if record.max_age is not None and not claim:
-        lease = _now + min(record.seconds, record.max_age)
-    return {
-        "digest": record.digest,
-        "response_id": record.response_id,
-        "base_url": record.base_url,
-        "account": record.account,
-        "labels": dict(record.labels),
-        "state": STOPPING if claim else TRACKED,
-        "owner": record.owner,
-        "attempts": int(claim),
-        "created": _now,
-        "changed": _now,
-        "lease_until": lease,
-        "tracked_until": cast(null(), Double) if claim else until,
-        "expires": expires,
-        "reason": literal(BY_STOP) if claim else cast(null(), _table.reason.type),
-    }
+@cache
+def _adopting(dialect: str, claim: bool) -> Insert:  # noqa: FBT001 - a cache
+    insert = inserting(dialect, guarded=claim, in_arrays=False)
+    if claim:
+        insert = insert.values(state=literal(STOPPING), attempts=literal(1), reason=literal(BY_STOP))
+    return insert.on_conflict_do_nothing(index_elements=[_table.digest]).returning(_table.digest)
 
 
 def claim_ended(digests: Collection[str], owner: str, seconds: float) -> Command:

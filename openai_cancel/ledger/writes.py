@@ -92,8 +92,14 @@ def _unnested(types: _Types) -> FromClause:
     return func.unnest(*given).table_valued(*columns, name="new").render_derived()
 
 
-def _inserting(dialect: str, *, guarded: bool, in_arrays: bool) -> sqlite.Insert | postgresql.Insert:
-    """Return the statement that inserts rows."""
+def inserting(dialect: str, *, guarded: bool, in_arrays: bool) -> sqlite.Insert | postgresql.Insert:
+    """Return the statement that inserts rows, with the parameters of `Record`.
+
+    Args:
+        dialect: `sqlite` or `postgresql`.
+        guarded: whether the rows have an owner, whose lease is not that of a `track`.
+        in_arrays: whether it takes the parameters of many rows in arrays.
+    """
     rows = _unnested(_RECORD_TYPES)
     seconds = rows.c.seconds if in_arrays else bindparam("seconds", type_=Double)
     max_age = rows.c.max_age if in_arrays else bindparam("max_age", type_=Double)
@@ -118,7 +124,7 @@ def _recording(dialect: str, *, guarded: bool, in_arrays: bool) -> Insert:
 
     It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
     """
-    statement = _inserting(dialect, guarded=guarded, in_arrays=in_arrays)
+    statement = inserting(dialect, guarded=guarded, in_arrays=in_arrays)
     new = statement.excluded
     # No parameter can be seen here that a statement has in arrays: the limit is in the row that could not be inserted.
     expires = _earlier(_table.expires, _table.created + (new.expires - new.created))
