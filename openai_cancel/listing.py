@@ -80,7 +80,7 @@ class Filters:
         """
         if isinstance(statuses, str) or not isinstance(statuses, Iterable):
             raise ConfigurationError(f"statuses must be a collection such as ['queued'], not {statuses!r}.")
-        names = frozenset(statuses)
+        names = [*statuses]
         if not names or not all(isinstance(name, str) for name in names):
             raise ConfigurationError("statuses must contain at least one status, and nothing but strings.")
         if older_than is not None:
@@ -94,7 +94,13 @@ class Filters:
         metadata = {} if metadata is None else metadata
         if not isinstance(metadata, Mapping) or not all(isinstance(x, str) for pair in metadata.items() for x in pair):
             raise ConfigurationError("metadata must be a mapping of strings to strings.")
-        return cls(statuses=names, older_than=older_than, newer_than=newer_than, model=model, metadata=dict(metadata))
+        return cls(
+            statuses=frozenset(names),
+            older_than=older_than,
+            newer_than=newer_than,
+            model=model,
+            metadata=dict(metadata),
+        )
 
     def match(self, response: Response) -> bool:
         """Return whether a response fulfils all conditions. One of unknown age is neither old nor new."""

@@ -585,8 +585,7 @@ class AsyncSession:
             AbandonedError: the block raises it if `abandoned` has returned true.
         """
         headers, query = hidden(headers), hidden(query)
-        if on_exit not in {"leave", "stop"}:
-            raise ConfigurationError(f"on_exit must be 'leave' or 'stop', not {on_exit!r}.")
+        _check_choice("on_exit", on_exit, "leave", "stop")
         if max_retries is not None:
             check_count("max_retries", max_retries)
         guard = Guard(
@@ -1012,6 +1011,10 @@ def _check_ids(call: str, response_ids: object) -> None:
 
 
 def _check_wait(on_update: object, on_abandon: object) -> None:
-    if on_abandon not in {"stop", "leave"}:
-        raise ConfigurationError(f"on_abandon must be 'stop' or 'leave', not {on_abandon!r}.")
+    _check_choice("on_abandon", on_abandon, "stop", "leave")
     check_on_update(on_update)
+
+
+def _check_choice(name: str, value: object, one: str, other: str) -> None:
+    if value not in (one, other):  # no set, which would need a hash
+        raise ConfigurationError(f"{name} must be {one!r} or {other!r}, not {value!r}.")

@@ -14,6 +14,7 @@ from openai_cancel import (
     WaitTimeoutError,
 )
 from openai_cancel.cli.lines import line_of
+from openai_cancel.finding import Finding
 
 STOPPED = outcome()
 REFUSED = outcome(verdict=Verdict.UNKNOWN, error=APIConnectionError("no way"))
@@ -96,3 +97,21 @@ def test_the_document_of_a_wait_has_the_response_or_the_error_and_the_stop() -> 
     document = line_of(unfinished(WaitTimeoutError("late (stalled_timeout).", limit="stalled_timeout"))).document()
     assert document["error"]["message"] == "late (--stalled-timeout). It was left running."
     assert "outcome" not in document
+
+
+@pytest.mark.parametrize(
+    ("kind", "action", "result", "words", "is_good"),
+    [
+        ("unknown", None, None, "unknown (in_progress)", False),
+        ("unknown", "adopt", None, "unknown, adopted (in_progress)", True),
+        ("forgotten", "stop", STOPPED, "forgotten, stopped (in_progress)", True),
+        ("unknown", "stop", REFUSED, "unknown, not stopped (in_progress): no way", False),
+        ("ended", "strike_off", MISSING, "ended, struck off (in_progress)", True),
+        ("unclear", None, REFUSED, "unclear (in_progress): no way", False),
+    ],
+)
+def test_a_difference_says_what_was_done(kind, action, result, words, is_good) -> None:
+    seen = response(status="in_progress")
+    line = line_of(Finding(response_id="resp_1", kind=kind, action=action, response=seen, outcome=result))
+    assert (line.response_id, line.describe()) == ("resp_1", f"resp_1  {words}")
+    assert (line.is_good, line.stopped) == (is_good, result is STOPPED)

@@ -101,7 +101,7 @@ async def test_a_blocking_guard_stops_them_too(server, create, tmp_path, *, with
     assert server.responses[name].cancelled
 
 
-@pytest.mark.parametrize("on_exit", ["kill", None, True])
+@pytest.mark.parametrize("on_exit", ["kill", None, True, []])
 def test_another_word_is_refused(on_exit) -> None:
     for session in (AsyncSession(api_key=KEY), Session(api_key=KEY)):
         with pytest.raises(ConfigurationError, match="on_exit must be 'leave' or 'stop', not"):

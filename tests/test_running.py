@@ -160,6 +160,7 @@ class TestFilters:
         [
             ({"statuses": "queued"}, "statuses must be a collection such as"),
             ({"statuses": 5}, "statuses must be a collection such as"),
+            ({"statuses": [["queued"]]}, "nothing but strings"),
             ({"statuses": []}, "at least one status"),
             ({"statuses": [1]}, "nothing but strings"),
             ({"older_than": 0}, "older_than must be a number of seconds"),

@@ -186,6 +186,7 @@ class TestArguments:
         [
             ({"timeout": 0}, "timeout must be a number of seconds"),
             ({"on_abandon": "pause"}, "on_abandon must be 'stop' or 'leave', not 'pause'"),
+            ({"on_abandon": []}, r"on_abandon must be 'stop' or 'leave', not \[\]"),
             ({"grace": 0}, "grace must be"),
         ],
     )

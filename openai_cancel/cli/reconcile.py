@@ -168,10 +168,9 @@ async def _find(reconcile: Reconcile) -> Findings:
     found = Findings()
     async with aclosing(reconcile(dry_run=True)) as findings:
         async for finding in findings:
-            if finding.outcome is not None:
+            if finding.outcome is not None or finding.response is None:
                 break  # from here on, it is about responses that are tracked
-            if finding.response is not None:
-                found.note(finding.response)
+            found.note(finding.response)
     return found
 
 

@@ -143,26 +143,22 @@ class Reconciliation:
     async def _look_up(self, account: Account, responses: Mapping[str, Response]) -> dict[str, FindingKind]:
         """Return those of some responses that no account tracks, or lets run."""
         # A guard of this process may not have written its row yet, because the database has failed.
-        found: dict[str, FindingKind] = {
-            name: "unknown" for name in responses if not self.leases.holds(account.digest(name))
-        }
-        if not found:
-            return found
+        names = [name for name in responses if not self.leases.holds(account.digest(name))]
+        if not names:
+            return {}
         ids = {
-            Account(name, account.base_url).digest(response_id): response_id
-            for name in {account.name, *await self._account_names(account.base_url)}
-            for response_id in found
+            Account(of_account, account.base_url).digest(name): name
+            for of_account in {account.name, *await self._account_names(account.base_url)}
+            for name in names
         }
+        known: set[str] = set()
+        forgotten: set[str] = set()
         digests = [*ids]
         for begin in range(0, len(digests), MAX_LOOKED_UP):
-            rows = await self.leases.database.read(states(digests[begin : begin + MAX_LOOKED_UP]))
-            for row in rows:
+            for row in await self.leases.database.read(states(digests[begin : begin + MAX_LOOKED_UP])):
                 is_forgotten = row.state in ENDED and row.unchanged_for > SETTLING
-                if is_forgotten and found.get(ids[row.digest]):
-                    found[ids[row.digest]] = "forgotten"
-                elif not is_forgotten:
-                    found.pop(ids[row.digest], None)
-        return found
+                (forgotten if is_forgotten else known).add(ids[row.digest])
+        return {name: "forgotten" if name in forgotten else "unknown" for name in names if name not in known}
 
     async def _account_names(self, base_url: str) -> list[str]:
         """Return the names of the accounts on the server, also of other ones: a key may have been replaced."""
