@@ -35,7 +35,7 @@ from openai_cancel.cli.options import (
     read_labels,
 )
 from openai_cancel.cli.output import complain, print_line, printable
-from openai_cancel.cli.reconcile import DEFAULT_RECONCILE, ReconcileOptions, reconcile_ledger
+from openai_cancel.cli.reconcile_options import DEFAULT_RECONCILE, ReconcileOptions
 from openai_cancel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -171,6 +171,9 @@ def reconcile(
 
     The exit status is 1 if a response runs that the ledger does not track, or is unclear.
     """
+    what.check(filters)
+    from openai_cancel.cli.reconcile import reconcile_ledger
+
     return reconcile_ledger(what, filters, options=options, where=where, account=account, connection=connection)
 
 

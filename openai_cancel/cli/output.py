@@ -80,3 +80,8 @@ def _now() -> str:
     from datetime import UTC, datetime  # only a service needs it
 
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def has_terminal() -> bool:
+    """Return whether there is somebody to ask."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()

@@ -16,7 +16,7 @@ from rich.text import Text
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, RunningOptions, RunOptions
-from openai_cancel.cli.output import complain, print_line, printable
+from openai_cancel.cli.output import complain, has_terminal, print_line, printable
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import GIVE_UP_AFTER, Run, open_log
 from openai_cancel.cli.signals import run_until_signalled
@@ -295,11 +295,6 @@ class RunningSource:
 
 def _skips_nothing(_: str) -> bool:
     return False
-
-
-def has_terminal() -> bool:
-    """Return whether there is somebody to ask."""
-    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
 
 
 def ask(found: Findings) -> bool:
