@@ -18,8 +18,8 @@ from openai_cancel.errors import (
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
-from openai_cancel.records import fields
 from openai_cancel.progress import Progress
+from openai_cancel.records import fields
 from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, is_transient, poll_delay
 from openai_cancel.tracking import History
 from openai_cancel.updates import OnUpdate, update
