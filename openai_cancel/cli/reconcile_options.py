@@ -3,29 +3,27 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.cli.options import FILES, OPTIONS, File, FilterOptions, Flag, Pairs, Seconds
 from openai_cancel.cli.output import has_terminal
 
-UNKNOWN: Group = Group("Responses that run and that the ledger does not know", sort_key=2)
-
 GRACE = 60.0
 """Seconds after its creation in which a response may be about to be recorded."""
 
 
-@Parameter(name="*", group=UNKNOWN)
+@Parameter(name="*", group=OPTIONS)
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ReconcileOptions:
     """The options for responses that run and that the ledger does not know. Without --adopt or --stop, they are shown.
 
     Attributes:
-        adopt: Record these responses, so that a sweep stops them after the --ttl, unless they are released first.
+        adopt: Record the responses that run and that the ledger does not know, so that a sweep stops them after --ttl.
         ttl: The time after which a sweep stops adopted responses, such as 15m or 2h.
         label: A label of the responses that are recorded, as NAME=VALUE. Can be repeated.
-        stop: Record these responses, and stop them now. It asks first.
-        everything: Adopt or stop all of these responses, whoever created them.
+        stop: Record them, and stop them now. It asks first.
+        everything: Adopt or stop all of them, whoever created them.
         yes: Do not ask.
         dry_run: Change and stop nothing, and only show the differences.
         log: Append a JSON line for each difference to this file.
@@ -37,7 +35,7 @@ class ReconcileOptions:
     stop: Annotated[bool, Flag] = False
     everything: Annotated[bool, Flag, Parameter("--all")] = False
     yes: Annotated[bool, Flag] = False
-    dry_run: Annotated[bool, Flag, Parameter(group=OPTIONS)] = False
+    dry_run: Annotated[bool, Flag] = False
     log: Annotated[File | None, Parameter(group=FILES)] = None
 
     @property
