@@ -7,7 +7,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Self, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Self, TypedDict, TypeVar
 
 import attrs
 
@@ -16,7 +16,7 @@ from openai_cancel.clock import Clock
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
-from openai_cancel.outcome_hook import OutcomeHook
+from openai_cancel.outcome import OnOutcome
 from openai_cancel.pace import Pace
 from openai_cancel.pool import Attempt
 from openai_cancel.records import fields
@@ -24,6 +24,9 @@ from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
 from openai_cancel.wire import Answer, Page, Receiver, Request, ResponseId, Wire, decode, decode_page
+
+if TYPE_CHECKING:
+    from openai_cancel.outcome_hook import OutcomeHook
 
 _Result = TypeVar("_Result", Response, Page)
 
@@ -94,7 +97,7 @@ class Caller:
     pace: Pace | None = None
     is_repeated: bool = False
     endings: Endings = attrs.field(factory=Endings)
-    hook: OutcomeHook | None = None
+    hook: "OutcomeHook | None" = None
 
     @classmethod
     def from_settings(cls, settings: Settings, transport: Transport, wire: Wire, clock: Clock) -> Self:
@@ -107,7 +110,7 @@ class Caller:
             timeout=settings.timeout,
             transport=transport,
             clock=clock,
-            hook=None if settings.on_outcome is None else OutcomeHook(settings.on_outcome),
+            hook=None if settings.on_outcome is None else _hook(settings.on_outcome),
         )
 
     def with_options(
@@ -324,6 +327,12 @@ class Caller:
             self.pace.note(sent, error)
         if _log.isEnabledFor(logging.DEBUG):
             _log_attempt(request, response_id, result, attempts)
+
+
+def _hook(on_outcome: OnOutcome) -> "OutcomeHook":
+    from openai_cancel.outcome_hook import OutcomeHook  # keeps the import of the package fast
+
+    return OutcomeHook(on_outcome)
 
 
 def _describe(attempt: Attempt, timeout: float, deadline: float) -> str:

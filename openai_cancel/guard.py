@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
-from openai_cancel import metrics
+from openai_cancel import tracing
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client, is_client
@@ -438,7 +438,10 @@ class OpenGuards:
     def add(self, stops: Stops) -> None:
         """Add a guard whose block begins."""
         self._stops.add(stops)
-        metrics.observe(self)
+        if tracing.has_metrics():
+            from openai_cancel import metrics  # only who measures pays for it
+
+            metrics.observe(self)
 
     def discard(self, stops: Stops) -> None:
         """Remove a guard whose block has ended. Can be called from any thread."""

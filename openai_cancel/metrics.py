@@ -1,4 +1,4 @@
-"""OpenTelemetry metrics, if the process uses them. If not, the cost is a look into a dictionary.
+"""OpenTelemetry metrics, if the process has imported them. If not, this module is not imported either.
 
 | name | instrument | unit | |
 |---|---|---|---|
@@ -16,7 +16,6 @@ Names follow https://opentelemetry.io/docs/specs/semconv/general/naming/.
 """
 
 import os
-import sys
 import weakref
 from collections.abc import Mapping
 from functools import lru_cache, partial
@@ -63,22 +62,16 @@ _at_fork = getattr(os, "register_at_fork", dict)  # Windows has no fork
 _at_fork(after_in_child=_holders.clear)  # a child holds nothing of its parent
 
 
-def is_active() -> bool:
-    """Return whether the process has imported OpenTelemetry's metrics."""
-    return "opentelemetry.metrics" in sys.modules
-
-
 def observe(holder: Holder) -> None:
     """Include what holds responses in the measurements, until it is garbage-collected."""
     key = id(holder)
     if key not in _holders:
         _holders[key] = weakref.ref(holder, lambda _: _holders.pop(key, None))
-    if is_active():
-        _current()
+    _current()
 
 
 def count(outcome: Outcome, base_url: str) -> None:
-    """Count an outcome of a stop. Call this if metrics are active."""
+    """Count an outcome of a stop."""
     attributes: dict[str, str | int] = {"openai_cancel.verdict": outcome.verdict.value, **_server(base_url)}
     if not outcome.stopped:
         error = outcome.error
@@ -90,8 +83,7 @@ def count(outcome: Outcome, base_url: str) -> None:
 
 def set_overdue(counts: Mapping[tuple[str, str], int]) -> None:
     """Set the number of overdue responses of each account and server. Those that were set before are 0 otherwise."""
-    if is_active():
-        _current().set_overdue(counts)
+    _current().set_overdue(counts)
 
 
 class _Instruments:

@@ -5,9 +5,10 @@ The state that the server reports decides.
 """
 
 import re
+from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import attrs
 
@@ -123,6 +124,10 @@ class Outcome(Serializable):
             "elapsed": self.elapsed,
             "request_id": self.request_id,
         }
+
+
+OnOutcome: TypeAlias = Callable[[Outcome], object | Awaitable[object]]
+"""A function, sync or async, that is called with each outcome."""
 
 
 def ended(response_id: str) -> Outcome:

@@ -1,14 +1,12 @@
-"""`OnOutcome`: a caller's function that is told of each outcome, for example to count them."""
+"""`OutcomeHook`: a caller's function that is told of each outcome, for example to count them."""
 
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from collections.abc import Awaitable
 
 from openai_cancel.cancellation import contain, wait_through_cancellation
-from openai_cancel.errors import ConfigurationError
-from openai_cancel.outcome import Outcome
+from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.records import fields
 
 PATIENCE = 1.0
@@ -16,9 +14,6 @@ PATIENCE = 1.0
 
 MAX_TIME = 10.0
 """Seconds after which a call of an async function is cancelled."""
-
-OnOutcome: TypeAlias = Callable[[Outcome], object | Awaitable[object]]
-"""A function, sync or async, that is called with each outcome."""
 
 _log = logging.getLogger("openai_cancel")
 
@@ -96,13 +91,3 @@ def _complain(outcome: Outcome, error: BaseException, when: str = "") -> None:
             "on_outcome_failed", response_id=outcome.response_id, verdict=outcome.verdict, error=error
         ),
     )  # fmt: skip
-
-
-def check_on_outcome(on_outcome: object) -> None:
-    """Refuse what is not a function.
-
-    Raises:
-        ConfigurationError: it is not.
-    """
-    if on_outcome is not None and not callable(on_outcome):
-        raise ConfigurationError(f"on_outcome must be a function, not {type(on_outcome).__name__}.")

@@ -19,8 +19,7 @@ from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OnExit, OpenGuards
 from openai_cancel.home import Home, Work
 from openai_cancel.models import Response
-from openai_cancel.outcome import Outcome
-from openai_cancel.outcome_hook import OnOutcome
+from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
 from openai_cancel.threads import run_in_thread

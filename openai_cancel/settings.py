@@ -31,8 +31,7 @@ from openai_cancel.checks import (
 )
 from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
-from openai_cancel.outcome import Outcome
-from openai_cancel.outcome_hook import OnOutcome, check_on_outcome
+from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.proxies import environment_proxy
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
@@ -99,7 +98,8 @@ def _is_ledger(_: Any, __: Any, value: object) -> None:
 
 
 def _is_hook(_: Any, __: Any, value: object) -> None:
-    check_on_outcome(value)
+    if value is not None and not callable(value):
+        raise ConfigurationError(f"on_outcome must be a function, not {type(value).__name__}.")
 
 
 def _is_name(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from openai_cancel import metrics, tracing
+from openai_cancel import tracing
 from openai_cancel.caller import Caller
 from openai_cancel.errors import (
     APIError,
@@ -114,7 +114,9 @@ def publish(caller: Caller, outcome: Outcome, *, dry_run: bool, unseen: bool = F
     _log_outcome(_log if unseen else _outcome_log, outcome, is_good=outcome.stopped or dry_run)
     if dry_run:
         return None
-    if metrics.is_active():
+    if tracing.has_metrics():
+        from openai_cancel import metrics  # only who measures pays for it
+
         metrics.count(outcome, caller.settings.base_url)
     return None if caller.hook is None else caller.hook.tell(outcome)
 

@@ -17,8 +17,7 @@ from openai_cancel.guard import Guard, OnExit
 from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
 from openai_cancel.models import Response
-from openai_cancel.outcome import Outcome
-from openai_cancel.outcome_hook import OnOutcome
+from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread

@@ -52,6 +52,11 @@ def is_active() -> bool:
     return "opentelemetry.trace" in sys.modules
 
 
+def has_metrics() -> bool:
+    """Return whether the process has imported the metrics of OpenTelemetry, so that `openai_cancel.metrics` serves."""
+    return "opentelemetry.metrics" in sys.modules
+
+
 @contextmanager
 def stop_span(response_id: str, base_url: str, *, dry_run: bool) -> Generator[StopSpan, None, None]:
     """Run a block in a span: a child of the caller's span, and the parent of the spans of its requests."""

@@ -5,7 +5,7 @@ import logging
 from types import TracebackType
 from typing import Any, Self
 
-from openai_cancel import metrics
+from openai_cancel import tracing
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client
@@ -64,7 +64,6 @@ class Watch:
         self.base_url: str = caller.settings.base_url
         watches.append(self)
         caller.endings.listeners += (self.leave,)
-        metrics.observe(self)
 
     def __repr__(self) -> str:
         """Return the number of responses."""
@@ -162,6 +161,10 @@ class Watch:
         if self._is_closed:
             return None
         self._held[response_id] = self._caller.clock.monotonic()
+        if tracing.has_metrics():
+            from openai_cancel import metrics  # only who measures pays for it
+
+            metrics.observe(self)
         return lambda: self._tracker.begin([response_id])
 
     def abandon(self, response_id: str) -> None:

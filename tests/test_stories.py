@@ -5,10 +5,9 @@ import json
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,6 +15,7 @@ from conftest import KEY, until
 from ledger_database import execute, lapse
 from ledgers import states
 from postgres import Postgres
+from processes import running
 from roles import OWNER, SERVICE, quoted, two_roles
 from terminal import COMMAND
 from web_hosts import ask, host, left
@@ -57,22 +57,15 @@ def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
 
 
-@asynccontextmanager
-async def running(*command: str, ledger: str) -> AsyncIterator[Process]:
-    """Run a process with a ledger, and kill it at the end."""
-    variables = {**os.environ, "OPENAI_CANCEL_LEDGER": ledger, "PYTHONUNBUFFERED": "1"}
-    process = await asyncio.create_subprocess_exec(*command, env=variables, stdout=PIPE, stderr=PIPE)
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
+def with_ledger(url: str) -> dict[str, Any]:
+    """Return the options of a process that uses a ledger."""
+    variables = {**os.environ, "OPENAI_CANCEL_LEDGER": url, "PYTHONUNBUFFERED": "1"}
+    return {"env": variables, "stdout": PIPE, "stderr": PIPE}
 
 
 async def openai_cancel(*arguments: str, ledger: str) -> tuple[int, str]:
     """Run the command, and return its exit status and everything that it prints."""
-    async with running(COMMAND, *arguments, ledger=ledger) as process:
+    async with running(COMMAND, *arguments, **with_ledger(ledger)) as process:
         out, err = await process.communicate()
     return process.returncode, (out + err).decode()
 
@@ -96,7 +89,7 @@ async def test_a_platform_rolls_a_ledger_out_with_two_roles_and_a_fleet_of_sweep
         assert await execute(roles.admin, owned) == [(2,)]
         # A service is killed with responses under way.
         watching = (sys.executable, str(TESTS / "watching.py"), roles.service, server.base_url, KEY)
-        async with running(*watching, ledger=roles.service) as service:
+        async with running(*watching, **with_ledger(roles.service)) as service:
             printed = {(await service.stdout.readline()).decode().strip() for _ in range(20)}
             service.send_signal(signal.SIGKILL)
             await service.communicate()
@@ -108,7 +101,8 @@ async def test_a_platform_rolls_a_ledger_out_with_two_roles_and_a_fleet_of_sweep
         assert (await openai_cancel("ledger", "check", "--overdue", "1s", ledger=roles.service))[0] == 1
         # Two sweepers share the work.
         sweep = (COMMAND, "ledger", "sweep", "--every", "0.2s", "--json")
-        async with running(*sweep, ledger=roles.service) as one, running(*sweep, ledger=roles.service) as other:
+        options = with_ledger(roles.service)
+        async with running(*sweep, **options) as one, running(*sweep, **options) as other:
             await until(lambda: not recorded & set(left(server)))
             async with Ledger(roles.service) as ledger, asyncio.timeout(30):
                 while (await ledger.stats(include_ended=False)).open:

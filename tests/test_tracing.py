@@ -363,7 +363,8 @@ async def main(base_url, response_id):
         print((await session.stop(response_id)).verdict)
 
 asyncio.run(main(*sys.argv[1:]))
-assert not [name for name in sys.modules if name.startswith("opentelemetry")]
+assert not [name for name in sys.modules if name.startswith(("opentelemetry", "openai_cancel.metrics"))]
+assert "openai_cancel.outcome_hook" not in sys.modules
 """
 
 

@@ -15,7 +15,7 @@ from typing import Literal, Self
 
 import attrs
 
-from openai_cancel import metrics
+from openai_cancel import tracing
 from openai_cancel.caller import Caller
 from openai_cancel.checks import Secret, check_count, check_seconds, hidden
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
@@ -370,7 +370,10 @@ class Ledger:
         for group in stats.groups:
             place = (group.account, group.base_url)
             overdue[place] = overdue.get(place, 0) + group.overdue
-        metrics.set_overdue(overdue)
+        if tracing.has_metrics():
+            from openai_cancel import metrics  # only who measures pays for it
+
+            metrics.set_overdue(overdue)
         return stats
 
     async def grant(self, role: str) -> None:
