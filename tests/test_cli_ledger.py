@@ -80,7 +80,7 @@ class TestSweep:
         first, second = create(), create()
         await track(url, server, first)
         process = await start_process(
-            COMMAND, "ledger", "sweep", "--every", "0.05s", "--lease", "1", "--json", stdout=PIPE, stderr=PIPE
+            COMMAND, "ledger", "sweep", "--every", "0.05s", "--lease", "30", "--json", stdout=PIPE, stderr=PIPE
         )
         assert json.loads(await process.stdout.readline())["id"] == first
         while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded
@@ -222,7 +222,7 @@ class TestEntries:
     async def test_a_duration_may_have_a_unit(self, run, written: str, seconds: float) -> None:
         assert (await run("ledger", "add", "resp_1", "--ttl", written))[0] == 0
         (entry,) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
-        assert seconds - 10 < entry["lease_left"] <= seconds
+        assert seconds / 2 < entry["lease_left"] <= seconds
 
     async def test_a_duration_that_cannot_be_read_is_a_usage_error(self, run) -> None:
         for wrong in ("fortnight", "", "5 parsecs"):
