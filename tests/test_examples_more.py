@@ -22,7 +22,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from conftest import KEY, until
 from jupyter_client.manager import start_new_async_kernel
 from ledger_database import lapse
-from processes import running_beside
+from processes import StartProcess, running_beside
 
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.ledger import Ledger
@@ -253,14 +253,15 @@ async def test_ledger_tasks_sweep_the_response_of_a_worker_process_that_is_kille
 
 
 async def test_prometheus_metrics_counts_what_had_to_be_stopped(
-    python: str, server: Emulator, create: Callable[..., str]
+    python: str, server: Emulator, create: Callable[..., str], start_process: StartProcess
 ) -> None:
     over, late, port = create(runs_for=0), create(), free_port()
-    process = await asyncio.create_subprocess_exec(
+    process = await start_process(
         python, str(EXAMPLES / "prometheus_metrics.py"), str(port), over, late, stdout=subprocess.PIPE
     )
-    while await process.stdout.readline() != b"done\n":
-        pass
+    async for line in process.stdout:
+        if line == b"done\n":
+            break
     async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/metrics") as answer:
         text = await answer.text()
     process.send_signal(signal.SIGINT)

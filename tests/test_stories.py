@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import processes
 import pytest
 from conftest import KEY, until
 from ledger_database import execute, lapse
@@ -61,13 +62,8 @@ def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
 async def running(*command: str, ledger: str) -> AsyncIterator[Process]:
     """Run a process with a ledger, and kill it at the end."""
     variables = {**os.environ, "OPENAI_CANCEL_LEDGER": ledger, "PYTHONUNBUFFERED": "1"}
-    process = await asyncio.create_subprocess_exec(*command, env=variables, stdout=PIPE, stderr=PIPE)
-    try:
+    async with processes.running(*command, env=variables, stdout=PIPE, stderr=PIPE) as process:
         yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
 
 
 async def openai_cancel(*arguments: str, ledger: str) -> tuple[int, str]:
