@@ -17,7 +17,8 @@ from conftest import hasty_session, until
 from exposure import KEY, MARKER, failure, leaks, session_behind
 from faults import FAULTS, FaultProxy, NetFault, head, replaced_by, with_headers
 
-from openai_cancel import APIConnectionError, AsyncSession, ConfigurationError, OpenAICancelError, Session, cli
+from openai_cancel import APIConnectionError, AsyncSession, ConfigurationError, OpenAICancelError, Session
+from openai_cancel.cli.app import run as run_command
 from openai_cancel.emulator import Emulator
 
 
@@ -265,12 +266,12 @@ class TestCommand:
         monkeypatch.setattr("random.random", lambda: 0.0)
         async with FaultProxy(server.base_url, choose=lambda: ECHOES[echo]) as proxy:
             arguments = [command, "resp_1", "--json", "--key-file", str(key), "--base-url", proxy.base_url, *more]
-            status = await asyncio.to_thread(cli.run, arguments)
+            status = await asyncio.to_thread(run_command, arguments)
         out, err = capsys.readouterr()
         assert status == 1
         assert out or err
         assert MARKER not in out + err + (log.read_text() if log.exists() else "")
 
     def test_the_command_does_not_repeat_a_key_among_its_arguments(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.run(["stop", "resp_1", "--api-key", KEY]) == 3
+        assert run_command(["stop", "resp_1", "--api-key", KEY]) == 3
         assert MARKER not in "".join(capsys.readouterr())
