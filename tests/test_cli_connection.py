@@ -113,7 +113,7 @@ class TestMessages:
     def test_a_setting_that_cannot_work_is_named_by_its_option(self, arguments: list[str], words: str) -> None:
         environment = {**os.environ, "OPENAI_API_KEY": KEY, "AZURE_OPENAI_API_KEY": KEY}
         done = subprocess.run(
-            [COMMAND, "stop", "x", *arguments], capture_output=True, text=True, check=False,
+            [COMMAND, "stop", "x", *arguments], capture_output=True, text=True, timeout=50, check=False,
             stdin=subprocess.DEVNULL, start_new_session=True, env=environment,
         )  # fmt: skip
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (3, "", 1)
@@ -182,7 +182,7 @@ class TestPlainHttp:
         # The proxy is a closed port of this machine: nothing leaves it.
         proxy = {"HTTP_PROXY": "http://127.0.0.1:9"} if "127.0.0.1" not in base_url else {}
         return subprocess.run(
-            [COMMAND, "cancel", "x", "--base-url", base_url], capture_output=True, text=True, check=False,
+            [COMMAND, "cancel", "x", "--base-url", base_url], capture_output=True, text=True, timeout=50, check=False,
             env={**os.environ, "OPENAI_API_KEY": KEY, **proxy, **environment},
         )  # fmt: skip
 

@@ -124,6 +124,7 @@ async def test_the_emulator_runs_until_ctrl_c(start_process: StartProcess) -> No
         [COMMAND, "cancel", "resp_none"],
         env={**os.environ, **settings},
         capture_output=True,
+        timeout=50,
         check=False,
     )
     assert done.returncode == 1

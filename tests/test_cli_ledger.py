@@ -46,6 +46,16 @@ def execute(url: str, statement: str) -> None:
         database.execute(statement)
 
 
+async def read_to(stream: asyncio.StreamReader, words: str) -> list[bytes]:
+    """Read lines up to one with these words."""
+    lines = []
+    async for line in stream:
+        lines.append(line)
+        if words in line.decode():
+            return lines
+    pytest.fail(f"it has ended without {words}: {lines}")
+
+
 async def states(url: str) -> dict[str, str]:
     async with Ledger(url) as ledger:
         return {entry.response_id: entry.state async for entry in ledger.entries(include_ended=True)}
@@ -86,14 +96,13 @@ class TestSweep:
         while await states(url) != {first: "cancelled"}:  # the outcome is printed before it is recorded
             await asyncio.sleep(0.01)
         execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN account TO away")
-        err = [await process.stderr.readline() for _ in range(4)]
+        err = await read_to(process.stderr, "no such column")
         assert b"sweeping every 0.05 s: Ledger sqlite:///" in err[0]
         assert err[1].endswith(b"openai-cancel: claimed 1 response\n")
-        assert err[2].endswith(b" s: 1 cancelled\n")
-        assert b"no such column" in err[3]
+        assert any(line.endswith(b" s: 1 cancelled\n") for line in err)
         execute(url, f"ALTER TABLE {TABLE} RENAME COLUMN away TO account")
         await track(url, server, second)
-        assert json.loads(await process.stdout.readline())["id"] == second
+        await read_to(process.stdout, second)  # on a busy machine, the lease of the first may have lapsed
         process.send_signal(number)
         _, rest = await process.communicate()
         assert process.returncode == 128 + number
@@ -222,7 +231,7 @@ class TestEntries:
     async def test_a_duration_may_have_a_unit(self, run, written: str, seconds: float) -> None:
         assert (await run("ledger", "add", "resp_1", "--ttl", written))[0] == 0
         (entry,) = map(json.loads, (await run("ledger", "list"))[1].splitlines())
-        assert seconds - 10 < entry["lease_left"] <= seconds
+        assert seconds / 2 < entry["lease_left"] <= seconds
 
     async def test_a_duration_that_cannot_be_read_is_a_usage_error(self, run) -> None:
         for wrong in ("fortnight", "", "5 parsecs"):

@@ -143,7 +143,7 @@ class TestWhatIsNotImported:
         )
         done = subprocess.run(
             [python, "-c", script, *arguments],
-            env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+            env={**os.environ, **environment}, capture_output=True, text=True, timeout=50, check=False,
         )  # fmt: skip
         return {*done.stderr.splitlines()[-1].split()}
 

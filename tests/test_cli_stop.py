@@ -164,7 +164,7 @@ class TestLog:
         done = await asyncio.to_thread(
             subprocess.run, ["sh", "-c", 'ulimit -f 0; trap "" XFSZ; exec "$@"', "sh", COMMAND, "stop", create(),
             "--log", str(log)], env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
-            capture_output=True, check=False,
+            capture_output=True, timeout=50, check=False,
         )  # fmt: skip
         assert (done.returncode, json.loads(done.stdout)["stopped"]) == (1, True)
         assert b"the log is incomplete from here on: File too large" in done.stderr

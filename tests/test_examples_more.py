@@ -259,8 +259,9 @@ async def test_prometheus_metrics_counts_what_had_to_be_stopped(
     process = await start_process(
         python, str(EXAMPLES / "prometheus_metrics.py"), str(port), over, late, stdout=subprocess.PIPE
     )
-    while await process.stdout.readline() != b"done\n":
-        pass
+    async for line in process.stdout:
+        if line == b"done\n":
+            break
     async with aiohttp.ClientSession() as client, client.get(f"http://127.0.0.1:{port}/metrics") as answer:
         text = await answer.text()
     process.send_signal(signal.SIGINT)

@@ -84,7 +84,7 @@ class TestStates:
 
     def test_an_import_without_the_extra_says_what_to_install(self, python: str) -> None:
         script = "import sys; sys.modules['sqlalchemy'] = None; import openai_cancel.ledger"
-        done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=False)
+        done = subprocess.run([python, "-c", script], capture_output=True, text=True, timeout=50, check=False)
         assert done.stderr.splitlines()[-1] == (
             "ModuleNotFoundError: sqlalchemy is not installed: pip install 'openai-cancel[ledger]'"
         )

@@ -180,4 +180,4 @@ assert os.waitstatus_to_exitcode(status) == 0 and len(metrics._holders) == 1
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 async def test_a_forked_child_measures_nothing_of_its_parent(python: str) -> None:
-    await asyncio.to_thread(subprocess.run, [python, "-c", WITH_A_FORK], check=True)
+    await asyncio.to_thread(subprocess.run, [python, "-c", WITH_A_FORK], timeout=50, check=True)

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import processes
 import pytest
@@ -79,6 +81,24 @@ async def test_a_block_that_fails_ends_its_process_and_what_that_has_started() -
 async def test_output_that_nobody_reads_keeps_no_process(start_process) -> None:
     process = await start_process(sys.executable, "-c", "print('x' * 10**6)", stdout=subprocess.PIPE)
     assert len(await process.stdout.read(10)) == 10
+
+
+@pytest.mark.slow
+def test_the_database_ends_with_tests_that_are_killed(python: str) -> None:
+    script = """
+import os, signal
+from postgres import running
+with running() as server:
+    print(server._server.get_pid(), server._server.pgdata, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    command = [python, "-c", script]
+    with processes.kept():  # the system waits for the daemon
+        done = subprocess.run(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, check=False, timeout=50)
+    assert done.returncode == -signal.SIGKILL
+    process, folder = done.stdout.decode().split()
+    while not gone(int(process)) or Path(folder).exists():
+        time.sleep(0.02)
 
 
 def test_a_test_that_leaves_a_process_fails(pytester: pytest.Pytester) -> None:

@@ -117,6 +117,6 @@ def test_curl_agrees(monkeypatch: pytest.MonkeyPatch, entries: str, host: str, *
     done = subprocess.run(
         ["curl", "--silent", "--verbose", "--max-time", "0.2", "--connect-to", "::127.0.0.1:10", "--proxy", PROXY,
          f"http://{host}/v1"],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, timeout=50, check=False,
     )  # fmt: skip
     assert ("127.0.0.1:9" not in done.stderr and "port 9 " not in done.stderr) is exempt

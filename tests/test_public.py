@@ -42,14 +42,16 @@ import pickle
 assert pickle.loads(pickle.dumps(AsyncSession)) is AsyncSession is openai_cancel.AsyncSession
 assert "AsyncSession" in vars(openai_cancel)
 """
-    subprocess.run([python, "-c", script], check=True)
+    subprocess.run([python, "-c", script], timeout=50, check=True)
 
 
 @pytest.mark.parametrize(
     "module", ["session", "sync", "errors", "cli", "ledger", "emulator", "models", "pytest_plugin"]
 )
 def test_every_module_can_be_imported_first(python: str, module: str) -> None:
-    subprocess.run([python, "-c", f"import openai_cancel.{module}; from openai_cancel import Session"], check=True)
+    subprocess.run(
+        [python, "-c", f"import openai_cancel.{module}; from openai_cancel import Session"], timeout=50, check=True
+    )
 
 
 def test_annotations_can_be_read_at_run_time() -> None:
@@ -68,14 +70,14 @@ import sys, openai_cancel
 unwanted = {"cyclopts", "rich", "openai", "sqlalchemy", "openai_cancel.cli", "openai_cancel.emulator"}
 assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
 """
-    subprocess.run([python, "-c", script], check=True)
+    subprocess.run([python, "-c", script], timeout=50, check=True)
 
 
 def test_imports_point_in_one_direction(python: str, request: pytest.FixtureRequest) -> None:
     """In another process, because the linter turns all loggers off."""
     script = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))"
     done = subprocess.run(
-        [python, "-c", script], cwd=request.config.rootpath, capture_output=True, text=True, check=False
+        [python, "-c", script], cwd=request.config.rootpath, capture_output=True, text=True, timeout=50, check=False
     )
     assert done.returncode == 0, done.stdout
 

@@ -106,7 +106,7 @@ async def stored(database: str) -> Counter[str]:
 async def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url}
     return await asyncio.to_thread(
-        subprocess.run, [COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False
+        subprocess.run, [COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=50, check=False
     )
 
 

@@ -376,6 +376,7 @@ async def test_a_process_that_does_not_trace_does_not_import_opentelemetry(
         [python, "-c", WITHOUT_OPENTELEMETRY, server.base_url, create()],
         capture_output=True,
         text=True,
+        timeout=50,
         check=True,
     )
     assert (done.stdout, done.stderr) == ("cancelled\n", "")

@@ -245,6 +245,7 @@ with Session(api_key="k", base_url="{secure_url}") as session:
             env={"SSL_CERT_FILE": str(authority / "authority.pem")},
             capture_output=True,
             text=True,
+            timeout=50,
             check=False,
         )
         assert (done.stdout, done.stderr) == ("cancelled\n", "")
