@@ -1,5 +1,6 @@
 """The lines of a run: one for each response, about its stop or about the end of its wait."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -90,9 +91,15 @@ class Line(Protocol):
 
 @attrs.frozen
 class StopLine:
-    """The report about the stop of a response. See `Line`."""
+    """The report about the stop of a response. See `Line`.
+
+    Attributes:
+        outcome: the outcome.
+        dry_run: whether the response was only checked, to see what a run would do.
+    """
 
     outcome: Outcome
+    dry_run: bool = False
 
     @property
     def response_id(self) -> str:
@@ -102,7 +109,7 @@ class StopLine:
     @property
     def kind(self) -> Kind:
         """The verdict."""
-        return VERDICTS[self.outcome.verdict]
+        return WOULD_BE_STOPPED if self._would_be_stopped else VERDICTS[self.outcome.verdict]
 
     @property
     def is_good(self) -> bool:
@@ -126,11 +133,15 @@ class StopLine:
     def describe(self) -> str:
         """Return the verdict, the status and the error in words."""
         outcome = self.outcome
-        words = f"{outcome.response_id}  {_title(outcome.verdict)}"
+        words = f"{outcome.response_id}  {self.kind.title}"
         status = outcome.response.status if outcome.response else None
         if status and status != outcome.verdict:
             words += f" ({status})"
         return printable(f"{words}: {outcome.error}" if outcome.error else words)
+
+    @property
+    def _would_be_stopped(self) -> bool:
+        return self.dry_run and self.outcome.verdict is Verdict.STILL_RUNNING
 
 
 @attrs.frozen
@@ -236,9 +247,19 @@ class WaitLine:
         return f" It was not stopped ({outcome.verdict}{f': {outcome.error}' if outcome.error else ''})."
 
 
-def line_of(result: Result) -> Line:
-    """Return the line about a result."""
-    return StopLine(result) if isinstance(result, Outcome) else WaitLine(result)
+def line_of(result: Result, *, dry_run: bool = False) -> Line:
+    """Return the line about a result.
+
+    Args:
+        result: the result.
+        dry_run: whether responses were only checked.
+    """
+    return StopLine(result, dry_run) if isinstance(result, Outcome) else WaitLine(result)
+
+
+def document_of(line: Line, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the JSON document of a line, with the other columns of the input, if any, as its field `input`."""
+    return line.document() | {"input": columns} if columns else line.document()
 
 
 def _title(verdict: Verdict) -> str:
@@ -249,3 +270,6 @@ VERDICTS = {
     verdict: Kind(rank, _title(verdict), VERDICT_STYLES.get(verdict, "yellow")) for rank, verdict in enumerate(Verdict)
 }
 """The category of each verdict."""
+
+WOULD_BE_STOPPED = attrs.evolve(VERDICTS[Verdict.STILL_RUNNING], title="would be stopped", style="yellow")
+"""The category of a response that runs, and that a dry run has only checked."""
