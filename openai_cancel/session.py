@@ -805,7 +805,8 @@ class AsyncSession:
         The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
         requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
         already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
-        that are being waited for are then stopped, unless `on_abandon` is `leave`.
+        that are being waited for are then stopped, unless `on_abandon` is `leave`. If Ctrl-C in a `Session` or a
+        cancellation of the task interrupts the loop, notes of the exception say what became of each response.
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
