@@ -79,6 +79,20 @@ class AsyncSession:
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
+
+    A library that is built on a session changes what it sends and sees through these arguments, and keeps the session
+    in an object of its own. Everything that the session does, a `guard` or `stop_many` included, goes through them:
+
+    - `client_session`: an `aiohttp.ClientSession` with your own middlewares, connector, proxies or TLS. A middleware
+      sees each attempt: https://docs.aiohttp.org/en/stable/client_middleware_cookbook.html.
+    - `trace_configs`: aiohttp's callbacks, to measure requests and connections.
+    - `api_key`: a function, for keys that rotate. `headers` and `query`, for each request.
+    - `clock`: the source of time and chance.
+    - `on_update` and `abandoned` of single calls, to see each state, and to end a block.
+
+    Methods call each other through `caller`, and never through the session: overriding `cancel` in a subclass changes
+    only calls of that `cancel`. For code that makes single calls with their retries, there is the attribute `caller`.
+    For tests, there are `openai_cancel.testing` and `openai_cancel.emulator`.
     """
 
     _caller: Caller
