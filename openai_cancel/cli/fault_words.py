@@ -85,8 +85,6 @@ class _Words:
         cut: Literal["connection", "body"] | None = "body" if "cut-body" in flags else None
         if flags & {"cut", "lost"}:
             cut = "connection"
-            "connection" if flags & {"cut", "lost"} else "body" if "cut-body" in flags else None
-        )
         body, headers = self._answer()
         return Fault(
             on=operation,  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] - it is one of OPERATIONS
