@@ -88,7 +88,8 @@ class AsyncSession:
     - `trace_configs`: aiohttp's callbacks, to measure requests and connections.
     - `api_key`: a function, for keys that rotate. `headers` and `query`, for each request.
     - `clock`: the source of time and chance.
-    - `on_update` and `abandoned` of single calls, to see each state, and to end a block.
+    - `on_outcome`, to learn of each outcome; `on_update` and `abandoned` of single calls, to see each state, and to end
+      a block.
 
     Methods call each other through `caller`, and never through the session: overriding `cancel` in a subclass changes
     only calls of that `cancel`. For code that makes single calls with their retries, there is the attribute `caller`.

@@ -9,6 +9,7 @@ import signal
 import aiohttp
 import pytest
 from conftest import KEY, until
+from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel import AsyncSession
@@ -116,9 +117,11 @@ class TestRequestLog:
         await until(lambda: "GET /v1/responses/x: the client has left before the answer" in caplog.text)
 
 
-async def test_a_wrong_key_and_a_broken_gateway_can_be_tried_without_code(python: str) -> None:
+async def test_a_wrong_key_and_a_broken_gateway_can_be_tried_without_code(
+    python: str, start_process: StartProcess
+) -> None:
     script = "from openai_cancel.cli import main; main()"
-    emulator = await asyncio.create_subprocess_exec(
+    emulator = await start_process(
         python, "-c", script, "emulate", "--port", "0", "--api-key", KEY, "--fault", "cancel:502+html",
         "--log-requests", stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
@@ -126,7 +129,7 @@ async def test_a_wrong_key_and_a_broken_gateway_can_be_tried_without_code(python
     assert key == "OPENAI_API_KEY=..."
     environment = {**os.environ, "OPENAI_BASE_URL": base_url.partition("=")[2]}
     for key, words in ((KEY, b"not_found"), ("wrong", b"forbidden")):
-        stop = await asyncio.create_subprocess_exec(
+        stop = await start_process(
             COMMAND, "stop", "resp_none", env={**environment, "OPENAI_API_KEY": key},
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip

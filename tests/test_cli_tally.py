@@ -94,7 +94,7 @@ def test_each_limit_of_a_wait_has_its_name(limit: str, words: str) -> None:
 
 def test_the_totals_are_the_same_table_with_and_without_a_terminal() -> None:
     tally = Tally(skipped=1000)
-    tally.note(outcome())
+    tally.note(line_of(outcome()))
     console = Console(width=60, file=io.StringIO())
     console.print(tally.table())
     drawn = [line.rstrip() for line in console.file.getvalue().splitlines()]

@@ -135,11 +135,11 @@ class Report:
         self._bad_lines.sum_up(self._rest)
         if self._problems > PROBLEM_LIMIT:
             complain(f"{self._problems - PROBLEM_LIMIT:,} more are not shown: {self._rest}")
-        if self._quiet or self.plain:
-            return
         stream = sys.stderr if self._json else sys.stdout
+        if self._quiet or self.plain or stream is None:
+            return
         try:
-            if stream is not None and stream.isatty():
+            if stream.isatty():
                 (self._errors if self._json else self._console).print(self.tally.table())
             else:
                 write(stream, self.tally.text())
