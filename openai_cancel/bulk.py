@@ -3,9 +3,9 @@
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
 from contextlib import aclosing
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import wait_through_cancellation
@@ -18,6 +18,33 @@ from openai_cancel.updates import OnUpdate
 from openai_cancel.wire import ResponseId
 
 _R = TypeVar("_R")
+
+FATES = 20
+"""The number of responses whose fate the notes of an exception tell one by one."""
+
+
+class Fate(NamedTuple):
+    """What became of a response of a bulk run that was interrupted.
+
+    Attributes:
+        words: it, in words that begin with the id.
+        stopped: whether the response has ended.
+    """
+
+    words: str
+    stopped: bool
+
+
+def add_fates(interruption: asyncio.CancelledError | None, fates: Iterable[Fate]) -> None:
+    """Add notes about responses to an exception, first about those that may still be running."""
+    if interruption is None:
+        return
+    ordered = sorted(fates, key=lambda fate: fate.stopped)
+    for fate in ordered[:FATES]:
+        interruption.add_note(f"openai-cancel: {fate.words}")
+    if rest := ordered[FATES:]:
+        running = sum(not fate.stopped for fate in rest)
+        interruption.add_note(f"openai-cancel: and {len(rest):,} more, {running:,} of which may still be running")
 
 
 def stop_many(
@@ -65,6 +92,7 @@ class Bulk(ABC, Generic[_R]):
         self.caller: Caller = caller.with_pace(pace)
         self.pace: Pace = pace
         self._results: asyncio.Queue[_R | None] = asyncio.Queue()
+        self._fates: dict[str, Fate] = {}  # of the responses that were under way as the consumer left
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
         self._taken = 0  # the number of ids whose result was not consumed yet
         self._room = asyncio.Event()
@@ -86,9 +114,21 @@ class Bulk(ABC, Generic[_R]):
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> _R:
         """Return the result of an id that cannot be sent."""
 
+    @abstractmethod
+    def fate(self, result: _R) -> Fate:
+        """Return what became of a response whose result was not consumed."""
+
+    @abstractmethod
+    def interrupted(self, response_id: str) -> Fate:
+        """Return what became of a response that was being worked on, if nothing else is known."""
+
     async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[_R, None]:
-        """Yield the results. A failure is raised after the results of everything that was started before."""
+        """Yield the results. A failure is raised after the results of everything that was started before.
+
+        If the task is cancelled, notes of the exception say what became of the responses that have no result yet.
+        """
         feeder = asyncio.create_task(self._feed(ids))
+        interruption: asyncio.CancelledError | None = None
         try:
             while (result := await self._results.get()) is not None:
                 yield result
@@ -97,11 +137,25 @@ class Bulk(ABC, Generic[_R]):
             failure, self._failure = self._failure, None  # its traceback would keep this object alive
             if failure:
                 raise failure
+        except asyncio.CancelledError as error:
+            interruption = error
+            raise
         finally:
             self._left = True
             feeder.cancel()
-            if cancellation := await wait_through_cancellation(feeder):
+            cancellation = await wait_through_cancellation(feeder)
+            add_fates(cancellation or interruption, self._fates_of_the_rest())
+            interruption = None  # its traceback refers to this frame
+            if cancellation:
                 raise cancellation
+
+    def _fates_of_the_rest(self) -> Iterator[Fate]:
+        """Yield what became of each response that was taken, and whose result was not yielded."""
+        while not self._results.empty():
+            if (result := self._results.get_nowait()) is not None:
+                yield self.fate(result)
+        for name in self._asked:
+            yield self._fates.get(name) or self.interrupted(name)
 
     def _give_up(self, error: APIConnectionError) -> None:
         """End the run, because the server cannot be reached."""
@@ -153,12 +207,18 @@ class Bulk(ABC, Generic[_R]):
             result = await self.work(name)
         except BaseException as error:
             if self._left:
+                self._note_fate(name, error)
                 raise
             self._failure = self._failure or error  # for example of the key function: no other id would do better
             self._reader.cancel()  # it may be waiting for the source
         else:
             for _ in range(self._asked.pop(name)):
                 self._results.put_nowait(result)
+
+    def _note_fate(self, name: str, error: BaseException) -> None:
+        """Keep what a guard has noted of its response, which was stopped or not as the iteration ended."""
+        for note in getattr(error, "__notes__", ()):
+            self._fates[name] = Fate(note.removeprefix("openai-cancel: "), stopped=" was stopped " in note)
 
 
 class _StopMany(Bulk[Outcome]):
@@ -210,6 +270,14 @@ class _StopMany(Bulk[Outcome]):
         )
         publish(self.caller, outcome, dry_run=self._dry_run)
         return outcome
+
+    def fate(self, result: Outcome) -> Fate:
+        """Return the verdict."""
+        return Fate(f"{result.response_id}: {result.verdict}", result.stopped)
+
+    def interrupted(self, response_id: str) -> Fate:
+        """Return that the stop did not come to its end."""
+        return Fate(f"{response_id} may still be running: its stop was interrupted", stopped=False)
 
 
 async def _each(ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[ResponseId, None]:

@@ -75,6 +75,10 @@ class Caller:
     A call waits for its turn, signs the request, sends it, decodes the answer, notes the result, and decides whether
     to try again.
 
+    It is not made by hand, and a session cannot be given another one: `session.caller` is the session's own, and
+    `with_options` and `with_pace` return copies of it. To see or change requests, give the session a `client_session`
+    with middlewares.
+
     Attributes:
         settings: the settings of the session.
         wire: builds the requests.

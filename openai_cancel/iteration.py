@@ -107,6 +107,7 @@ class BlockingIteration(Generic[_T]):
         self._feed = feed
         self._loop_thread = loop_thread
         self._step: asyncio.Task[_T | None] | None = None
+        self._notes: list[str] = []  # of the cancellation of a step
 
     def run(self) -> Generator[_T, None, None]:
         """Yield what the generator yields, and read what it waits for. Closing this generator closes the other one."""
@@ -118,6 +119,11 @@ class BlockingIteration(Generic[_T]):
                 else:
                     read = None
                     yield cast("_T", item)
+        except BaseException as error:  # for example Ctrl-C
+            for note in self._notes:
+                if note not in getattr(error, "__notes__", ()):
+                    error.add_note(note)
+            raise
         finally:
             with suppress(SessionStateError):  # closing the session has ended it
                 self._loop_thread.run(self._close)
@@ -129,7 +135,7 @@ class BlockingIteration(Generic[_T]):
             feed.put(read)
         step = self._step
         if step is None:
-            step = self._step = asyncio.ensure_future(_next_of(self._source))
+            step = self._step = asyncio.ensure_future(self._next())
             self._loop_thread.adopt(step)
             if feed is not None:
                 step.add_done_callback(feed.wake)
@@ -157,6 +163,9 @@ class BlockingIteration(Generic[_T]):
             await asyncio.gather(step, return_exceptions=True)
         await self._source.aclose()
 
-
-async def _next_of(source: AsyncGenerator[_T, None]) -> _T | None:
-    return await anext(source, None)
+    async def _next(self) -> _T | None:
+        try:
+            return await anext(self._source, None)
+        except asyncio.CancelledError as error:
+            self._notes = getattr(error, "__notes__", [])
+            raise

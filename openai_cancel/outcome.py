@@ -113,7 +113,11 @@ class Outcome(Serializable):
         return self.verdict in STOPPED_VERDICTS or (self.response is not None and self.response.is_terminal)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a JSON document, with the document of the response, and `stopped`."""
+        """Return the attributes as a JSON document, with the document of the response, and `stopped`.
+
+        `pandas.json_normalize([outcome.to_dict() for outcome in outcomes])` is a table with a column for each field,
+        such as `verdict` and `response.usage.total_tokens`.
+        """
         return {
             "response_id": self.response_id,
             "verdict": str(self.verdict),

@@ -22,8 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, which `--strict-markers` requires."""
     config.addinivalue_line(
         "markers",
-        'openai_emulator(dialect="openai", script=None, api_key=None, rate_limit=None, ...): options for the fixture '
-        "openai_emulator, the same as for openai_cancel.emulator.Emulator.",
+        'openai_emulator(dialect="openai", runs_for=60, api_key=None, rate_limit=None, ...): options for the fixture '
+        "openai_emulator, the same as for openai_cancel.emulator.Emulator and its Script.",
     )
 
 
@@ -40,8 +40,8 @@ def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     ```
 
     `OPENAI_BASE_URL` and `OPENAI_API_KEY` point to it during the test, so `AsyncSession()` and `openai.OpenAI()` need
-    no arguments. The marker `openai_emulator` takes the options of `openai_cancel.emulator.Emulator`; the marker
-    closest to the test applies.
+    no arguments. The marker `openai_emulator` takes the options of `openai_cancel.emulator.Emulator` and of its
+    `Script`, such as `runs_for=1`; the marker closest to the test applies.
 
     The server's event loop runs in another thread. Use `add`, `responses`, `faults` and `received` at any time, but
     copy a collection before you iterate over it while requests are in progress.
@@ -49,15 +49,35 @@ def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     from openai_cancel.emulator import Emulator  # imports aiohttp's server, which takes a fifth of a second
 
     marker = request.node.get_closest_marker("openai_emulator")
-    arguments: tuple[Any, ...] = marker.args if marker else ()
-    options: Mapping[str, Any] = marker.kwargs if marker else {}
-    with _running(Emulator(*arguments, **options)) as emulator:
+    if marker and marker.args:
+        pytest.fail(
+            f"openai_emulator takes its options by name, such as dialect='vllm'; got {marker.args[0]!r}.", pytrace=False
+        )
+    options: Mapping[str, Any] = _options(marker.kwargs) if marker else {}
+    with _running(Emulator(**options)) as emulator:
         monkeypatch.setenv("OPENAI_BASE_URL", emulator.base_url)
         monkeypatch.setenv("OPENAI_API_KEY", options.get("api_key") or "any")
         # The lower-case name takes precedence where both are set.
         no_proxy = "no_proxy" if "no_proxy" in os.environ else "NO_PROXY"
         monkeypatch.setenv(no_proxy, options.get("host", "127.0.0.1"), prepend=",")
         yield emulator
+
+
+def _options(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the options of the emulator, with those of its script in a `Script`."""
+    from inspect import signature  # as above
+
+    from openai_cancel.emulator import Emulator, Script
+
+    of_emulator, of_script = signature(Emulator).parameters, signature(Script).parameters
+    if unknown := [name for name in given if name not in of_emulator and name not in of_script]:
+        known = ", ".join([*of_emulator, *of_script])
+        pytest.fail(f"openai_emulator has no option {unknown[0]!r}: choose among {known}.", pytrace=False)
+    options = {name: value for name, value in given.items() if name in of_emulator}
+    script = {name: value for name, value in given.items() if name in of_script}
+    if script and "script" in given:
+        pytest.fail(f"openai_emulator: put {next(iter(script))} into the script, or leave out script=.", pytrace=False)
+    return {**options, "script": Script(**script)} if script else options
 
 
 @contextmanager

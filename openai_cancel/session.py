@@ -78,6 +78,21 @@ class AsyncSession:
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
+
+    A library that is built on a session changes what it sends and sees through these arguments, and keeps the session
+    in an object of its own. Everything that the session does, a `guard` or `stop_many` included, goes through them:
+
+    - `client_session`: an `aiohttp.ClientSession` with your own middlewares, connector, proxies or TLS. A middleware
+      sees each attempt: https://docs.aiohttp.org/en/stable/client_middleware_cookbook.html.
+    - `trace_configs`: aiohttp's callbacks, to measure requests and connections.
+    - `api_key`: a function, for keys that rotate. `headers` and `query`, for each request.
+    - `clock`: the source of time and chance.
+    - `on_outcome`, to learn of each outcome; `on_update` and `abandoned` of single calls, to see each state, and to end
+      a block.
+
+    Methods call each other through `caller`, and never through the session: overriding `cancel` in a subclass changes
+    only calls of that `cancel`. For code that makes single calls with their retries, there is the attribute `caller`.
+    For tests, there are `openai_cancel.testing` and `openai_cancel.emulator`.
     """
 
     _caller: Caller
@@ -806,7 +821,8 @@ class AsyncSession:
         The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
         requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
         already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
-        that are being waited for are then stopped, unless `on_abandon` is `leave`.
+        that are being waited for are then stopped, unless `on_abandon` is `leave`. If Ctrl-C in a `Session` or a
+        cancellation of the task interrupts the loop, notes of the exception say what became of each response.
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.

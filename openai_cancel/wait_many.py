@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from openai_cancel.bulk import Bulk
+from openai_cancel.bulk import Bulk, Fate
 from openai_cancel.caller import Caller
 from openai_cancel.errors import AbandonedError, APIError, InvalidResponseIdError, OpenAICancelError, detached
 from openai_cancel.guard import Guard
@@ -42,7 +42,10 @@ class WaitResult(Serializable):
         return self.error is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes as a JSON document, with the document of the response, and `ended`."""
+        """Return the attributes as a JSON document, with the document of the response, and `ended`.
+
+        For pandas, see `Outcome.to_dict`.
+        """
         return {
             "response_id": self.response_id,
             "ended": self.ended,
@@ -118,3 +121,14 @@ class _WaitMany(Bulk[WaitResult]):
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> WaitResult:
         """Return the result of an id that cannot be sent."""
         return WaitResult(response_id=response_id, response=None, error=error)
+
+    def fate(self, result: WaitResult) -> Fate:
+        """Return the status, or the error."""
+        if result.ended:
+            return Fate(f"{result.response_id} has ended ({result.response and result.response.status})", stopped=True)
+        outcome = getattr(result.error, "outcome", None)
+        return Fate(f"{result.response_id}: {result.error}", stopped=bool(outcome and outcome.stopped))
+
+    def interrupted(self, response_id: str) -> Fate:
+        """Return that nothing has stopped it."""
+        return Fate(f"{response_id} was left running", stopped=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from conftest import KEY, QuickClock, QuickSession, until
+from conftest import KEY, QuickClock, QuickSession, notes, until
 
 from openai_cancel import (
     APIConnectionError,
@@ -478,3 +478,22 @@ class TestBlocking:
 
         with pytest.raises(SessionStateError, match="The session is closed"):
             await asyncio.to_thread(work)
+
+
+async def test_a_cancellation_says_which_responses_may_still_be_running(server: Emulator, create) -> None:
+    running, over = create(), create()
+    server.faults.append(Fault(delay=math.inf))
+    async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+
+        def source() -> Iterator[str]:
+            yield running
+            yield over
+
+        outcomes = session.stop_many(source(), on_update=lambda _: task.cancel())
+        task = asyncio.create_task(collect(outcomes))
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+    assert notes(caught.value) == [
+        f"openai-cancel: {running} may still be running: its stop was interrupted",
+        f"openai-cancel: {over}: cancelled",
+    ]

@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import csv
+import json
 import os
 from collections.abc import Callable
 from contextlib import aclosing
@@ -14,14 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openai_cancel.cli import ids
-from openai_cancel.cli.ids import LINE_LIMIT, BadLine, IdReader, Source
+from openai_cancel.cli.ids import COLUMN_LIMIT, LINE_LIMIT, BadLine, IdReader, Row, Source
 
 
-def read(text: str) -> list[str | BadLine]:
+def rows(text: str) -> list[Row | BadLine]:
     reader = IdReader()
     lines = text.split("\n")
     found = [item for line in (lines if lines[-1] else lines[:-1]) for item in reader.read(line)]
     return [*found, *reader.end()]
+
+
+def read(text: str) -> list[str | BadLine]:
+    """Return the ids without the other columns, and the bad lines."""
+    return [item.response_id if isinstance(item, Row) else item for item in rows(text)]
 
 
 def numbers(text: str) -> list[str | int]:
@@ -56,8 +62,8 @@ class TestPlain:
             ('[["resp_1"]]', "is a list inside a list; write one object or one id per line"),
             ('{"name": "resp_1"}', "has no field id or response_id"),
             ('{"id": 17}', "17 cannot be a response id"),
-            ('{"id": null, "name": 1}', "None cannot be a response id"),
-            ('{"id": ""}', "'' cannot be a response id"),
+            ('{"id": null, "name": 1}', "has no id"),
+            ('{"id": ""}', "has no id"),
         ],
     )
     def test_a_bad_line_does_not_affect_other_lines(self, line: str, words: str) -> None:
@@ -78,6 +84,37 @@ class TestJson:
 
     def test_the_output_of_the_command_can_be_its_input(self) -> None:
         assert read('{"id": "resp_1", "verdict": "unknown", "stopped": false}') == ["resp_1"]
+
+
+class TestColumns:
+    def test_the_other_columns_of_a_table_come_with_the_id(self) -> None:
+        table = "job,response_id, Team ,\n7,resp_1,search,x\n8,,ads,\n9,resp_3,,\n10,resp_4\n"
+        assert rows(table) == [
+            Row("resp_1", {"job": "7", "Team": "search"}),
+            BadLine(3, "has no id", {"job": "8", "Team": "ads"}, is_blank=True),
+            Row("resp_3", {"job": "9"}),
+            Row("resp_4", {"job": "10"}),
+        ]
+
+    def test_the_other_fields_of_a_json_object_come_with_the_id(self) -> None:
+        lines = '{"id": "resp_1", "job": 7, "metadata": {"team": "search"}}\n{"id": null, "job": 8}\n{"job": 9}'
+        assert rows(lines) == [
+            Row("resp_1", {"job": 7, "metadata": {"team": "search"}}),
+            BadLine(2, "has no id", {"job": 8}, is_blank=True),
+            BadLine(3, "has no field id or response_id", {"job": 9}),
+        ]
+
+    def test_long_text_is_cut_and_a_long_json_value_left_out(self) -> None:
+        long = "x" * (COLUMN_LIMIT + 1)
+        assert rows(f"id,text\nresp_1,{long}") == [Row("resp_1", {"text": long[:-1]})]
+        document = json.dumps({"id": "resp_1", "text": long, "list": [long], "short": [1]})
+        assert rows(document) == [Row("resp_1", {"text": long[:-1], "short": [1]})]
+
+    @pytest.mark.parametrize("id", ["", " ", "null"])
+    def test_an_id_that_nobody_has_written_is_blank(self, id: str) -> None:  # noqa: A002
+        (bad,) = rows('{"id": null}' if id == "null" else f"id,x\n{id},1")
+        assert isinstance(bad, BadLine)
+        assert bad.is_blank
 
 
 class TestTable:
@@ -119,7 +156,7 @@ class TestTable:
         monkeypatch.setattr(ids, "RECORD_LIMIT", 3)
         reader = IdReader()
         found = [item for line in ["id,x", 'a,"', "b,1", "c,2", "d,3"] for item in reader.read(line)]
-        assert [item if isinstance(item, str) else item.number for item in found] == [2, "b", "c", "d"]
+        assert [item.number if isinstance(item, BadLine) else item.response_id for item in found] == [2, "b", "c", "d"]
 
     def test_a_field_that_is_too_long_is_a_bad_line(self) -> None:
         assert numbers(f"id,x\nresp_1,{'x' * LINE_LIMIT}x\nresp_2,2\n") == [2, "resp_2"]
@@ -144,10 +181,10 @@ class TestSource:
     @pytest.fixture
     def collect(self) -> Callable[..., object]:
         async def collect(*names: str, files: tuple[object, ...] = (), skip=lambda _: False) -> tuple[list[str], ...]:
-            problems: list[str] = []
-            with Source(names, [str(file) for file in files], complain=problems.append, skip=skip) as source:
+            bad: list[BadLine] = []
+            with Source(names, [str(file) for file in files], complain=bad.append, skip=skip) as source:
                 self.source = source
-                return [name async for name in source.read()], problems
+                return [name async for name in source.read()], [line.describe() for line in bad]
 
         return collect
 

@@ -212,7 +212,7 @@ class TestEntries:
             "ledger", "add", "resp_0", "--file", f"{tmp_path}/ids.txt", "-f", f"{tmp_path}/more.csv", "--ttl", "1h"
         )
         assert (status, out) == (1, "4 recorded\n")
-        assert f"{tmp_path}/more.csv, line 3: '' cannot be a response id" in err
+        assert f"{tmp_path}/more.csv: 1 row has no id: line 3" in err
         piped = await start_process(
             COMMAND, "ledger", "add", "-", "--ttl", "1h", "--label", "job=7", stdin=PIPE, stdout=PIPE, stderr=PIPE
         )

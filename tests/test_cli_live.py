@@ -7,6 +7,7 @@ from outcomes import MISSING, ended, outcome, response
 from rich.console import Console
 from rich.progress import Progress
 
+from openai_cancel.cli.lines import line_of
 from openai_cancel.cli.live import Bar, MakeProgress, Spinner, WaitBar
 from openai_cancel.cli.tally import Tally
 from openai_cancel.cli.watched import Watched
@@ -41,8 +42,8 @@ def draw(make: MakeProgress, tally: Tally, *, width: int = 100, total: int | Non
 class TestBar:
     def show(self, width: int, total: int | None) -> str:
         tally = Tally()
-        tally.note(outcome())
-        tally.note(MISSING)
+        tally.note(line_of(outcome()))
+        tally.note(line_of(MISSING))
         return draw(Bar, tally, width=width, total=total)
 
     def test_a_wide_terminal_shows_every_column(self) -> None:
@@ -116,7 +117,7 @@ class TestWaitBar:
         watched.see(response(id="resp_old", status="queued", created_at=NOW - 3600))
         watched.see(response(id="resp_new", status="in_progress", created_at=NOW))
         times.passed = 90
-        tally.note(ended())
+        tally.note(line_of(ended()))
         picture = draw(partial(WaitBar, watched=watched), tally)
         assert "1/4 ended" in picture
         assert "7 waiting" in picture

@@ -84,7 +84,7 @@ class TestEveryCommand:
                 *("Arguments", "Options", "Files", "Responses that the server lists", "Ledger", "Limits", "Output"),
                 "Connection",
             }, argument.name
-            if argument.name.startswith("-") and argument.hint is not bool:
+            if argument.name.startswith("-") and argument.hint not in {bool, bool | None}:
                 assert argument.parameter.metavar, argument.name
 
     def test_no_value_is_called_by_its_type(self, path: tuple[str, ...]) -> None:

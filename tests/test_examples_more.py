@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,6 @@ from aiohttp.test_utils import TestServer
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from conftest import KEY, until
-from jupyter_client.manager import start_new_async_kernel
 from ledger_database import lapse
 from processes import StartProcess, running_beside
 
@@ -283,29 +281,3 @@ def test_the_example_tests_pass(pytester: pytest.Pytester) -> None:
         "-W", "error", "-p", "no:cacheprovider", EXAMPLES / "pytest_fixture", timeout=30
     )
     result.assert_outcomes(passed=3)
-
-
-async def test_every_cell_of_the_notebook_runs(server: Emulator, create: Callable[..., str]) -> None:
-    running = create()
-    cells = json.loads((EXAMPLES / "notebook.ipynb").read_text())["cells"]
-    manager, client = await start_new_async_kernel()
-    try:
-        shown = []
-        for cell in cells:
-            if cell["cell_type"] == "code":
-                source = "".join(cell["source"]).replace("resp_123", running)
-                messages: deque[dict] = deque()
-                reply = await client.execute_interactive(source, output_hook=messages.append, timeout=20)
-                assert reply["content"]["status"] == "ok", reply["content"]
-                shown += [text for message in messages if (text := text_of(message["content"]))]
-    finally:
-        client.stop_channels()
-        await manager.shutdown_kernel()
-    assert shown[0].startswith(f"Response(id='{running}'")
-    assert shown[1:] == ["cancelled", f"{{'{running}': 'cancelled',\n 'resp_none': 'not_found'}}", "'cancelled'"]
-    assert server.responses[running].cancelled
-
-
-def text_of(content: dict) -> str:
-    """Return the text that a message of the kernel shows, or an empty string."""
-    return content.get("text", content.get("data", {}).get("text/plain", "")).strip()

@@ -21,14 +21,14 @@ from processes import StartProcess
 from terminal import COMMAND
 
 from openai_cancel.cli import json_values
-from openai_cancel.cli.ids import BadLine, IdReader, Source
+from openai_cancel.cli.ids import BadLine, IdReader, Row, Source
 from openai_cancel.emulator import Emulator, Fault
 
 
 def read(text: str) -> list[str | BadLine]:
     reader = IdReader()
-    found = [item for line in text.split("\n") for item in reader.read(line)]
-    return [*found, *reader.end()]
+    found = [*(item for line in text.split("\n") for item in reader.read(line)), *reader.end()]
+    return [item.response_id if isinstance(item, Row) else item for item in found]
 
 
 def numbers(text: str) -> list[str | int]:

@@ -99,6 +99,11 @@ class TestMarkers:
             with pytest.raises(APIStatusError, match="Cannot cancel a synchronous response"):
                 session.cancel(openai_emulator.add(Script(runs_for=0)))
 
+    @pytest.mark.openai_emulator(runs_for=0, says="Done.", dialect="openai")
+    def test_the_marker_takes_options_of_the_script(self, openai_emulator):
+        with Session() as session:
+            assert session.retrieve(openai_emulator.add()).output_text == "Done."
+
     @pytest.mark.openai_emulator(dialect="ogx", api_key="right", script=Script(runs_for=0))
     def test_the_marker_of_the_test_takes_precedence(self, openai_emulator):
         with Session() as session, pytest.raises(ConflictError):
@@ -131,6 +136,18 @@ def test_a_rate_limit_of_zero(openai_emulator): ...
 def test_a_positional_argument(openai_emulator): ...
 
 
+@pytest.mark.openai_emulator(tiemout=3)
+def test_an_unknown_option(openai_emulator): ...
+
+
+@pytest.mark.openai_emulator(runs_for=1, script=None)
+def test_a_script_and_its_options(openai_emulator): ...
+
+
+@pytest.mark.openai_emulator(runs_for=-1)
+def test_a_negative_time(openai_emulator): ...
+
+
 def test_cleanup():
     TAKEN.close()
 """
@@ -156,19 +173,22 @@ def settings(pytester: pytest.Pytester) -> None:
 def test_every_kind_of_test_can_use_the_fixture(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
     pytester.makepyfile(ALL_KINDS)
-    pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=8 - SKIPPED, skipped=SKIPPED)
+    pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=9 - SKIPPED, skipped=SKIPPED)
 
 
 def test_mistakes_in_the_marker_are_reported(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(MISTAKES)
     result = pytester.runpytest_subprocess(timeout=30)
-    result.assert_outcomes(passed=1, errors=4)
+    result.assert_outcomes(passed=1, errors=7)
     result.stdout.fnmatch_lines(
         [
             "E *OSError: *address already in use*",
             "E *no such dialect: 'foo'*",
             "E *rate_limit must be a number of requests per second above 0*",
-            "E *takes 1 positional argument*",
+            "openai_emulator takes its options by name, such as dialect='vllm'; got 'vllm'.",
+            "openai_emulator has no option 'tiemout': choose among host, port, *, queued_for, runs_for, *",
+            "openai_emulator: put runs_for into the script, or leave out script=.",
+            "E *'runs_for' must be a number of seconds, 0 or more; got -1*",
         ]
     )
 

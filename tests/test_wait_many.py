@@ -2,13 +2,15 @@
 
 import asyncio
 import math
+import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
-from conftest import KEY, QuickClock, QuickSession, cancels, hasty_session
+from conftest import KEY, QuickClock, QuickSession, cancels, hasty_session, notes
 
 from openai_cancel import (
     AbandonedError,
@@ -25,8 +27,14 @@ from openai_cancel import (
     WaitTimeoutError,
 )
 from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.pytest_plugin import _running as running_in_thread
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
+
+
+async def async_iterator(names: list[str]) -> AsyncIterator[str]:
+    for name in names:
+        yield name
 
 
 async def collect(results: AsyncIterator[WaitResult]) -> dict[str, WaitResult]:
@@ -115,9 +123,66 @@ class TestAbandonedWaits:
             while len(server.received) < 5:
                 await asyncio.sleep(0.01)
             task.cancel()
-            with pytest.raises(asyncio.CancelledError):
+            with pytest.raises(asyncio.CancelledError) as caught:
                 await task
         assert all(server.responses[name].cancelled for name in running)
+        words = "was stopped (cancelled) when the wait ended"
+        assert sorted(notes(caught.value)) == sorted(f"openai-cancel: {name} {words}" for name in running)
+
+    async def test_a_cancellation_names_first_what_may_still_be_running(self, server, create) -> None:
+        running = [create() for _ in range(30)]
+        async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
+            task = asyncio.create_task(collect(session.wait_many(running)))
+            while len(server.received) < 30:
+                await asyncio.sleep(0.01)
+            server.faults += [Fault(on="cancel", status=403), Fault(on="retrieve", status=403)]
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+        first, *others, last = notes(caught.value)
+        assert "was not stopped (forbidden: 403" in first
+        assert all("was stopped" in note for note in others)
+        assert (len(others), last) == (19, "openai-cancel: and 10 more, 0 of which may still be running")
+
+    async def test_a_cancellation_tells_the_results_that_nobody_has_consumed(self, server, create) -> None:
+        running, over = create(), create(runs_for=0)
+        async with hasty_session(api_key=KEY, base_url=server.base_url) as session:
+
+            def source() -> Iterator[str]:
+                yield running
+                task.cancel()
+                yield ".."
+
+            task = asyncio.create_task(collect(session.wait_many(source(), on_abandon="leave")))
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            refused, left = notes(caught.value)
+            assert left == f"openai-cancel: {running} was left running"
+            assert refused.startswith("openai-cancel: ..: ")
+            task = asyncio.create_task(collect(session.wait_many([over], on_update=lambda _: task.cancel())))
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert notes(caught.value) == [f"openai-cancel: {over} has ended (completed)"]
+
+    @pytest.mark.parametrize("source", [list, iter, async_iterator])
+    def test_ctrl_c_in_a_blocking_loop_says_what_became_of_each(self, source) -> None:
+        with (
+            running_in_thread(Emulator(script=Script(runs_for=math.inf))) as server,
+            Session(api_key=KEY, base_url=server.base_url) as session,
+        ):
+            names = [server.add() for _ in range(3)]
+            seen: set[str] = set()
+
+            def update(response: Response) -> None:
+                seen.add(response.id)
+                if len(seen) == len(names):
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+            with pytest.raises(KeyboardInterrupt) as caught:
+                list(session.wait_many(source(names), on_update=update))
+            assert all(server.responses[name].cancelled for name in names)
+        words = "was stopped (cancelled) when the wait ended"
+        assert sorted(notes(caught.value)) == sorted(f"openai-cancel: {name} {words}" for name in names)
 
     @pytest.mark.parametrize("on_abandon", ["stop", "leave"])
     async def test_a_function_can_end_all_waits_and_each_has_a_result(self, server, create, on_abandon: str) -> None:

@@ -26,6 +26,7 @@ from openai_cancel import (
 )
 from openai_cancel.ledger import BlockingLedger, Entry, Finding, Ledger, Stats
 from openai_cancel.models import FunctionCall, Message, OutputItem, OutputText, Usage
+from openai_cancel.testing import make_error, make_outcome, make_response
 
 
 async def calls_of_the_api(session: AsyncSession, theirs: TheirResponse) -> None:
@@ -202,3 +203,11 @@ def errors(error: APIStatusError | ResponseDecodeError) -> None:
     if isinstance(error, APIStatusError):
         assert_type(error.retry_after, float | None)
         assert_type(error.code, str | int | None)
+
+
+def factories() -> None:
+    assert_type(make_response("queued", response_id="resp_1", model="gpt-5"), Response)
+    assert_type(make_error(503, retry_after=2), APIStatusError)
+    assert_type(make_outcome("not_found", response=None), Outcome)
+    assert_type(make_outcome(Verdict.CANCELLED), Outcome)
+    make_outcome("canceled")  # type: ignore[arg-type]  # no verdict

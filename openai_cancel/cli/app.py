@@ -10,7 +10,7 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError, Group
 
-from openai_cancel.cli import commands, demo
+from openai_cancel.cli import commands, demo, report_log
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.options import OPTIONS
@@ -35,6 +35,7 @@ app: App = App(
 for _command in (commands.stop, commands.status, commands.wait, commands.cancel):
     app.command(_command)
 app.command(commands.list_, name="list")
+app.command(report_log.report)
 app.command(ledger)
 app.command(demo.demo, group=_EMULATED)
 app.command(demo.emulate, group=_EMULATED)

@@ -20,6 +20,7 @@ from openai_cancel.cli.options import (
     RunningOptions,
     RunOptions,
     Seconds,
+    refuse_file,
 )
 from openai_cancel.cli.wait_options import DEFAULT_WAIT, WaitOptions
 
@@ -52,7 +53,7 @@ def stop(
     Args:
         ids: The ids of the responses. - reads them from standard input.
         confirm: Check cancelled responses again after this time, because some servers resume them.
-        dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
+        dry_run: Only check the responses, and cancel none. Shows those that would be stopped.
     """
     running.check(filters, ids, files)
     if running.running:
@@ -108,7 +109,7 @@ def status(
     """
     from openai_cancel.cli.run import stop_responses
 
-    return stop_responses(ids, files, options, connection, dry_run=True)
+    return stop_responses(ids, files, options, connection, is_status=True)
 
 
 def wait(
@@ -157,5 +158,7 @@ def cancel(
         as_json: Print a JSON line for each response.
     """
     from openai_cancel.cli.cancel import cancel_responses
+
+    refuse_file(ids, "openai-cancel stop --file")
 
     return cancel_responses(ids, connection.session(), as_json=as_json)

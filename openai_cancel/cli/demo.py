@@ -1,11 +1,14 @@
 """The commands `demo` and `emulate`, which run the emulated server."""
 
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.cli.options import Duration, Flag, Name
 from openai_cancel.cli.output import print_line
 from openai_cancel.errors import ConfigurationError
@@ -47,12 +50,16 @@ def emulate(
     runs_for: Annotated[float, Duration, Parameter(validator=Number(gte=0))] = 60.0,
     rate_limit: Annotated[float | None, Parameter(validator=Number(gt=0), metavar="N")] = None,
     dialect: Annotated[str, Parameter(validator=_is_dialect, metavar="DIALECT")] = "openai",
+    api_key: Annotated[str | None, Parameter(metavar="KEY")] = None,
+    faults: Annotated[tuple[str, ...], Flag, Parameter("--fault", metavar="FAULT")] = (),
+    log_requests: Annotated[bool, Flag] = False,
 ) -> None:
-    """Run the emulated server until Ctrl-C. It accepts any key.
+    """Run the emulated server until Ctrl-C. It accepts any key, unless one is set.
 
     ```
     openai-cancel emulate --port 8080
     openai-cancel emulate --port 0 --runs-for 5m --dialect vllm
+    openai-cancel emulate --api-key made-up --fault "cancel:503*2" --log-requests
     ```
 
     The metadata of a request can change how its response runs: queued_for, runs_for, becomes (completed, failed or
@@ -62,29 +69,59 @@ def emulate(
     openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey, open_responses_server,
     azure_restarted, method_not_allowed and no_cancel_route.
 
+    A fault strikes the next requests that it fits: [OPERATION:]WHAT[+WHAT][*COUNT], such as cancel:503+retry-after=1*2.
+    The operation is create, retrieve, cancel, delete or list, or left out for any. What happens is a status such as
+    503, a delay such as 2s, retry-after=SECONDS, html (the page of a gateway), hang, cut (no answer), cut-body, or lost
+    (the request takes effect, and its answer is lost).
+
     Args:
         host: The address to listen on.
         port: The port to listen on. 0 picks a free port.
         runs_for: The time that a background response runs.
         rate_limit: Requests per second. The server answers 429 to any more.
         dialect: The server to emulate.
+        api_key: The only key that is accepted. Make one up: other users can see it.
+        faults: A fault, such as cancel:503*2 or retrieve:2s+502+html. Can be repeated.
+        log_requests: Print a line for each request to standard error, without its key.
     """
     import asyncio
 
+    from openai_cancel.cli.fault_words import read_faults
     from openai_cancel.emulator import Emulator, Script
 
+    read = [fault for text in faults for fault in read_faults(text)]
+    if api_key == "":
+        raise UsageError("--api-key must not be empty.")
     script = Script(runs_for=runs_for)
-    emulator = Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect)
+    emulator = Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect, api_key=api_key)
+    emulator.faults += read
     try:
-        asyncio.run(_emulate(emulator))
+        with _logging_requests() if log_requests else nullcontext():
+            asyncio.run(_emulate(emulator, "any" if api_key is None else "..."))
     except (OSError, UnicodeError) as error:  # the latter if the host is not a valid name
         reason = getattr(error, "strerror", error)
         raise ConfigurationError(f"Cannot listen on {host}, port {port}: {reason}.") from error
 
 
-async def _emulate(emulator: "Emulator") -> None:
+@contextmanager
+def _logging_requests() -> Generator[None]:
+    import logging
+
+    logger, handler = logging.getLogger("openai_cancel.emulator"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+async def _emulate(emulator: "Emulator", key: str) -> None:
     import asyncio
 
     async with emulator:
-        print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY=any")
+        print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY={key}")
         await asyncio.Event().wait()

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from functools import partial
 from pathlib import Path
@@ -39,12 +39,31 @@ RECORD_LIMIT = 1000
 ID_LIMIT = 4096
 """The largest number of characters in an id. Real ids have up to 465."""
 
+COLUMN_LIMIT = 1000
+"""The largest number of characters in another column of a row. Longer text is cut, and a longer JSON value left out."""
+
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text
 
 _SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line of a table that Excel reads
 
 csv.field_size_limit(LINE_LIMIT)  # the default is 131,072 characters, and a field may hold a whole document
+
+
+_NO_COLUMNS: Mapping[str, Any] = {}
+
+
+@attrs.frozen
+class Row:
+    """A line with an id.
+
+    Attributes:
+        response_id: the id.
+        columns: the other columns of a table, or the other fields of a JSON object.
+    """
+
+    response_id: str
+    columns: Mapping[str, Any] = _NO_COLUMNS
 
 
 @attrs.frozen
@@ -54,10 +73,21 @@ class BadLine:
     Attributes:
         number: the number of the line, from 1.
         problem: the reason.
+        columns: as for `Row`.
+        is_blank: whether the id is blank: nobody has written one, for example because its job never began.
+        file: the title of its file.
     """
 
     number: int
     problem: str
+    columns: Mapping[str, Any] = _NO_COLUMNS
+    is_blank: bool = False
+    file: str = ""
+
+    def describe(self) -> str:
+        """Return the place and the problem in words."""
+        place = f"{self.file}, line {self.number}:" if self.number else self.file
+        return f"{place} {self.problem}"
 
 
 class IdReader:
@@ -75,9 +105,10 @@ class IdReader:
         self._values = JsonValues()
         self._delimiter = ""
         self._column = -1  # the column of the ids, if the file is a table
+        self._names: list[str] = []  # of all columns
         self._record: list[Line] = []  # the lines of an incomplete record of the table
 
-    def read(self, text: str) -> Iterator[str | BadLine]:
+    def read(self, text: str) -> Iterator[Row | BadLine]:
         """Yield the ids in a line, and in the records of a table that it completes."""
         self._number += 1
         line = self._number, text.removesuffix("\r")
@@ -95,7 +126,7 @@ class IdReader:
             if not self._is_header(line[1]):
                 yield from self._read_line(line)
 
-    def end(self) -> Iterator[str | BadLine]:
+    def end(self) -> Iterator[Row | BadLine]:
         """Yield the ids in what is left at the end of the file."""
         if self._values.is_open:
             yield from self._give_up()
@@ -105,34 +136,35 @@ class IdReader:
     def _is_header(self, text: str) -> bool:
         for delimiter in self._delimiters:
             try:
-                names = [name.strip().lower() for name in next(csv.reader([text], delimiter=delimiter))]
+                titles = [title.strip() for title in next(csv.reader([text], delimiter=delimiter))]
             except csv.Error:  # for example a carriage return in the middle
                 return False
+            names = [title.lower() for title in titles]
             for field in ID_FIELDS:
                 if field in names:
-                    self._delimiter, self._column = delimiter, names.index(field)
+                    self._delimiter, self._column, self._names = delimiter, names.index(field), titles
                     return True
         return False
 
-    def _read_values(self, line: Line) -> Iterator[str | BadLine]:
+    def _read_values(self, line: Line) -> Iterator[Row | BadLine]:
         try:
             for number, text in self._values.read(line):
                 yield self._read_json(number, text)
         except NotJsonError:
             yield from self._give_up()
 
-    def _give_up(self) -> Iterator[str | BadLine]:
+    def _give_up(self) -> Iterator[Row | BadLine]:
         """Report the line where a value begins that does not end, and read the other lines one by one."""
         (number, _), *lines = self._values.give_up()
         yield BadLine(number, "is not JSON")
         for line in lines:
             yield from self._read_line(line)
 
-    def _read_line(self, line: Line) -> Iterator[str | BadLine]:
+    def _read_line(self, line: Line) -> Iterator[Row | BadLine]:
         if _has_content(line[1]):
             yield self._read_plain(line[0], line[1].strip())
 
-    def _read_plain(self, number: int, text: str) -> str | BadLine:
+    def _read_plain(self, number: int, text: str) -> Row | BadLine:
         if text[0] in '{["':
             return self._read_json(number, text)
         text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
@@ -142,7 +174,7 @@ class IdReader:
             return BadLine(number, "contains a space; write one id per line")
         return _checked(number, text)
 
-    def _read_json(self, number: int, text: str) -> str | BadLine:
+    def _read_json(self, number: int, text: str) -> Row | BadLine:
         try:
             document: Any = json.loads(text)
         except (ValueError, RecursionError):
@@ -153,10 +185,11 @@ class IdReader:
             return _checked(number, document)
         for field in ID_FIELDS:
             if field in document:
-                return _checked(number, document[field])
-        return BadLine(number, "has no field id or response_id")
+                found = document.pop(field)
+                return _checked(number, found, _fields(document))
+        return BadLine(number, "has no field id or response_id", _fields(document))
 
-    def _read_table(self, lines: list[Line], line_limit: int) -> Iterator[str | BadLine]:
+    def _read_table(self, lines: list[Line], line_limit: int) -> Iterator[Row | BadLine]:
         while lines:
             self._record.append(lines.pop(0))
             number, first = self._record[0]
@@ -179,10 +212,15 @@ class IdReader:
             if first.strip() and not first.startswith("#"):
                 yield self._read_record(number, cells)
 
-    def _read_record(self, number: int, cells: list[str]) -> str | BadLine:
+    def _read_record(self, number: int, cells: list[str]) -> Row | BadLine:
         if len(cells) <= self._column:
             return BadLine(number, f"has {len(cells)} columns; the id should be in column {self._column + 1}")
-        return _checked(number, cells[self._column].strip())
+        columns = {
+            name: cell[:COLUMN_LIMIT]
+            for place, (name, cell) in enumerate(zip(self._names, cells, strict=False))
+            if place != self._column and name and cell
+        }
+        return _checked(number, cells[self._column].strip(), columns)
 
 
 def _has_content(text: str) -> bool:
@@ -190,10 +228,22 @@ def _has_content(text: str) -> bool:
     return bool(text) and not text.startswith("#")
 
 
-def _checked(number: int, found: object) -> str | BadLine:
+def _checked(number: int, found: object, columns: Mapping[str, Any] = _NO_COLUMNS) -> Row | BadLine:
+    if found is None or (isinstance(found, str) and not found.strip()):
+        return BadLine(number, "has no id", columns, is_blank=True)
     if not isinstance(found, str) or len(found) > ID_LIMIT or not SEGMENT.fullmatch(found) or _UNDECODABLE in found:
-        return BadLine(number, f"{ascii(found)[:80]} cannot be a response id")
-    return found
+        return BadLine(number, f"{ascii(found)[:80]} cannot be a response id", columns)
+    return Row(found, columns)
+
+
+def _fields(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of a JSON object that are not too long."""
+    cut = {name: value[:COLUMN_LIMIT] if isinstance(value, str) else value for name, value in document.items()}
+    return {name: value for name, value in cut.items() if isinstance(value, str) or _is_short(value)}
+
+
+def _is_short(value: object) -> bool:
+    return not isinstance(value, list | dict) or len(json.dumps(value)) <= COLUMN_LIMIT
 
 
 class Source:
@@ -202,8 +252,9 @@ class Source:
     Args:
         ids: the ids that are arguments.
         files: the paths of files. `-` is standard input.
-        complain: called with a message about each bad line.
+        complain: called with each bad line. One with the number 0 is about the whole file.
         skip: called with each id. Returns whether to skip it.
+        see: called with each row of a file before its id is yielded.
 
     Attributes:
         total: the number of arguments and lines, or None while it is not known, as with a pipe.
@@ -221,8 +272,9 @@ class Source:
         ids: Sequence[str],
         files: Sequence[str],
         *,
-        complain: Callable[[str], None],
+        complain: Callable[[BadLine], None],
         skip: Callable[[str], bool],
+        see: Callable[[Row], None] | None = None,
     ) -> None:
         self._ids = ids
         bad = [name for name in ids if not SEGMENT.fullmatch(name)]
@@ -230,6 +282,7 @@ class Source:
             raise ValueError(f"{bad[0]!r} cannot be a response id")
         self._complain = complain
         self._skip = skip
+        self._see = see
         self._ready = asyncio.Event()
         self.ended: bool = False
         self.yielded: int = 0
@@ -289,14 +342,16 @@ class Source:
             self.skipped -= 1
             yield response_id
 
-    def _check(self, name: str, found: Iterator[str | BadLine]) -> Iterator[str]:
+    def _check(self, name: str, found: Iterator[Row | BadLine]) -> Iterator[str]:
         for item in found:
             if self.ended:
                 return
             if isinstance(item, BadLine):
-                self._complain(f"{_title(name)}, line {item.number}: {item.problem}")
-            elif not self._skip(item):
-                yield item
+                self._complain(attrs.evolve(item, file=_title(name)))
+            elif not self._skip(item.response_id):
+                if self._see:
+                    self._see(item)
+                yield item.response_id
 
     async def _lines(self, name: str, file: BinaryIO) -> AsyncGenerator[str, None]:
         decoder: codecs.IncrementalDecoder | None = None
@@ -306,7 +361,8 @@ class Source:
             try:
                 chunk = await self._chunk(file)
             except OSError as error:
-                self._complain(f"{_title(name)} cannot be read to the end: {error.strerror}")
+                problem = f"cannot be read to the end: {error.strerror}"
+                self._complain(BadLine(0, problem, file=_title(name)))
                 return
             if decoder is None:
                 encoding = "utf-16" if chunk.startswith(_UTF16) else "utf-8-sig"

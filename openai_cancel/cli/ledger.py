@@ -39,7 +39,7 @@ from openai_cancel.cli.reconcile_options import DEFAULT_RECONCILE, ReconcileOpti
 from openai_cancel.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from openai_cancel.cli.ids import Source
+    from openai_cancel.cli.ids import BadLine, Source
     from openai_cancel.cli.report import Report
     from openai_cancel.ledger import Entry, Ledger
     from openai_cancel.outcome import Outcome
@@ -122,7 +122,7 @@ def stop(
 
     Args:
         older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
-        dry_run: Only check the responses, and cancel none. Those that would be cancelled are "still running".
+        dry_run: Only check the responses, and cancel none. Shows those that would be stopped.
         confirm: Check cancelled responses again after this time, because some servers resume them.
     """
     labels, state = selection.labels, selection.state
@@ -142,7 +142,7 @@ def stop(
         deadline=options.deadline,
         confirm=confirm,
     )
-    return _run(opened, session, stop_once, options)
+    return _run(opened, session, stop_once, options, dry_run=dry_run)
 
 
 @ledger.command
@@ -189,6 +189,7 @@ def _run(
     every: float | None = None,
     *,
     tells_of_others: bool = False,
+    dry_run: bool = False,
 ) -> int:
     import asyncio  # slow to import, as below: the help does without
 
@@ -196,7 +197,7 @@ def _run(
     from openai_cancel.cli.signals import run_until_signalled
     from openai_cancel.cli.sweeper import speaking
 
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
+    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True, dry_run=dry_run)
     with nullcontext() if every is None else speaking(quiet=options.quiet):
         work = _sweep(opened, session, sweep_once, report, every, tells_of_others=tells_of_others)
         status = asyncio.run(run_until_signalled(work))
@@ -298,28 +299,26 @@ def add(
     """
     import asyncio
 
+    from openai_cancel.cli.bad_lines import BadLines
+
     check_ids(ids, file)
     labels = read_labels(label)
     session, opened = account.session(connection), where.make()
-    bad = 0
-
-    def complain_of_line(problem: str) -> None:
-        nonlocal bad
-        bad += 1
-        complain(problem)
+    bad = BadLines()
 
     async def run(source: "Source") -> int:
         async with opened:
             return await opened.track_many(source.read(), session=session, ttl=ttl, labels=labels)
 
-    with _open_source(ids, file, complain_of_line) as source:
+    with _open_source(ids, file, bad.note) as source:
         count = asyncio.run(run(source))
+    bad.sum_up("the first ones show what is wrong")
     if file:
         print_line(f"{count:,} recorded")
-    return ExitStatus.NOT_STOPPED if bad else ExitStatus.OK
+    return ExitStatus.NOT_STOPPED if bad.count else ExitStatus.OK
 
 
-def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: Callable[[str], None]) -> "Source":
+def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: "Callable[[BadLine], None]") -> "Source":
     from openai_cancel.cli.ids import Source  # it imports asyncio
 
     try:

@@ -1,5 +1,6 @@
 """The lines of a run: one for each response, about its stop or about the end of its wait."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeAlias
 
 import attrs
@@ -94,9 +95,15 @@ class Line(Protocol):
 
 @attrs.frozen
 class StopLine:
-    """The report about the stop of a response. See `Line`."""
+    """The report about the stop of a response. See `Line`.
+
+    Attributes:
+        outcome: the outcome.
+        dry_run: whether the response was only checked, to see what a run would do.
+    """
 
     outcome: Outcome
+    dry_run: bool = False
 
     @property
     def response_id(self) -> str:
@@ -106,7 +113,7 @@ class StopLine:
     @property
     def kind(self) -> Kind:
         """The verdict."""
-        return VERDICTS[self.outcome.verdict]
+        return WOULD_BE_STOPPED if self._would_be_stopped else VERDICTS[self.outcome.verdict]
 
     @property
     def is_good(self) -> bool:
@@ -130,11 +137,15 @@ class StopLine:
     def describe(self) -> str:
         """Return the verdict, the status and the error in words."""
         outcome = self.outcome
-        words = f"{outcome.response_id}  {_title(outcome.verdict)}"
+        words = f"{outcome.response_id}  {self.kind.title}"
         status = outcome.response.status if outcome.response else None
         if status and status != outcome.verdict:
             words += f" ({status})"
         return printable(f"{words}: {outcome.error}" if outcome.error else words)
+
+    @property
+    def _would_be_stopped(self) -> bool:
+        return self.dry_run and self.outcome.verdict is Verdict.STILL_RUNNING
 
 
 @attrs.frozen
@@ -308,11 +319,21 @@ class FindingLine:
         return finding.kind if finding.action is None else f"{finding.kind}, {ACTIONS[finding.action]}"
 
 
-def line_of(result: Result) -> Line:
-    """Return the line about a result."""
+def line_of(result: Result, *, dry_run: bool = False) -> Line:
+    """Return the line about a result.
+
+    Args:
+        result: the result.
+        dry_run: whether responses were only checked.
+    """
     if isinstance(result, Outcome):
-        return StopLine(result)
+        return StopLine(result, dry_run)
     return WaitLine(result) if isinstance(result, WaitResult) else FindingLine(result)
+
+
+def document_of(line: Line, columns: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the JSON document of a line, with the other columns of the input, if any, as its field `input`."""
+    return line.document() | {"input": columns} if columns else line.document()
 
 
 def _title(verdict: Verdict) -> str:
@@ -323,3 +344,6 @@ VERDICTS = {
     verdict: Kind(rank, _title(verdict), VERDICT_STYLES.get(verdict, "yellow")) for rank, verdict in enumerate(Verdict)
 }
 """The category of each verdict."""
+
+WOULD_BE_STOPPED = attrs.evolve(VERDICTS[Verdict.STILL_RUNNING], title="would be stopped", style="yellow")
+"""The category of a response that runs, and that a dry run has only checked."""

@@ -3,7 +3,7 @@
 import errno
 import os
 import stat
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from time import monotonic
@@ -12,8 +12,9 @@ from typing import Any, Self
 
 import orjson
 
-from openai_cancel.cli.documents import to_json
-from openai_cancel.cli.lines import Result, line_of
+from openai_cancel.cli.documents import now, to_json
+from openai_cancel.cli.ids import BadLine
+from openai_cancel.cli.lines import Result, document_of, line_of
 from openai_cancel.cli.output import complain
 
 SYNC_INTERVAL = 1.0
@@ -57,9 +58,18 @@ class Log:
         with self._opened, self._reporting_failure():
             os.fsync(self.file)
 
-    def write(self, result: Result) -> None:
+    def write(self, result: Result, columns: Mapping[str, Any] | None = None) -> None:
+        """Append a line about a response, with the other columns of its input as the field `input`."""
+        self._append(document_of(line_of(result), columns))
+
+    def write_bad_line(self, bad: BadLine) -> None:
+        """Append a line about a line of the input that has no usable id."""
+        document: dict[str, Any] = {"file": bad.file, "line": bad.number, "problem": bad.problem}
+        self._append(document | ({"input": bad.columns} if bad.columns else {}) | {"at": now()})
+
+    def _append(self, document: dict[str, Any]) -> None:
         """Append a line. If that fails, this is reported once, and the run continues."""
-        line = b"\n" * self._partial_line + to_json(line_of(result).document()).encode() + b"\n"
+        line = b"\n" * self._partial_line + to_json(document).encode() + b"\n"
         self._partial_line = True
         with self._reporting_failure():
             if os.write(self.file, line) < len(line):

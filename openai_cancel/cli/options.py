@@ -110,6 +110,9 @@ AsJson = Annotated[bool, Flag, Parameter("--json", group=OUTPUT)]
 Quiet = Annotated[bool, Flag, Parameter(alias="-q", group=OUTPUT)]
 """The option `--quiet`."""
 
+JsonOrText = Annotated[bool | None, Parameter("--json", negative="--no-json", show_default=False, group=OUTPUT)]
+"""The options `--json` and `--no-json`."""
+
 
 @Parameter(name="*", group=LIMITS)
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -119,13 +122,13 @@ class RunOptions:
     Attributes:
         concurrency: The number of responses to handle at once. The rate adapts to the limit of the server.
         deadline: The time that each response may take.
-        as_json: Print a JSON line for each outcome. This is the default if the output is not a terminal.
+        as_json: Print a JSON line for each outcome, the default into a pipe. --no-json: text and totals, as for tee.
         quiet: Print only what goes wrong.
     """
 
     concurrency: Count = 64
     deadline: Seconds = 60.0
-    as_json: AsJson = False
+    as_json: JsonOrText = None
     quiet: Quiet = False
 
 
@@ -139,13 +142,25 @@ class FileOptions:
 
     Attributes:
         file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
-        log: Append a JSON line for each outcome to this file.
+        log: Append a JSON line for each outcome to this file, with the other columns of its row, for `report`.
         resume: Skip the ids that the log shows as stopped.
+        rerun_failed: Take the ids that this log shows as not stopped. It is the --log, too, unless there is another.
     """
 
     file: Files = ()
     log: File | None = None
     resume: Annotated[bool, Flag] = False
+    rerun_failed: File | None = None
+
+    @property
+    def are_given(self) -> bool:
+        """Whether ids come from a file."""
+        return bool(self.file or self.rerun_failed)
+
+    @property
+    def has_log(self) -> bool:
+        """Whether the run has a log."""
+        return bool(self.log or self.rerun_failed)
 
     def check(self, ids: Sequence[str]) -> None:
         """Refuse a run without ids, and one that cannot be resumed.
@@ -153,7 +168,10 @@ class FileOptions:
         Raises:
             UsageError: the options cannot work with these arguments.
         """
-        check_ids(ids, self.file)
+        if self.rerun_failed is None:
+            check_ids(ids, self.file)
+        elif ids or self.file or self.resume:
+            raise UsageError("--rerun-failed takes the ids from a log: leave out ids, --file and --resume.")
         self.check_log()
 
     def check_log(self) -> None:
@@ -266,8 +284,8 @@ class RunningOptions:
             return
         filters.check()
         files.check_log()
-        if ids or files.file:
-            raise UsageError("--running finds the ids itself: leave out ids and --file.")
+        if ids or files.are_given:
+            raise UsageError("--running finds the ids itself: leave out ids and --file, or --rerun-failed.")
         if not filters.conditions and not self.everything:
             raise UsageError("--running requires a condition, such as --older-than 1h, or --all for everybody's.")
         if filters.conditions and self.everything:
@@ -485,10 +503,22 @@ def check_ids(ids: Sequence[str], files: Sequence[str]) -> None:
     """Refuse a run without ids.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none, or one is the path of a file.
     """
     if not ids and not files:
         raise UsageError("No ids: pass ids, or use --file, or - for standard input.")
+    refuse_file(ids, "--file", " For a response with this id, use standard input.")
+
+
+def refuse_file(ids: Sequence[str], option: str, otherwise: str = "") -> None:
+    """Refuse the path of a file among ids: its ids were meant.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name in ids:
+        if os.path.isfile(name):  # noqa: PTH113 - unlike Path, it takes any text
+            raise UsageError(f"{name} is a file: for the ids in it, use {option} {name}.{otherwise}")
 
 
 def check_text(text: str | None, source: str) -> None:

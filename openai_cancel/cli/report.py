@@ -1,13 +1,15 @@
 """The report of a run: its results, its progress on a terminal, and its totals."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from openai_cancel.cli.bad_lines import BadLines
 from openai_cancel.cli.documents import to_json
-from openai_cancel.cli.lines import Line, Result, line_of
+from openai_cancel.cli.ids import BadLine
+from openai_cancel.cli.lines import Line, Result, document_of, line_of
 from openai_cancel.cli.output import complain, discard, print_line, write
 from openai_cancel.cli.tally import Tally
 from openai_cancel.cli.watched import Watched
@@ -22,38 +24,50 @@ PROBLEM_LIMIT = 20
 class Report:
     """The report of the results of a run. What draws is imported when it is needed, because that takes long.
 
+    Results for people and their totals go to standard output. JSON lines go there alone: then the totals go to standard
+    error. What goes wrong, and the progress, always go to standard error.
+
     Args:
-        as_json: print a JSON line for each result. This is the default if standard output is not a terminal.
+        as_json: print a JSON line for each result, or lines for people. None for JSON lines if standard output is not
+            a terminal.
         quiet: print only the responses that did not stop, to standard error.
         show_stopped: print the responses that stopped, too.
         plain: print lines for people also into a pipe, problems to standard error, and no totals.
+        dry_run: whether the run only shows which responses would be stopped.
+        has_log: whether there is a log, which has the problems that are not shown.
         one: the run is about one response, whose status is drawn on a terminal instead of a bar.
         watched: the responses that are being worked on, if their statuses are drawn on a terminal.
 
     Attributes:
         tally: the totals of the run.
         plain: as above.
+        dry_run: as above.
     """
 
     def __init__(
         self,
         *,
-        as_json: bool,
+        as_json: bool | None,
         quiet: bool,
         show_stopped: bool,
         plain: bool = False,
+        dry_run: bool = False,
+        has_log: bool = False,
         one: bool = False,
         watched: Watched | None = None,
     ) -> None:
         self.tally: Tally = Tally()
         self.plain: bool = plain
+        self.dry_run: bool = dry_run
         self._terminal = sys.stdout is not None and sys.stdout.isatty()
-        self._json = as_json or not (quiet or plain or self._terminal)
+        self._json = not (quiet or plain or self._terminal) if as_json is None else as_json
         self._quiet = quiet
         self._show_stopped = show_stopped
         self._one = one
         self._watched = watched
         self._problems = 0
+        self._rest = "the log has all of them" if has_log else "use --log or --json to see all of them"
+        self._bad_lines = BadLines()
         # FORCE_COLOR and TTY_COMPATIBLE make rich treat a file as a terminal.
         draws = sys.stderr is not None and sys.stderr.isatty() and self._errors.is_terminal
         self._draws = draws and not quiet and not (self._json and self._terminal)
@@ -68,7 +82,8 @@ class Report:
     def _console(self) -> "Console":
         from rich.console import Console
 
-        return self._errors if self._draws else Console()
+        # A line on a terminal must not run into the progress.
+        return self._errors if self._draws and self._terminal else Console()
 
     def bar(self, *, total: Callable[[], int | None], under_way: Callable[[], int]) -> AbstractContextManager[object]:
         """Return a context manager that draws the progress, or does nothing if there is no terminal."""
@@ -79,14 +94,14 @@ class Report:
         make = progress_of(self._watched, one=self._one)
         return make(self.tally, self._errors, total=total, under_way=under_way)
 
-    def show(self, result: Result) -> None:
-        """Count a result and print it."""
-        line = line_of(result)
-        self.tally.note(result)
+    def show(self, result: Result, columns: Mapping[str, Any] | None = None) -> None:
+        """Count a result and print it, a JSON line with the other columns of its input."""
+        line = line_of(result, dry_run=self.dry_run)
+        self.tally.note(line)
         if self._watched:
             self._watched.forget(result)
         if self._json:
-            print_line(to_json(line.document()))
+            print_line(to_json(document_of(line, columns)))
         elif not self._is_hidden(line):
             self._print(line)
 
@@ -100,7 +115,8 @@ class Report:
         else:
             from rich.text import Text
 
-            self._console.print(Text(f"openai-cancel: {words}" if is_problem else words), soft_wrap=True)
+            console = self._errors if is_problem else self._console
+            console.print(Text(f"openai-cancel: {words}" if is_problem else words), soft_wrap=True)
 
     def _is_hidden(self, line: Line) -> bool:
         if line.is_good:
@@ -108,20 +124,26 @@ class Report:
         self._problems += not self._show_stopped
         return self._problems > PROBLEM_LIMIT
 
-    def complain_of_line(self, problem: str) -> None:
+    def complain_of_line(self, bad: BadLine) -> None:
         """Count a line without a usable id, and report the problem."""
-        self.tally.bad += 1
-        complain(problem)
+        self.tally.bad += not bad.is_blank
+        self.tally.blank += bad.is_blank
+        self._bad_lines.note(bad)
 
     def sum_up(self) -> None:
-        """Print the totals of the run."""
+        """Print what was not shown, and the totals of the run."""
+        self._bad_lines.sum_up(self._rest)
         if self._problems > PROBLEM_LIMIT:
-            complain(f"{self._problems - PROBLEM_LIMIT:,} more are not shown: use --log or --json to see all of them")
-        if not self._quiet and not self.plain:
-            try:
-                if sys.stderr is not None and sys.stderr.isatty():
-                    self._errors.print(self.tally.table())
-                else:
-                    write(sys.stderr, self.tally.text())
-            except OSError:  # nobody can read it, and the work is done
-                discard(sys.stderr)
+            complain(f"{self._problems - PROBLEM_LIMIT:,} more are not shown: {self._rest}")
+        stream = sys.stderr if self._json else sys.stdout
+        if self._quiet or self.plain or stream is None:
+            return
+        try:
+            if stream.isatty():
+                (self._errors if self._json else self._console).print(self.tally.table())
+            else:
+                write(stream, self.tally.text())
+            if self.dry_run:
+                write(stream, "This was a dry run: nothing was stopped.")
+        except OSError:  # nobody can read it, and the work is done
+            discard(stream)

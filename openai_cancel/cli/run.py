@@ -1,18 +1,20 @@
 """A run of `stop`, `status` or `wait`: any number of ids in, a line for each and an exit status out."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
 from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
-from openai_cancel.cli.ids import Source
-from openai_cancel.cli.lines import Result, line_of
+from openai_cancel.cli.failed import open_failed
+from openai_cancel.cli.ids import BadLine, Row, Source
+from openai_cancel.cli.lines import Kind, Result, line_of
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.options import Connection, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
+from openai_cancel.cli.seen import Seen
 from openai_cancel.cli.signals import handling_signals
 from openai_cancel.cli.watched import Watched
 from openai_cancel.errors import APIConnectionError, AuthenticationError
@@ -36,6 +38,7 @@ def stop_responses(
     *,
     confirm: float | None = None,
     dry_run: bool = False,
+    is_status: bool = False,
 ) -> int:
     """Stop the responses whose ids are arguments or in files, and report their outcomes.
 
@@ -46,6 +49,7 @@ def stop_responses(
         connection: the server and the key.
         confirm: seconds after which a cancelled response is checked again.
         dry_run: only check the responses.
+        is_status: show the state of the responses, and stop none.
 
     Returns:
         The exit status.
@@ -55,11 +59,13 @@ def stop_responses(
         ConfigurationError: a setting is missing or cannot work.
     """
     files.check(ids)
-    watched = Watched() if len(ids) == 1 and not files.file else None
+    watched = Watched() if len(ids) == 1 and not files.are_given else None
     report = Report(
         as_json=options.as_json,
         quiet=options.quiet,
-        show_stopped=not files.file,
+        show_stopped=not files.are_given,
+        dry_run=dry_run,
+        has_log=files.has_log,
         one=watched is not None,
         watched=watched,
     )
@@ -69,7 +75,7 @@ def stop_responses(
         concurrency=options.concurrency,
         deadline=options.deadline,
         confirm=confirm,
-        dry_run=dry_run,
+        dry_run=dry_run or is_status,
         on_update=watched.see if watched else None,
         give_up_after=GIVE_UP_AFTER,
     )
@@ -105,6 +111,8 @@ def handle_responses(
         run, source = _open(opened, ids, files, report, abandon)
         asyncio.run(run.handle_all(source, session, handle_many))
     report.sum_up()
+    if run.was_interrupted and files.has_log and not files.rerun_failed:
+        complain("interrupted: the same command with --resume continues")
     return run.status
 
 
@@ -114,19 +122,25 @@ def open_log(opened: ExitStack, files: FileOptions) -> Log | None:
     Raises:
         UsageError: it cannot be opened.
     """
+    path = files.log or files.rerun_failed
     try:
-        return opened.enter_context(Log(files.log)) if files.log else None
+        return opened.enter_context(Log(path)) if path else None
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
 
 
 def _open(
     opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report, abandon: Abandon | None
-) -> "tuple[Run, Source]":
+) -> "tuple[Run, IdSource]":
+    failed = open_failed(opened, files)  # before the log, which may be the same file, and is made if there is none
     log = open_log(opened, files)
     run = Run(report, log, resume=files.resume, abandon=abandon)
+    opened.callback(run.close)
+    if failed:
+        failed.see = run.see
+        return run, failed
     try:
-        source = Source(ids, files.file, complain=report.complain_of_line, skip=run.skips)
+        source = Source(ids, files.file, complain=run.complain_of_line, skip=run.skips, see=run.see)
         opened.enter_context(source)
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -162,15 +176,25 @@ class Run:
         resume: whether to skip the ids that the log shows as stopped.
         abandon: abandons the responses under way, after Ctrl-C or SIGTERM. Their results must follow soon. None to
             finish them.
+        may_repeat: whether `take_back` may be called, for which the kind of each result is kept in memory.
     """
 
     _source: IdSource
 
     def __init__(
-        self, report: Report, log: Log | None = None, *, resume: bool = False, abandon: Abandon | None = None
+        self,
+        report: Report,
+        log: Log | None = None,
+        *,
+        resume: bool = False,
+        abandon: Abandon | None = None,
+        may_repeat: bool = False,
     ) -> None:
         self._report = report
         self._log = log
+        self._seen = Seen()
+        self._kinds: dict[str, tuple[Kind, bool]] | None = {} if may_repeat else None
+        self._columns: dict[str, Mapping[str, Any]] = {}  # of the responses that are under way
         self._stopped = log.stopped() if log and resume else None
         self._abandon = abandon
         self._worst: int = ExitStatus.OK
@@ -184,11 +208,40 @@ class Run:
         failed = not self._report.tally.all_stopped or (self._log is not None and self._log.failed)
         return max(self._worst, ExitStatus.NOT_STOPPED) if failed else self._worst
 
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether a signal has ended the run."""
+        return bool(self._signal)
+
+    def close(self) -> None:
+        """Remove what the run has written to a temporary file."""
+        self._seen.close()
+
     def skips(self, response_id: str) -> bool:
-        """Count and skip an id that is stopped according to the log."""
+        """Count and skip an id that occurs again, or that is stopped according to the log."""
+        if not self._seen.add(response_id):
+            self._report.tally.repeated += 1
+            return True
         skipped = self._stopped is not None and response_id in self._stopped
         self._report.tally.skipped += skipped
         return skipped
+
+    def see(self, row: Row) -> None:
+        """Remember the other columns of a row until its response has a result."""
+        if row.columns:
+            self._columns[row.response_id] = row.columns
+
+    def complain_of_line(self, bad: BadLine) -> None:
+        """Report and record a line without a usable id."""
+        self._report.complain_of_line(bad)
+        if self._log:
+            self._log.write_bad_line(bad)
+
+    def take_back(self, ids: Sequence[str]) -> None:
+        """Take back the results of responses that are handled once more, so that each counts once."""
+        for response_id in ids:
+            if self._kinds is not None and response_id in self._kinds:
+                self._report.tally.take_back(*self._kinds.pop(response_id))
 
     async def handle_all(
         self, source: IdSource, session: AbstractAsyncContextManager[object], handle_many: HandleMany
@@ -213,11 +266,12 @@ class Run:
 
     def _note(self, result: Result) -> None:
         line = line_of(result)
+        columns = self._columns.pop(line.response_id, None)
         if self._log:
-            self._log.write(result)
-        if line.stopped and self._stopped is not None:
-            self._stopped.add(line.response_id)
-        self._report.show(result)
+            self._log.write(result, columns)
+        self._report.show(result, columns)
+        if self._kinds is not None:
+            self._kinds[line.response_id] = line.kind, line.is_good
         if line.error:
             self._worst = max(self._worst, exit_status(line.error))
         if isinstance(line.error, AuthenticationError) and not self._source.ended:

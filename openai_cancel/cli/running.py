@@ -100,7 +100,9 @@ def stop_running(
     asks = not (running.yes or dry_run)
     if asks and not has_terminal():
         raise UsageError("--running asks before it stops anything: without a terminal, use --yes, or --dry-run first.")
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=False)
+    report = Report(
+        as_json=options.as_json, quiet=options.quiet, show_stopped=False, dry_run=dry_run, has_log=files.has_log
+    )
     session = connection.session(max_connections=options.concurrency + 1)
     stop_many = partial(
         session.stop_many,
@@ -111,7 +113,8 @@ def stop_running(
         give_up_after=GIVE_UP_AFTER,
     )
     with ExitStack() as opened:
-        run = Run(report, open_log(opened, files), resume=files.resume)
+        run = Run(report, open_log(opened, files), resume=files.resume, may_repeat=True)
+        opened.callback(run.close)
         source = RunningSource(partial(filters.select, session), skip=run.skips)
         runner = opened.enter_context(asyncio.Runner())
         runner.run(session.open())
@@ -124,7 +127,9 @@ def stop_running(
                     return source.status(ExitStatus.OK)
                 if not ask(source.found):
                     return source.status(ExitStatus.NOT_STOPPED)
-            for _ in range(ROUNDS):
+            for number in range(ROUNDS):
+                if number:
+                    run.take_back(source.found.ids)
                 # Its second argument is entered and left; the session stays open until the end.
                 runner.run(run.handle_all(source, nullcontext(), stop_many))
                 if dry_run or source.ended or not runner.run(source.look_again()):
@@ -253,7 +258,8 @@ class RunningSource:
             complain(f"{len(names):,} run again although they were stopped")
         self.again = len(names)
         self.found = Findings(names)
-        self.total = self.yielded + self.skipped + len(names)
+        self.total = self.yielded + self.skipped
+        self.yielded -= len(names)
         self._skip = _skips_nothing
         return bool(names)
 

@@ -13,6 +13,7 @@ import attrs
 from rich.console import Console
 from rich.table import Table
 
+from openai_cancel.cli.lines import line_of
 from openai_cancel.cli.live import Bar
 from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.cli.tally import Tally
@@ -183,7 +184,7 @@ async def show_bulk(stage: Stage) -> None:
     with bar if stage.console.is_terminal else nullcontext():
         async with aclosing(stage.session.stop_many(ids)) as outcomes:
             async for outcome in outcomes:
-                tally.note(outcome)
+                tally.note(line_of(outcome))
     stage.console.print(tally.table())
     await stage.pause()
 

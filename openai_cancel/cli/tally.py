@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from openai_cancel.cli.lines import Kind, Result, line_of
+from openai_cancel.cli.lines import Kind, Line
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,14 +21,18 @@ class Tally:
         kinds: the number of results of each kind.
         good: the number of responses for which the run has done what it was asked for.
         skipped: the number of ids that an earlier run has finished.
+        repeated: the number of ids that occurred again, and were handled once.
         bad: the number of lines without a usable id.
+        blank: the number of lines whose id is blank.
         began: the monotonic time at which the run began.
     """
 
     kinds: dict[Kind, int] = attrs.field(factory=dict[Kind, int])
     good: int = 0
     skipped: int = 0
+    repeated: int = 0
     bad: int = 0
+    blank: int = 0
     began: float = attrs.field(factory=monotonic)
 
     @property
@@ -39,20 +43,29 @@ class Tally:
     @property
     def all_stopped(self) -> bool:
         """Whether every response has ended as it should, and every line had a usable id."""
-        return self.good == self.done and not self.bad
+        return self.good == self.done and not self.bad and not self.blank
 
-    def note(self, result: Result) -> None:
+    def note(self, line: Line) -> None:
         """Count a result."""
-        line = line_of(result)
         self.kinds[line.kind] = self.kinds.get(line.kind, 0) + 1
         self.good += line.is_good
+
+    def take_back(self, kind: Kind, is_good: bool) -> None:  # noqa: FBT001 - a pair
+        """Take back a result, because its response is handled once more."""
+        self.kinds[kind] -= 1
+        self.good -= is_good
 
     def counts(self) -> Iterator[tuple[str, int, str]]:
         """Yield the title, the count and the style of everything that occurred."""
         for kind, count in sorted([*self.kinds.items()]):
-            yield kind.title, count, kind.style
+            if count:
+                yield kind.title, count, kind.style
         if self.bad:
             yield "bad lines", self.bad, "red"
+        if self.blank:
+            yield "without an id", self.blank, "yellow"
+        if self.repeated:
+            yield "repeated", self.repeated, "dim"
         if self.skipped:
             yield "stopped earlier", self.skipped, "dim"
 

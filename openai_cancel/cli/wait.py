@@ -58,12 +58,13 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
 
 
 def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, watched: Watched) -> Report:
-    are_arguments = not files.file
+    are_arguments = not files.are_given
     return Report(
         as_json=options.as_json,
         quiet=options.quiet,
         show_stopped=are_arguments,
         plain=are_arguments,
+        has_log=files.has_log,
         one=are_arguments and len(ids) == 1,
         watched=watched,
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from openai_cancel.cli.exit_status import UsageError
-from openai_cancel.cli.options import LIMITS, AsJson, Count, Quiet, Seconds
+from openai_cancel.cli.options import LIMITS, Count, JsonOrText, Quiet, Seconds
 from openai_cancel.errors import ConfigurationError
 
 
@@ -23,7 +23,7 @@ class WaitOptions:
         poll: The longest time between two looks at a response. They are frequent at first.
         on_abandon: What to do with responses that are still running after a time-out or Ctrl-C.
         concurrency: The number of responses to wait for at once.
-        as_json: Print a JSON line for each response. With ids from files, this is the default into a pipe.
+        as_json: Print a JSON line for each response. For files, the default into a pipe. --no-json: text and totals.
         quiet: Print only what goes wrong.
     """
 
@@ -33,7 +33,7 @@ class WaitOptions:
     poll: Seconds = 60.0
     on_abandon: Annotated[Literal["stop", "leave"], Parameter(metavar="WHAT")] = "stop"
     concurrency: Count = 1000
-    as_json: AsJson = False
+    as_json: JsonOrText = None
     quiet: Quiet = False
 
     def check(self) -> None:

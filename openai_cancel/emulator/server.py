@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import logging
 import math
 import re
 import time
@@ -11,6 +12,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import attrs
 from aiohttp import hdrs, web
@@ -36,9 +38,16 @@ from openai_cancel.emulator.work import Script, ScriptError, Work
 
 _REQUEST_ID = web.RequestKey("request_id", str)
 _REPLICA = web.RequestKey("replica", int)
+_FAULT = web.RequestKey("fault", str)
+_CUT = "cut (a fault)"
+
+_LOGGED_PARAMETERS = frozenset({"after", "api-version", "include", "limit", "order", "starting_after", "stream"})
+"""The parameters of a query whose values are logged. Another one could be a key."""
 
 _API = "/{api:v1|openai/v1|openai}/responses"
 """The paths of OpenAI, of Azure's v1 API, and of Azure's dated API versions."""
+
+_log = logging.getLogger("openai_cancel.emulator")
 
 _MAX_BODY = 64 * 2**20
 
@@ -69,6 +78,9 @@ class Emulator:
     ```
 
     Its `base_url` without the `/v1` is an endpoint for `AsyncSession.azure`.
+
+    The logger `openai_cancel.emulator` writes a line for each request (INFO): the method, the path and the status, and
+    never the key.
 
     It runs in the event loop that enters it. Call a blocking `Session` from another thread, or run the emulator with
     `openai-cancel emulate`.
@@ -198,7 +210,17 @@ class Emulator:
         self.received.append(Received(request.method, request.raw_path, headers, await request.read()))
         request[_REQUEST_ID] = f"req_{len(self.received):032x}"
         request[_REPLICA] = next(self._turns)
-        answer = await handler(request)
+        try:
+            answer = await handler(request)
+        except web.HTTPException as error:  # no such path
+            _log.info("%s %s %d", request.method, _shown(request), error.status)
+            raise
+        except asyncio.CancelledError:
+            _log.info("%s %s: the client has left before the answer", request.method, _shown(request))
+            raise
+        fault = request.get(_FAULT, "")
+        said = fault if fault == _CUT else f"{answer.status}{fault}"
+        _log.info("%s %s %s", request.method, _shown(request), said)
         if not answer.prepared:
             answer.headers.setdefault("x-request-id", request[_REQUEST_ID])
         return answer
@@ -217,6 +239,7 @@ class Emulator:
         for fault in self.faults:
             if fault.on in {None, operation}:
                 self.faults.remove(fault)
+                request[_FAULT] = _CUT if fault.raw is not None or fault.cut == "connection" else " (a fault)"
                 return await fault.strike(request, handler)
         return await handler(request)
 
@@ -417,6 +440,16 @@ def _token_bucket(rate_limit: float | None, clock: Callable[[], float]) -> Token
         return None
     check_rate_limit(rate_limit)
     return TokenBucket(rate=rate_limit, updated=clock())
+
+
+def _shown(request: web.Request) -> str:
+    """Return the path and the query of a request, for a log."""
+    path, _, _ = request.raw_path.partition("?")
+    query = "&".join(
+        f"{quote(name)}={quote(value) if name in _LOGGED_PARAMETERS else '***'}"
+        for name, value in request.query.items()
+    )
+    return f"{path}?{query}" if query else path
 
 
 def _masked(key: str) -> str:

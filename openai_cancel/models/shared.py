@@ -57,7 +57,11 @@ class Model(Structured):
         raise attrs.exceptions.FrozenInstanceError
 
     def to_dict(self) -> Any:
-        """Return a copy of the server's document, or for an object made by hand, the fields that are not None."""
+        """Return a copy of the server's document, or for an object made by hand, the fields that are not None.
+
+        `pandas.json_normalize([response.to_dict() for response in responses])` is a table with a column for each field,
+        such as `usage.total_tokens`. `pandas.DataFrame` leaves objects inside of the document as they are.
+        """
         return _load(_dump(self._to_document()))
 
     @property

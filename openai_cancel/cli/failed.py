@@ -1,0 +1,84 @@
+"""The responses that a log shows as not stopped, to be stopped once more."""
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import orjson
+
+from openai_cancel.cli.exit_status import UsageError
+from openai_cancel.cli.ids import Row
+from openai_cancel.cli.last_lines import LastLines, last_lines
+from openai_cancel.cli.options import FileOptions
+
+
+class FailedIds:
+    """The ids whose last line in a log says that they are not stopped, as a `Source` of a run.
+
+    Args:
+        lines: the order, the id, and the other columns of each.
+        total: the number of ids.
+
+    Attributes:
+        total: as above.
+        yielded: the number of ids yielded so far.
+        skipped: 0, because no id is skipped.
+        ended: whether `end` was called.
+        see: called with each row before its id is yielded. To be set before `read` is called.
+    """
+
+    see: Callable[[Row], None]
+
+    def __init__(self, lines: LastLines, total: int) -> None:
+        self.total: int | None = total
+        self.yielded: int = 0
+        self.skipped: int = 0
+        self.ended: bool = False
+        self._lines = lines
+
+    def end(self) -> None:
+        """Yield no more ids."""
+        self.ended = True
+
+    async def read(self) -> AsyncGenerator[str, None]:
+        """Yield the ids, in the order of their last lines."""
+        for _, response_id, columns in self._lines.rows():
+            if self.ended:
+                return
+            self.see(Row(response_id, orjson.loads(columns)))
+            self.yielded += 1
+            yield response_id
+
+
+def open_failed(opened: ExitStack, files: FileOptions) -> FailedIds | None:
+    """Read the ids of --rerun-failed, or return None without it.
+
+    Raises:
+        UsageError: the log cannot be read, or has no line about a response.
+    """
+    if files.rerun_failed is None:
+        return None
+    lines = opened.enter_context(last_lines(3))
+    try:
+        known, failed = _read(lines, files.rerun_failed)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    if not known:
+        raise UsageError(f"{files.rerun_failed} is not the --log of a run: it has no line about a response.")
+    return FailedIds(lines, failed)
+
+
+def _read(lines: LastLines, path: Path) -> tuple[bool, int]:
+    """Return whether the log has any response, and the number of those that are not stopped."""
+    known, failed = False, 0
+    with path.open("rb") as file:
+        for number, document in enumerate(lines.read(file)):
+            response_id, stopped = document.get("id"), document.get("stopped")
+            if not isinstance(response_id, str) or not isinstance(stopped, bool):
+                continue
+            known = True
+            failed -= lines.remove(response_id)
+            if not stopped:
+                lines.put(response_id, (number, response_id, orjson.dumps(document.get("input") or {})))
+                failed += 1
+    return known, failed

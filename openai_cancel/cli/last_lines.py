@@ -1,0 +1,71 @@
+"""The last line of a log about each response, for any number of lines in constant memory."""
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import orjson
+
+from openai_cancel.cli.seen import temporary_database
+
+if TYPE_CHECKING:
+    import sqlite3
+
+
+class LastLines:
+    """Values of the last line about each response, in a temporary file.
+
+    Args:
+        database: a new temporary database.
+        width: the number of values of a line.
+
+    Attributes:
+        skipped: the number of lines that are not JSON, such as one that a killed run has left unfinished.
+    """
+
+    def __init__(self, database: "sqlite3.Connection", width: int) -> None:
+        self.skipped: int = 0
+        self._database = database
+        self._columns = [f"c{number}" for number in range(width)]
+        database.execute(f"CREATE TABLE lines (key TEXT PRIMARY KEY, {', '.join(self._columns)}) WITHOUT ROWID").close()
+        self._insert = f"INSERT OR REPLACE INTO lines VALUES (?{', ?' * width})"  # noqa: S608 - question marks
+
+    def read(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
+        """Yield the documents of a log."""
+        for line in file:
+            try:
+                document: Any = orjson.loads(line)
+            except ValueError:
+                self.skipped += bool(line.strip())
+                continue
+            if isinstance(document, dict):
+                yield document
+
+    def put(self, key: str, values: Iterable[object]) -> None:
+        """Replace the values of a response."""
+        self._database.execute(self._insert, (key, *values)).close()
+
+    def remove(self, key: str) -> int:
+        """Remove the values of a response, and return 1 if there were any, else 0."""
+        with closing(self._database.execute("DELETE FROM lines WHERE key = ?", (key,))) as removed:
+            return removed.rowcount
+
+    def rows(self) -> Iterator[Sequence[Any]]:
+        """Yield the values of each response, sorted by them."""
+        columns = ", ".join(self._columns)
+        with closing(self._database.execute(f"SELECT {columns} FROM lines ORDER BY {columns}")) as rows:  # noqa: S608
+            yield from rows
+
+    def groups(self) -> Iterator[Sequence[Any]]:
+        """Yield each combination of values and the number of responses that have it, sorted by the values."""
+        columns = ", ".join(self._columns)
+        query = f"SELECT {columns}, count(*) FROM lines GROUP BY {columns} ORDER BY {columns}"  # noqa: S608 - our names
+        with closing(self._database.execute(query)) as rows:
+            yield from rows
+
+
+@contextmanager
+def last_lines(width: int) -> Generator[LastLines]:
+    """Make a `LastLines` that ends with the block."""
+    with closing(temporary_database()) as database:
+        yield LastLines(database, width)

@@ -1,0 +1,42 @@
+"""The ids that have occurred in a run, and the temporary file that holds them."""
+
+import sqlite3
+
+import pytest
+
+from openai_cancel.cli import seen as seen_module
+from openai_cancel.cli.seen import Seen, temporary_database
+
+
+def test_an_id_is_new_once() -> None:
+    seen = Seen()
+    assert [seen.add(name) for name in ["a", "b", "a"]] == [True, True, False]
+    seen.close()
+
+
+def test_many_ids_are_kept_in_a_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seen_module, "IN_MEMORY", 2)
+    seen = Seen()
+    names = ["a", "b", "c", "é/+", "c", "a", "é/+", "d"]
+    assert [seen.add(name) for name in names] == [True, True, True, True, False, False, False, True]
+    seen.close()
+
+
+def test_if_the_file_fails_ids_count_as_new(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(seen_module, "IN_MEMORY", 1)
+    small = temporary_database()
+    small.execute("PRAGMA max_page_count=2")
+    monkeypatch.setattr(seen_module, "temporary_database", lambda: small)
+    seen = Seen()
+    assert seen.add("a")
+    for number in range(2):
+        assert all(seen.add(f"{name}{'x' * 1000}") for name in range(10 * number, 10 * number + 10))
+    assert seen.add("y")
+    assert seen.add("y")
+    assert not seen.add("a")
+    seen.close()
+    assert capsys.readouterr().err == (
+        "openai-cancel: ids that occur again are not recognized any more: database or disk is full\n"
+    )
+    with pytest.raises(sqlite3.ProgrammingError):
+        small.execute("SELECT 1")  # it is closed
