@@ -37,7 +37,8 @@ client, but not its time-outs or its transport.
 
 Connection errors, time-outs, 408, 429 and 5xx are retried, with growing random waits, or as `retry-after` asks. An
 `x-should-retry` header takes precedence. Not retried are 409, which here means "cannot be cancelled", 501, a used-up
-quota, and an untrusted certificate.
+quota, and an untrusted certificate. Retrying the wrong error wastes a minute. Not retrying the right one leaves paid
+work running.
 
 # Questions about cancelling
 
@@ -76,13 +77,13 @@ key is in no attribute. The query is, so put no secrets there.
 
 These properties are tested:
 
-- The key is sent only to the host of `base_url`. Redirects are not followed, and `~/.netrc` does not replace the key. A
-  proxy does not see the key of an https server.
+- The key is sent only to the host of `base_url`. `~/.netrc` does not replace it, and a proxy does not see the key of an
+  https server. Redirects are not followed: one would also turn the POST into a GET, whose answer looks like a success.
 - The key appears in no URL, repr, log line, error, pickle or ledger row, and in no local variable of this package in a
   traceback. If a server repeats the key in an error, it is replaced by `***`.
 - If the key would travel to another machine over plain http, an `InsecureTransportWarning` says so.
-- An id is always one segment of the path, whatever it contains. Ids, headers and query values cannot inject anything
-  into a request.
+- An id is always one segment of the path, also if it contains slashes, as some do. Ids, headers and query values cannot
+  inject anything into a request.
 - Certificates are verified. An untrusted certificate is a final error.
 - A server can make a call fail, and nothing worse. The size of bodies is limited, also after decompression, and so is
   the time. Data that arrives on an idle connection is not taken for the answer to the next request.
