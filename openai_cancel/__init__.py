@@ -1,13 +1,14 @@
 """Stop background responses of the OpenAI Responses API, on any server that speaks it.
 
-The calls of `AsyncSession`, from simple to safe. `Session` has the same calls, blocking.
+The calls, from simple to safe. `Session` has the same calls as `AsyncSession`, blocking.
 
-- `cancel` and `retrieve` call the API as it is documented. They return a `Response` or raise.
-- `stop` makes sure that a response no longer runs, and returns an `Outcome`.
-- `guard` stops responses when a block is left by an exception. It takes ids, and clients of the openai package. `wait`
-  waits until a response ends, and stops it if the wait ends early.
-- `stop_many` and `wait_many` take any number of ids. `running` finds responses without ids, on servers that list them.
-- `watch` records what a client creates in a database, so that a sweep can stop it if the process dies.
+- `AsyncSession.cancel` and `AsyncSession.retrieve` call the API as it is documented. They return a `Response` or raise.
+- `AsyncSession.stop` makes sure that a response no longer runs, and returns an `Outcome`.
+- `AsyncSession.guard` stops responses when a block is left by an exception. It takes ids, and clients of the openai
+  package. `AsyncSession.wait` waits until a response ends, and stops it if the wait ends early.
+- `AsyncSession.stop_many` and `AsyncSession.wait_many` take any number of ids. `AsyncSession.running` finds responses
+  without ids, on servers that list them.
+- `AsyncSession.watch` records in a database what a client creates, so that a sweep can stop it if the process dies.
 
 Wherever an id is taken, an object with an `.id` is, too, such as a response of this package or of openai.
 

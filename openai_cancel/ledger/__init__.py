@@ -112,8 +112,8 @@ the sources, measures it.
 
 # Deployment
 
-Run a sweep somewhere, at any time, on any number of hosts. For systemd, this service goes together with a timer that
-has `OnActiveSec=0`, `OnUnitActiveSec=30s` and `AccuracySec=1s`:
+Run sweeps on one or more hosts. For systemd, this service goes together with a timer that has `OnActiveSec=0`,
+`OnUnitActiveSec=30s` and `AccuracySec=1s`:
 
 ```ini
 [Service]
