@@ -40,12 +40,12 @@ class Block:
 def texts() -> Iterator[tuple[str, str]]:
     """Yield each page and each docstring, after the name of its source."""
     for page in PAGES:
-        yield str(page.relative_to(ROOT)), page.read_text()
+        yield page.relative_to(ROOT).as_posix(), page.read_text()
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                name = str(path.relative_to(PACKAGE)) + f" {getattr(node, 'name', '')}".rstrip()
-                yield name, ast.get_docstring(node) or ""
+                name = f"{path.relative_to(PACKAGE).as_posix()} {getattr(node, 'name', '')}"
+                yield name.rstrip(), ast.get_docstring(node) or ""
 
 
 def read_blocks() -> list[Block]:

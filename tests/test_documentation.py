@@ -124,9 +124,10 @@ async def test_a_fragment_of_a_docstring_runs_where_it_stands(
             ):
                 names |= {"client": client, "agent": Agent(client), "ledger": opened, "session": session}
                 await run_fragment(text, names)
-        is_stopped = re.search(r"\.(cancel|stop|stop_many)\((ids|\"resp_123\")\)", block.text) is not None
-        assert (server.responses[running].cancelled is not None) is is_stopped
-        assert (running in capsys.readouterr().out) is ("stop_many" in block.text)
+        if re.search(r"\.(cancel|stop|stop_many)\((ids|response_id|\"resp_123\")\)", block.text):
+            assert server.responses[running].cancelled
+        if "stop_many" in block.text:
+            assert running in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("block", IN_A_TEST, ids=str)
