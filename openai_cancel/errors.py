@@ -1,5 +1,6 @@
 """The exceptions of this package.
 
+```text
 OpenAICancelError
  ├─ ConfigurationError          refused before anything was sent: keys, URLs, headers, time-outs
  │   └─ InvalidResponseIdError  (also ValueError)
@@ -19,14 +20,18 @@ OpenAICancelError
  │   │   └─ InternalServerError       other 5xx
  │   ├─ ResponseDecodeError     the server reported success, but the body is not a response
  │   └─ ListingError            the server's list of responses cannot be read to its end
- ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time; see `openai_cancel.wait`
+ ├─ WaitTimeoutError            (also TimeoutError) the response did not end in time
  ├─ AbandonedError              nobody waits for a block any more, for example because its client has disconnected
  └─ LedgerError                 the ledger's database failed or does not answer
      └─ LeaseTakenError         another process has stopped a guarded response
+```
 
 The names are those of the official SDK where it has one. The base class is not called `CancelError`, so that nothing
-here is mistaken for `asyncio.CancelledError`. All exceptions can be pickled, and none contains a key.
-`InsecureTransportWarning` is a warning.
+here is mistaken for `asyncio.CancelledError`. `InsecureTransportWarning` is a warning.
+
+Servers report errors in many forms. All of them become attributes of an `APIStatusError`: `status`, `code`, `type`,
+`param`, `message`, `request_id`, `headers`, `body` and `retry_after`. Every error also has `attempts`, the number of
+attempts of the failed call. All exceptions can be pickled, and none contains a key.
 """
 
 import re

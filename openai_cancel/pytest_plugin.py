@@ -35,7 +35,8 @@ def openai_emulator(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     @pytest.mark.openai_emulator(dialect="vllm")
     def test_nothing_is_left_running(openai_emulator):
         running = openai_emulator.add()
-        ...
+        with Session() as session:
+            session.stop(running)  # in place of your own code
         assert openai_emulator.responses[running].cancelled
     ```
 

@@ -73,7 +73,8 @@ class AsyncSession:
             the event loop and should not block. An async one is waited for, but no longer than a second, in addition to
             a deadline or `grace`; it goes on meanwhile, and is cancelled after 10 seconds, or a second after the
             session begins to close. Its exceptions are logged and change nothing.
-        client_session: an `aiohttp.ClientSession` for the requests. It is never closed here.
+        client_session: an `aiohttp.ClientSession` for the requests, for example with your own proxies, certificates or
+            middlewares. It is never closed here.
         clock: the source of time and chance, for tests.
 
     Raises:
@@ -737,11 +738,12 @@ class AsyncSession:
                 counts also before a restart of the process, by the clock of the database.
             poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
                 longer one, up to this.
-            stream: whether to follow the events of the response (`GET …?stream=true`), as far as the server streams
-                them, to notice its end at once. A stream that was cut is resumed. While events come, nothing else is
-                requested; while none come, it looks at the usual intervals from 8 seconds on. A server that does not
-                stream this response is polled. A stream takes a connection: at most half of them are used for streams,
-                and further waits poll. Events are progress for `stalled_timeout`.
+            stream: whether to follow the events of the response (`GET …?stream=true`), to notice its end at once,
+                usually with two requests. A stream that was cut is resumed. While no events come, it looks at the usual
+                intervals from 8 seconds on, because a connection can die without a sign. A last look checks the end
+                that events report. A server that does not stream this response is polled; OpenAI and Azure stream those
+                that were created with `stream=True`. A stream takes a connection: at most half of them are used for
+                streams, and further waits poll. Events are progress for `stalled_timeout`.
             on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
                 one, and with those that events carry, of which it may miss all but the last. Its exceptions are logged
                 and do not end the wait.

@@ -364,7 +364,7 @@ class Session:
         """
         headers, query = hidden(headers), hidden(query)
         guard = self._session.guard(
-            *guarded,
+            *tuple(guarded),  # of a `*guarded` that is passed on as it is, Jedi shows nothing
             grace=grace,
             poll=poll,
             on_exit=on_exit,
@@ -395,7 +395,12 @@ class Session:
         """
         headers, query = hidden(headers), hidden(query)
         watch = self._loop_thread.run(
-            self._session.begin_watch, *clients, grace=grace, max_retries=max_retries, headers=headers, query=query
+            self._session.begin_watch,
+            *tuple(clients),  # as for `guard`
+            grace=grace,
+            max_retries=max_retries,
+            headers=headers,
+            query=query,
         )
         return BlockingWatch(watch, self._loop_thread, self)
 

@@ -84,13 +84,14 @@ class QuickSession(AsyncSession):
 
 @asynccontextmanager
 async def emulated(
-    dialect: str | Dialect, *, key: str = KEY, **options: Any
+    dialect: str | Dialect, *, key: str = KEY, replicas: int = 1, **options: Any
 ) -> AsyncIterator[tuple[Emulator, QuickSession]]:
     """Run an emulator with a dialect, whose cancel takes no real time, and a session with the same clock."""
     clock = QuickClock()
     replies = DIALECTS[dialect] if isinstance(dialect, str) else dialect
+    replies = attrs.evolve(replies, cancel_takes=0)
     async with (
-        Emulator(api_key=KEY, dialect=attrs.evolve(replies, cancel_takes=0), clock=clock.monotonic) as server,
+        Emulator(api_key=KEY, dialect=replies, replicas=replicas, clock=clock.monotonic) as server,
         QuickSession(api_key=key, base_url=server.base_url, clock=clock, **options) as session,
     ):
         yield server, session

@@ -1,4 +1,4 @@
-"""Editors and notebooks offer every keyword of every public call.
+"""Editors and notebooks offer every keyword of every public call, and show its signature and its documentation.
 
 Jedi completes in notebooks and in many editors, pyright in VS Code. The tests with pyright need the group `lint`.
 """
@@ -18,44 +18,90 @@ import pytest
 from jedi.api.environment import InterpreterEnvironment
 from processes import running_beside
 
-from openai_cancel import AsyncSession, Session
-from openai_cancel.emulator import Emulator, Fault, Script
-from openai_cancel.ledger import BlockingLedger, Ledger
+import openai_cancel
+from openai_cancel import (
+    AsyncSession,
+    BlockingWatch,
+    Clock,
+    Guard,
+    Outcome,
+    Response,
+    Session,
+    WaitResult,
+    Watch,
+)
+from openai_cancel.emulator import Dialect, Emulator, Fault, List, Received, Reply, Script, Work
+from openai_cancel.ledger import BlockingLedger, Entry, Ledger
 
 pytestmark = pytest.mark.slow
 
 PREAMBLE = """
-from openai_cancel import AsyncSession, Session
-from openai_cancel.emulator import Emulator, Fault, Script
+import openai
+from openai_cancel import AsyncSession, Clock, Session
+from openai_cancel.emulator import Dialect, Emulator, Fault, List, Reply, Script
 from openai_cancel.ledger import Ledger
 asynchronous = AsyncSession()
 blocking = Session()
 ledger = Ledger("sqlite:///ledger.db")
 emulator = Emulator()
+clock = Clock()
+client = openai.OpenAI()
+outcome = blocking.stop("resp_123")
+response = blocking.cancel("resp_123")
+watch = asynchronous.watch(client)
+blocking_watch = blocking.watch(client)
+with blocking.guard(client) as guard:
+    ...
+for result in blocking.wait_many(["resp_123"]):
+    ...
+for running in blocking.running():
+    ...
+for entry in blocking.ledger.entries():
+    ...
+for received in emulator.received:
+    ...
+work = emulator.responses["resp_123"]
 """
 
+OBJECTS: dict[str, type] = {
+    "asynchronous": AsyncSession,
+    "blocking": Session,
+    "ledger": Ledger,
+    "blocking.ledger": BlockingLedger,
+    "emulator": Emulator,
+    "clock": Clock,
+    "outcome": Outcome,
+    "response": Response,
+    "running": Response,
+    "watch": Watch,
+    "blocking_watch": BlockingWatch,
+    "guard": Guard,
+    "result": WaitResult,
+    "entry": Entry,
+    "received": Received,
+    "work": Work,
+}
+"""The public objects that have methods or attributes, by their name in the code above."""
+
+CLASSES: dict[str, type] = {
+    cls.__name__: cls for cls in (AsyncSession, Session, Ledger, Emulator, Script, Fault, Dialect, List, Reply, Clock)
+}
+
+
+def methods(cls: type) -> dict[str, Callable[..., Any]]:
+    """Return the public methods of a class, class methods included, and those of its bases in this package."""
+    members = inspect.getmembers(cls, lambda member: inspect.isfunction(member) or inspect.ismethod(member))
+    return {name: method for name, method in members if not name.startswith("_")}
+
+
 CALLS: dict[str, Callable[..., Any]] = {
-    "AsyncSession": AsyncSession,
-    "AsyncSession.azure": AsyncSession.azure,
-    "AsyncSession.from_openai": AsyncSession.from_openai,
-    "Session": Session,
-    "Session.azure": Session.azure,
-    "Session.from_openai": Session.from_openai,
-    "Ledger": Ledger,
-    "Emulator": Emulator,
-    "Script": Script,
-    "Fault": Fault,
+    **CLASSES,
     **{
-        f"{name}.{call}": getattr(cls, call)
-        for name, cls in {"asynchronous": AsyncSession, "blocking": Session}.items()
-        for call in ("cancel", "retrieve", "stop", "guard", "watch", "wait", "wait_many", "stop_many", "running")
+        f"{cls.__name__}.{call}": getattr(cls, call)
+        for cls in (AsyncSession, Session)
+        for call in ("azure", "from_openai")
     },
-    **{
-        f"{name}.{call}": getattr(cls, call)
-        for name, cls in {"ledger": Ledger, "blocking.ledger": BlockingLedger}.items()
-        for call in ("track", "track_many", "release", "entries", "purge", "sweep", "stop")
-    },
-    "emulator.add": Emulator.add,
+    **{f"{name}.{call}": method for name, cls in OBJECTS.items() for call, method in methods(cls).items()},
 }
 
 
@@ -66,20 +112,67 @@ def keywords(call: Callable[..., Any]) -> set[str]:
     return {parameter.name for parameter in parameters if parameter.kind in by_keyword} - {"self"}
 
 
-def test_every_public_call_of_a_session_is_asked_for() -> None:
-    for name, cls in {"asynchronous": AsyncSession, "blocking": Session}.items():
-        public = {call for call, value in vars(cls).items() if inspect.isfunction(value) and not call.startswith("_")}
-        assert public - {"open", "close", "identify", "load_account"} == {
-            call.split(".")[1] for call in CALLS if re.match(rf"{name}\.\w+$", call)
-        }
+def parameters(call: Callable[..., Any]) -> set[str]:
+    """The names of all arguments."""
+    return {*inspect.signature(call).parameters} - {"self"}
+
+
+def attributes(cls: type) -> set[str]:
+    """The public attributes of a class: its methods, its properties, and the fields of a class made by attrs."""
+    fields = {field.name for field in getattr(cls, "__attrs_attrs__", ()) if not field.name.startswith("_")}
+    return fields | {name for name in dir(cls) if not name.startswith("_")}
+
+
+def first_sentence(call: Callable[..., Any]) -> str:
+    return inspect.getdoc(call).splitlines()[0]
+
+
+def test_every_public_class_with_methods_is_asked_for() -> None:
+    """Except for exceptions."""
+    modules = (openai_cancel, openai_cancel.emulator, openai_cancel.ledger)
+    exported = [getattr(module, name) for module in modules for name in module.__all__]
+    classes = {each for each in exported if inspect.isclass(each) and methods(each)}
+    exceptions = {each for each in classes if issubclass(each, BaseException)}
+    assert classes - exceptions == {*OBJECTS.values(), *CLASSES.values()} & classes
+    assert len(CALLS) > 80
+
+
+NOTEBOOK = "\n".join([PREAMBLE, *[f"{call}()" for call in CALLS], *[f"{name}.attribute" for name in OBJECTS]])
+"""Each call and each object once, because editors analyze a file only once."""
+
+
+def place(text: str, end: str) -> tuple[int, int]:
+    """Return the line, from 0, and the column after a text of the notebook, which is followed by some end."""
+    line = NOTEBOOK.split("\n").index(f"{text}{end}")
+    return line, len(text)
+
+
+@pytest.fixture(scope="module")
+def notebook() -> jedi.Script:
+    return jedi.Script(
+        NOTEBOOK, environment=InterpreterEnvironment()
+    )  # its own would be another process, for all tests
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_jedi_offers_every_keyword(call: str) -> None:
-    # Its own environment would be another process, for all tests.
-    script = jedi.Script(f"{PREAMBLE}\n{call}(", environment=InterpreterEnvironment())
-    completions = script.complete()
-    assert keywords(CALLS[call]) <= {found.name.removesuffix("=") for found in completions}
+def test_jedi_offers_every_keyword(notebook: jedi.Script, call: str) -> None:
+    line, column = place(f"{call}(", ")")
+    assert keywords(CALLS[call]) <= {found.name.removesuffix("=") for found in notebook.complete(line + 1, column)}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_jedi_offers_every_attribute(notebook: jedi.Script, name: str) -> None:
+    line, column = place(f"{name}.", "attribute")
+    assert attributes(OBJECTS[name]) <= {found.name for found in notebook.complete(line + 1, column)}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_jedi_shows_the_signature_and_the_documentation(notebook: jedi.Script, call: str) -> None:
+    line, column = place(call, "()")
+    (shown,) = (found.docstring() for found in notebook.help(line + 1, column - 1))
+    signature, _, documentation = shown.partition("\n\n")
+    assert {name for name in parameters(CALLS[call]) if not re.search(rf"\b{name}\b", signature)} == set()
+    assert documentation.startswith(first_sentence(CALLS[call]))
 
 
 class LanguageServer:
@@ -128,37 +221,56 @@ class LanguageServer:
         return json.loads(self._process.stdout.read(length))
 
 
+class Editor:
+    """An editor with the notebook, which asks pyright."""
+
+    def __init__(self, server: LanguageServer, root: Path) -> None:
+        self._server = server
+        self._uri = (root / "notebook.py").as_uri()
+        document = {"uri": self._uri, "languageId": "python", "version": 0, "text": NOTEBOOK}
+        server.tell("textDocument/didOpen", {"textDocument": document})
+
+    def complete(self, line: int, column: int) -> set[str]:
+        """Return what may come at a place."""
+        return {item["label"].removesuffix("=") for item in self._ask("completion", line, column)["items"]}
+
+    def hover(self, line: int, column: int) -> str:
+        """Return what is shown over a place."""
+        return self._ask("hover", line, column)["contents"]["value"]
+
+    def _ask(self, method: str, line: int, column: int) -> Any:
+        at = {"textDocument": {"uri": self._uri}, "position": {"line": line, "character": column}}
+        return self._server.ask(f"textDocument/{method}", at)
+
+
 @pytest.fixture(scope="module")
-def pyright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], set[str]]]:
-    """Complete what comes after a text, with pyright."""
+def pyright(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Editor]:
     command = Path(sys.executable).with_name("pyright-langserver")
     if not command.exists() or shutil.which("node") is None:
         pytest.skip("needs pyright: pip install --group lint")
     root = tmp_path_factory.mktemp("completion")
     with running_beside([str(command), "--stdio"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield from completing(LanguageServer(process, root), root)
-
-
-def completing(server: LanguageServer, root: Path) -> Iterator[Callable[[str], set[str]]]:
-    uri = (root / "notebook.py").as_uri()
-    document = {"uri": uri, "languageId": "python", "version": 0, "text": ""}
-    server.tell("textDocument/didOpen", {"textDocument": document})
-
-    def complete(text: str) -> set[str]:
-        document["version"] += 1
-        changed = {"uri": uri, "version": document["version"]}
-        server.tell("textDocument/didChange", {"textDocument": changed, "contentChanges": [{"text": text}]})
-        *_, last = lines = text.split("\n")
-        position = {"line": len(lines) - 1, "character": len(last)}
-        found = server.ask("textDocument/completion", {"textDocument": {"uri": uri}, "position": position})
-        return {item["label"] for item in found["items"]}
-
-    yield complete
-    server.close()
+        server = LanguageServer(process, root)
+        yield Editor(server, root)
+        server.close()
 
 
 @pytest.mark.timeout(120)  # pyright starts slowly
 @pytest.mark.parametrize("call", CALLS)
-def test_pyright_offers_every_keyword(pyright: Callable[[str], set[str]], call: str) -> None:
-    offered = {label.removesuffix("=") for label in pyright(f"{PREAMBLE}\n{call}(")}
-    assert keywords(CALLS[call]) <= offered
+def test_pyright_offers_every_keyword(pyright: Editor, call: str) -> None:
+    assert keywords(CALLS[call]) <= pyright.complete(*place(f"{call}(", ")"))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", OBJECTS)
+def test_pyright_offers_every_attribute(pyright: Editor, name: str) -> None:
+    assert attributes(OBJECTS[name]) <= pyright.complete(*place(f"{name}.", "attribute"))
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("call", CALLS)
+def test_pyright_shows_the_signature_and_the_documentation(pyright: Editor, call: str) -> None:
+    line, column = place(call, "()")
+    signature, _, documentation = pyright.hover(line, column - 1).partition("\n\n")
+    assert {name for name in parameters(CALLS[call]) if not re.search(rf"\b{name}\b", signature)} == set()
+    assert documentation.startswith(first_sentence(CALLS[call]))

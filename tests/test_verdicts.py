@@ -1,13 +1,15 @@
 """`stop` against every server that the emulator plays, in every state. The README says which verdict is expected."""
 
 import math
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import KEY, emulated
 
-from openai_cancel import APIStatusError, AsyncSession, BadRequestError, NotFoundError, Verdict
+from openai_cancel import APIStatusError, AsyncSession, BadRequestError, NotFoundError, Outcome, Verdict
 from openai_cancel.emulator import DIALECTS, Dialect, Emulator, Fault, Reply, Script
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -21,21 +23,25 @@ def read_table(heading: str) -> list[list[str]]:
 
 def read_verdicts() -> dict[tuple[str, str], str]:
     """Return the verdict by state and server: the usual one of a state, unless the row names another for the server."""
+    (no_cancel,) = re.findall(r"^\*No cancel\* stands for (.*)\.$", README, re.MULTILINE)
     verdicts = {}
-    for state, usual, exceptions in read_table("state")[1:]:
-        verdicts |= {(state, dialect): usual for dialect in DIALECTS}
-        for exception in filter(None, exceptions.split("; ")):
-            dialects, verdict = exception.split(": ")
-            verdicts |= {(state, dialect.strip("`")): verdict for dialect in dialects.split(", ")}
+    for states, usual, exceptions in read_table("state")[1:]:
+        for state in states.split("; "):
+            verdicts |= {(state, dialect): usual for dialect in DIALECTS}
+            for exception in filter(None, exceptions.replace("no cancel", no_cancel).split("; ")):
+                dialects, verdict = exception.split(": ")
+                verdicts |= {(state, dialect.strip("`")): verdict for dialect in dialects.split(", ")}
     return verdicts
 
 
 VERDICTS = read_verdicts()
-REFUSALS = {
-    "overloaded": Fault(status=503, body="Overloaded"),
-    "out of quota": Fault(
-        status=429, body={"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
-    ),
+NO_QUOTA = {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
+FAULTS = {
+    "rate limited once": [Fault(on="cancel", status=429, headers={"retry-after": "2"})],
+    "cancelled, the answer lost": [Fault(on="cancel", act=True, cut="connection")],
+    "every cancel fails": [Fault(on="cancel", status=500)] * 100,
+    "overloaded": [Fault(status=503, body="Overloaded")] * 100,
+    "out of quota": [Fault(status=429, body=NO_QUOTA)] * 100,
 }
 SCRIPTS: dict[str, dict[str, Any]] = {
     "queued": {"queued_for": math.inf},
@@ -43,36 +49,37 @@ SCRIPTS: dict[str, dict[str, Any]] = {
     "failed": {"runs_for": 0, "becomes": "failed"},
     "incomplete": {"runs_for": 0, "becomes": "incomplete"},
     "not in the background": {"runs_for": 0},
-    "running again after 10 s": {"resumes_after": 10},
-    "never over": {"resumes_after": 0, "resumes": 1000},
+    "cancelled, running again after 10 s": {"resumes_after": 10},
+    "running on after each cancel": {"resumes_after": 0, "resumes": 1000},
 }
+REPLICAS = {"guarded, known to one of three replicas": 3}
 
 
 @pytest.mark.parametrize(("state", "dialect"), VERDICTS, ids=str)
 async def test_the_verdict_is_the_one_of_the_readme(state: str, dialect: str) -> None:
     wrong = "sk-this-is-not-the-key"
-    async with emulated(dialect, key=wrong if state == "stopped with a wrong key" else KEY) as (server, session):
+    key = wrong if state == "stopped with a wrong key" else KEY
+    async with emulated(dialect, key=key, replicas=REPLICAS.get(state, 1)) as (server, session):
         script = Script(**{"runs_for": math.inf, **SCRIPTS.get(state, {})})
         identifier = server.add(script, background=state != "not in the background")
         work = server.responses[identifier]
+        server.faults += FAULTS.get(state, [])
         match state:
             case "cancelled before":
                 work.cancel(server.clock())
                 session.clock.now += 60
             case "unknown":
                 del server.responses[identifier]
-            case "unknown, its id malformed":
+            case "an id of the wrong form":
                 identifier = "no id at all/+="
-            case "rate limited once":
-                server.faults.append(Fault(on="cancel", status=429, headers={"retry-after": "2"}))
-            case "cancelled, the answer lost":
-                server.faults.append(Fault(on="cancel", act=True, cut="connection"))
-            case "every cancel fails":
-                server.faults += [Fault(on="cancel", status=500)] * 100
-            case "overloaded" | "out of quota":
-                server.faults += [REFUSALS[state]] * 100
-        ended = not state.startswith(("queued", "running", "never", "stopped", "rate", "every", "cancelled, "))
-        outcome = await session.stop(identifier, confirm=15 if state == "running again after 10 s" else None)
+            case "guarded, stored two seconds late":
+                server.store_delay = 2
+        ended = not state.startswith(("queued", "running", "stopped", "rate", "every", "cancelled, ", "guarded"))
+        if state.startswith("guarded"):
+            outcome = await stopped_by_a_guard(session, identifier)
+        else:
+            confirm = 15 if state == "cancelled, running again after 10 s" else None
+            outcome = await session.stop(identifier, confirm=confirm)
 
         assert outcome.verdict.replace("_", " ") == VERDICTS[state, dialect]
         assert outcome.response_id == identifier
@@ -84,13 +91,23 @@ async def test_the_verdict_is_the_one_of_the_readme(state: str, dialect: str) ->
         assert outcome.stopped is (is_over or (outcome.verdict is Verdict.NOT_BACKGROUND and known))
         assert (outcome.error is None) is is_over or outcome.verdict is Verdict.STILL_RUNNING or known
         # The verdict is true: the response has ended on the server, too. Nobody can ask DevUI.
-        if is_over and not ended and (state, dialect) != ("never over", "devui"):
+        if is_over and not ended and (state, dialect) != ("running on after each cancel", "devui"):
             assert work.status(server.clock()) == "cancelled"
+
+
+async def stopped_by_a_guard(session: AsyncSession, response_id: str) -> Outcome:
+    """Return the outcome of a response whose block is left by an exception."""
+    with suppress(TimeoutError):
+        async with session.guard(response_id, grace=60) as guard:
+            raise TimeoutError
+    return guard.outcome
 
 
 def test_the_tables_of_the_readme_name_every_server_state_and_verdict() -> None:
     assert {dialect for _, dialect in VERDICTS} == set(DIALECTS)
-    assert set(SCRIPTS) | set(REFUSALS) < {state for state, _ in VERDICTS}
+    (introduction,) = re.findall(r"^The emulator plays .*?^\| state", README, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", introduction)) == {*DIALECTS, "stop"}
+    assert {*SCRIPTS, *FAULTS, *REPLICAS} < {state for state, _ in VERDICTS}
     assert set(VERDICTS.values()) == {verdict.replace("_", " ") for verdict in Verdict}
     assert [row[0].strip("`") for row in read_table("verdict")[1:]] == list(Verdict)
 

@@ -2,6 +2,142 @@
 
 Needs the extra `ledger`: `pip install 'openai-cancel[ledger]'`.
 
+# How it works
+
+A ledger records running responses in SQLite or PostgreSQL. Each row has a lease. `guard` and `wait` write the row
+before their block begins, renew the lease while the process lives, and release the row at the end. If the process dies,
+the lease expires. A sweep on any host then claims the response, stops it, and records the outcome.
+
+```python
+import asyncio
+
+from openai_cancel import AsyncSession
+from openai_cancel.ledger import Ledger
+
+
+async def main() -> None:
+    async with Ledger("sqlite:///ledger.db") as ledger, AsyncSession(ledger=ledger) as session:
+        async with session.guard("resp_123"):
+            ...  # if the process is killed here, a sweep can stop the response a minute later
+
+        # For a response that no guard protects: stop it in 15 minutes, unless it is released first, or guarded then.
+        await ledger.track("resp_123", session=session, ttl=15 * 60, labels={"job": "7"})
+        assert await ledger.release("resp_123", session=session)
+
+        async for outcome in ledger.sweep(session):
+            print(outcome.response_id, outcome.verdict)
+
+
+asyncio.run(main())
+```
+
+A row contains the id, base URL, account, labels, time of creation, lease and its owner, number of attempts, state
+(`tracked`, `stopping`, `released`, or the verdict), last error, and request id. It never contains a key.
+
+# A whole service
+
+A service that creates responses with the official client need not guard each of them. `AsyncSession.watch` records
+every background response of a client, in any task or thread, before the code that creates it has its id. The lease is
+renewed until the client or the session sees the response end. What still runs when the watch or the session is closed
+is left to the next sweep.
+
+If another process polls, or a webhook tells you of the end, call `watch.release(response_id)`. Otherwise the lease is
+renewed as long as the process lives.
+
+# In code that blocks
+
+`session.ledger` of a blocking `Session` is a `BlockingLedger`, with the methods of `Ledger`:
+
+```python
+from openai_cancel import Session
+from openai_cancel.ledger import Ledger
+
+with Session(ledger=Ledger("sqlite:///ledger.db")) as session:
+    session.ledger.track("resp_123", ttl=15 * 60, labels={"job": "7"})
+    for outcome in session.ledger.stop(labels={"job": "7"}):
+        print(outcome.response_id, outcome.verdict)
+```
+
+# On the command line
+
+```sh
+export OPENAI_CANCEL_LEDGER=postgresql://openai_cancel@db/openai_cancel
+openai-cancel ledger sweep --every 30s      # on any number of hosts: only one of them claims an expired lease
+openai-cancel ledger list --older-than 10m
+openai-cancel ledger add resp_123 --ttl 15m --label job=7
+openai-cancel ledger stop --label job=7     # now, whoever guards or tracks them; try --dry-run first
+openai-cancel ledger add --file ids.txt --ttl 1s    # any number of ids: the sweeps of all hosts share them
+openai-cancel ledger purge --older-than 7d
+```
+
+`ledger add --file` records a million ids in a few minutes, in transactions of 1,000 and with constant memory. `stop`,
+`list` and `purge` select responses by `--label`, `--state` and `--older-than`. Reading a ledger does not wait for
+processes that write.
+
+# Which responses a sweep stops
+
+A sweep stops only responses of its own account and server. By default, the account is a fingerprint of the key, the
+organization and the project. If keys rotate, set a name: `AsyncSession(ledger=ledger, account="team-a")`, or
+`--account team-a`.
+
+Leases are measured by the clock of the database, so wrong clocks on hosts do not matter. If a response cannot be
+stopped, sweeps try again after 30 s, 1 min, and so on up to 1 h. They give up after 12 attempts. `ledger list --all`
+shows the reason.
+
+An id that was never received cannot be recorded. If the process dies, or the connection breaks, before the answer of a
+creation arrives, the ledger has no trace of the response. Without a watch, the same holds until the guard of the
+response is entered. If that is not enough, limit the lifetime of each response where the server supports it, or use
+`AsyncSession.running` where the server lists its responses: ogx, Microsoft Foundry and Fireworks do, OpenAI does not.
+
+# Limit how long responses run
+
+`Ledger(url, max_age=2 * 3600)`, or `max_age` of `guard` and `wait`, limits how long responses run, whoever holds them:
+so many seconds after a response was first recorded, a sweep stops it, even if its process lives or was started again.
+The guard of such a response learns of it within a third of a lease. Its `outcome` says so, with a `LeaseTakenError`,
+and the block goes on.
+
+# If the database fails
+
+A failure of the database does not interrupt a block. It is logged once, as an error, until the database works again,
+and the missing rows are written then. With `ledger_required=True`, a `LedgerError` is raised instead. If that happens
+before the block begins, the response is stopped.
+
+Closing takes no longer than the ledger's `timeout`. It logs the ids of the responses whose new state could not be
+written.
+
+# Cost
+
+Concurrent guards share transactions, and one statement renews all leases of a process. `tests/benchmarks/ledger.py`, in
+the sources, measures it.
+
+# Deployment
+
+Run sweeps on one or more hosts. For systemd, this service goes together with a timer that has `OnActiveSec=0`,
+`OnUnitActiveSec=30s` and `AccuracySec=1s`:
+
+```ini
+[Service]
+Type=oneshot
+EnvironmentFile=/etc/openai-cancel.env
+ExecStart=/usr/bin/openai-cancel ledger sweep --once
+```
+
+For Kubernetes, use a CronJob with `schedule: "* * * * *"`, `concurrencyPolicy: Allow`, and a container that runs
+`openai-cancel ledger sweep --once`. Or use a Deployment with any number of replicas and `--every 30s`, which stops
+within its grace period.
+
+# SQLite
+
+Use SQLite on one host only, and not on a network file system.
+
+# PostgreSQL
+
+The URL of a PostgreSQL database means what it means to psql:
+[every option of libpq](https://www.postgresql.org/docs/current/libpq-connect.html) works, and so do several hosts,
+service files and the `PG…` variables. A ledger connects to a server that accepts writes: `target_session_attrs` is
+`read-write` if nothing else is set. It works behind pgbouncer in transaction mode. A connection that no longer answers,
+or that leads to a read-only server after a failover, is replaced within the ledger's `timeout`.
+
 # Operating a ledger in PostgreSQL
 
 **URL and TLS.** The URL is libpq's, with all of its options and variables

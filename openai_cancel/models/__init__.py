@@ -1,4 +1,33 @@
-"""The classes of a response and of everything in it."""
+"""The classes of a response and of everything in it.
+
+There is a class for each of the 159 kinds of objects that a `Response` can contain, so it is typed to the last field.
+
+```python
+from openai_cancel import Session
+from openai_cancel.models import FunctionCall, Message, OutputText
+
+with Session() as session:
+    response = session.cancel("resp_123")
+
+print(response.status, response.is_terminal, response.created, response.output_text, response.usage)
+for item in response.output or ():
+    match item:
+        case Message(content=[OutputText(text=text), *_]):
+            print("said", text)
+        case FunctionCall(name=name, arguments=arguments):
+            print("called", name, arguments)
+print(response.items(FunctionCall), response.problems, response.extra)
+print(response.to_dict())  # exactly the server's document: store this, and not the output of an attrs serializer
+```
+
+Unexpected data does not fail. A missing field is None, and an object of an unknown `type` is an `Unknown`. If a value
+has the wrong shape, its field is None, or the value is left out of its list or map, and `response.problems` lists it.
+`extra` has the fields that no class knows.
+
+A field is created when it is first read, and so are the objects inside. For a response of 1.4 kB, the status takes
+0.5 µs, all fields take 9 µs, and every field of every object takes 26 µs. The official package takes 110 to 130 µs to
+construct its objects (CPython 3.11; `tests/benchmarks/structuring.py` in the sources).
+"""
 
 # ruff: noqa: F403 - a name is listed once, in the `__all__` of its module, which type checkers and pdoc follow
 
