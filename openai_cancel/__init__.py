@@ -65,11 +65,27 @@ your provider.
 
 # Logging and telemetry
 
-The logger `openai_cancel` writes a line for each outcome (INFO) and each attempt (DEBUG), without keys or bodies.
+Every session takes a function as `on_outcome`, sync or async, that is called once with each outcome, whatever ended the
+response:
+
+```python
+from collections import Counter
+
+from openai_cancel import Session
+
+verdicts: Counter[str] = Counter()
+with Session(on_outcome=lambda outcome: verdicts.update([outcome.verdict])) as session:
+    session.stop("resp_123")
+print(verdicts)
+```
+
+The loggers write a line for each outcome and each attempt (DEBUG), without keys or bodies. A response that was not
+stopped is a WARNING. Every record has fields for machines, which `openai_cancel.records` explains.
 
 If the process has imported OpenTelemetry (`pip install 'openai-cancel[otel]'`), each `stop` is a span, including those
 of `stop_many`, `guard` and `wait`. The span has the id, the server, the verdict and the number of attempts. Its status
-is ERROR if the response was not stopped. A span costs 27 µs with the SDK, and 0.1 µs if nothing is traced.
+is ERROR if the response was not stopped. A span costs 27 µs with the SDK, and 0.1 µs if nothing is traced. Outcomes,
+their seconds, and what is guarded, watched and overdue are metrics: see `openai_cancel.metrics`.
 
 `opentelemetry-instrumentation-aiohttp-client` records each attempt as a span of your trace, also with a `Session`. The
 key is in no attribute. The query is, so put no secrets there.

@@ -28,6 +28,7 @@ from ledger_database import execute as execute_sql
 from ledger_database import lapse
 from ledgers import states
 from postgres import Postgres
+from roles import SERVICE, quoted, two_roles
 from sqlalchemy import update
 from terminal import COMMAND
 
@@ -263,6 +264,38 @@ async def test_the_ledger_commands_run(create: Callable[..., str], url: str, tmp
         assert await states(opened) == {**stopped_ids, later: "tracked"}
 
 
+async def test_the_commands_that_compare_a_ledger_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "sqlite:///ledger.db")
+    clock = QuickClock()
+    async with Emulator(dialect="ogx", script=Script(runs_for=math.inf), clock=clock.monotonic) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        theirs, adopted, stopped = server.add(), server.add(), server.add()
+        for name in (adopted, stopped):
+            server.responses[name].request["metadata"] = {"team": name}
+        clock.now += 7200
+        replaced = {
+            "--all ": "--all || true",
+            "adopt --ttl 1h --metadata team=search": f"adopt --ttl 1h --metadata team={adopted}",
+        }
+        block = fenced("openai-cancel ledger reconcile", replaced).replace("team=search", f"team={stopped}")
+        out = [json.loads(line) for line in await printed(block)]
+    assert sorted(line["id"] for line in out[:3]) == sorted([theirs, adopted, stopped])
+    assert [(line["id"], line["action"]) for line in out[3:]] == [(adopted, "adopt"), (stopped, "stop")]
+    assert [name for name, work in server.responses.items() if work.cancelled] == [stopped]
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_the_grants_are_those_that_a_service_needs(url: str, create: Callable[..., str]) -> None:
+    async with two_roles(url) as roles:
+        async with Ledger(roles.owner):
+            pass
+        for statement in fenced("GRANT", {'"SERVICE"': quoted(SERVICE)}).splitlines():
+            await execute_sql(roles.owner, statement)
+        async with Ledger(roles.service) as opened:
+            await opened.track(create(), session=AsyncSession(), ttl=0.001)
+            assert await opened.purge(older_than=60) == 0
+
+
 async def test_the_systemd_unit_sweeps_the_ledger(server: Emulator, create: Callable[..., str], tmp_path: Path) -> None:
     running, url, file = create(), f"sqlite:///{tmp_path}/ledger.db", tmp_path / "environment"
     async with Ledger(url) as opened:
@@ -291,8 +324,9 @@ def test_every_block_is_run_by_a_test() -> None:
     known = {
         "python": r"",
         "": r"openai-cancel ",
-        "sh": r"openai-cancel (?:stop|list)|export OPENAI_(CANCEL_LEDGER|BASE_URL)=|python3 -m venv.*\n\Z",
+        "sh": r"openai-cancel (?:stop|list|ledger reconcile)|export OPENAI_|python3 -m venv.*\n\Z",
         "ini": r"\[Service\]\n",
+        "sql": r"GRANT",
         "text": r"OpenAICancelError\n",
     }
     unknown = [block for block in BLOCKS if block.kind not in known or not re.match(known[block.kind], block.text)]

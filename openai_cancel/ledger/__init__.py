@@ -84,10 +84,21 @@ Leases are measured by the clock of the database, so wrong clocks on hosts do no
 stopped, sweeps try again after 30 s, 1 min, and so on up to 1 h. They give up after 12 attempts. `ledger list --all`
 shows the reason.
 
+# Compare a ledger with its server
+
 An id that was never received cannot be recorded. If the process dies, or the connection breaks, before the answer of a
 creation arrives, the ledger has no trace of the response. Without a watch, the same holds until the guard of the
-response is entered. If that is not enough, limit the lifetime of each response where the server supports it, or use
-`AsyncSession.running` where the server lists its responses: ogx, Microsoft Foundry and Fireworks do, OpenAI does not.
+response is entered. ogx, Microsoft Foundry and Fireworks list their responses. There, `Ledger.reconcile` finds what runs
+and is not recorded, and strikes off what is over:
+
+```sh
+openai-cancel ledger reconcile --all                    # only says what it found
+openai-cancel ledger reconcile --adopt --ttl 1h --metadata team=search
+openai-cancel ledger reconcile --stop --metadata team=search --yes
+```
+
+The list may include the work of other people. Where a server has no list, as OpenAI, limit the lifetime of each response
+if the server supports that.
 
 # Limit how long responses run
 
@@ -132,19 +143,15 @@ Use SQLite on one host only, and not on a network file system.
 
 # PostgreSQL
 
-The URL of a PostgreSQL database means what it means to psql:
-[every option of libpq](https://www.postgresql.org/docs/current/libpq-connect.html) works, and so do several hosts,
-service files and the `PG…` variables. A ledger connects to a server that accepts writes: `target_session_attrs` is
-`read-write` if nothing else is set. It works behind pgbouncer in transaction mode. A connection that no longer answers,
-or that leads to a read-only server after a failover, is replaced within the ledger's `timeout`.
+**URL and TLS.** The URL means what it means to psql: every option of
+[libpq](https://www.postgresql.org/docs/current/libpq-connect.html) works, and so do several hosts, service files and
+the `PG…` variables, as in `postgresql://service@db1,db2/app?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`. A ledger
+connects to a server that accepts writes: `target_session_attrs` is `read-write` if nothing else is set. Put a password
+into `~/.pgpass`, into a service file, or into the variable `PGPASSWORD` or `OPENAI_CANCEL_LEDGER`, and not into an
+argument of a command.
 
-# Operating a ledger in PostgreSQL
-
-**URL and TLS.** The URL is libpq's, with all of its options and variables
-(https://www.postgresql.org/docs/current/libpq-connect.html):
-`postgresql://service@db1,db2/app?sslmode=verify-full&sslrootcert=/etc/ssl/db.pem`. Of several hosts, the one that can
-be written to is used. Put a password into `~/.pgpass`, into a service file, or into the variable `PGPASSWORD` or
-`OPENAI_CANCEL_LEDGER`, and not into an argument of a command.
+**Failures.** A connection that no longer answers, or that leads to a read-only server after a failover, is replaced
+within the ledger's `timeout`.
 
 **Roles and grants.** The tables are created by whoever opens the ledger first. To give services no right to do that,
 let a migration job run `openai-cancel ledger init --grant SERVICE` as the role that shall own them. It does this:
