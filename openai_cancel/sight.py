@@ -182,8 +182,9 @@ class _AsyncChunks:
 
     async def __anext__(self) -> bytes:
         if self._replayed is not None:
-            for chunk in self._replayed:
-                return chunk
+            replayed = next(self._replayed, None)
+            if replayed is not None:
+                return replayed
             self._replayed = None
         try:
             chunk: bytes = await self._iterator.__anext__()
