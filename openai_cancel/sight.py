@@ -24,6 +24,7 @@ class Sight:
 
     Attributes:
         on_end: the same, which may be set later.
+        on_id: called once with this object when the id is seen, if it is set by then.
         knows_encoding: whether it can read the body as it is sent.
     """
 
@@ -37,6 +38,7 @@ class Sight:
         self._decode: Callable[[bytes], bytes] = decode or bytes
         self._feed = self._reader.feed
         self.on_end: Callable[[], None] | None = on_end
+        self.on_id: Callable[[Sight], None] | None = None
 
     @property
     def response_id(self) -> str | None:
@@ -56,6 +58,9 @@ class Sight:
                 self._feed(self._decode(chunk))
             except Exception as error:  # noqa: BLE001 - the answer belongs to somebody else, who reads it, too
                 self._give_up(error)
+            if self.on_id is not None and self.response_id is not None:
+                on_id, self.on_id = self.on_id, None
+                on_id(self)
             if self._reader.has_ended:
                 self._tell()
 

@@ -115,7 +115,7 @@ class _Tap:
         self._attributes = cast("dict[str, Any]", vars(client))
         self._own: Any = self._attributes.get("send")  # if somebody else has replaced it, too
         self._real: Callable[..., Any] = client.send
-        self._has_warned = False
+        self._warnings: set[str] = set()
 
     send: Callable[..., Any]
 
@@ -143,18 +143,24 @@ class _Tap:
             return [one for one in self.listeners if one.holds(response_id)], response_id
         if request.method != "POST":
             return [], None
-        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and _is_concerned(one)]
-        if not there or not _is_background(request):
+        concerned = [one for one in self.listeners if _is_concerned(one)]
+        if not concerned or not _is_background(request):
             return [], None
+        there = [one for one in concerned if one.account.is_at(url, found["api"])]
         headers = {name.lower(): value for name, value in request.headers.raw}  # httpx searches all for each one
         ours = [one for one in there if one.account.has_sent(headers)]
-        if len(ours) < len(there) and not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "a client creates responses with another account than the session's, which cannot stop them",
-                extra=fields("other_account"),
-            )
+        if len(ours) < len(there) or not there:
+            self._warn("account" if there else "server")
         return ours, None
+
+    def _warn(self, other: str) -> None:
+        if other not in self._warnings:
+            self._warnings.add(other)
+            _log.warning(
+                "a client creates responses with another %s than the session's, which cannot stop them",
+                other,
+                extra=fields(f"other_{other}"),
+            )
 
     def _begin(self, request: Any, listeners: list[Listener]) -> _Creation:
         creation = _Creation(listeners)
@@ -169,12 +175,20 @@ class _Tap:
         """Tell the id to those who want to know it, and return what is left to do."""
         works: list[tuple[Listener, Work]] = []
         response_id = sight.response_id
-        if response_id is not None and SEGMENT.fullmatch(response_id):
+        if response_id is None:
+            sight.on_id = partial(self._join_late, creation)
+        elif SEGMENT.fullmatch(response_id):
             creation.response_id = response_id
             sight.on_end = partial(_leave, creation.listeners, response_id)
             works = [(one, work) for one in creation.listeners if (work := one.join(response_id)) is not None]
         _end(creation)
         return works
+
+    def _join_late(self, creation: _Creation, sight: Sight) -> None:
+        """Do the same in the middle of a stream, whose reader does not wait: the id was in none of the first events."""
+        with _without_failure():
+            for listener, work in self._join(creation, sight):
+                listener.home.start(work)
 
 
 def _is_concerned(listener: Listener) -> bool:

@@ -11,8 +11,9 @@ import tempfile
 import threading
 import traceback
 from asyncio.subprocess import PIPE
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -207,16 +208,31 @@ async def run_all(chosen: Collection[Cell], protection: Protection, serve: Serve
     return {cell: found[cell] for cell in chosen}
 
 
+def creator(cell: Cell) -> str:
+    """Return the name of the package whose code creates and waits."""
+    return cell[0].partition(",")[0] if DRIVERS[cell[0]].framework else "the official client"
+
+
 def table(found: Mapping[str, Mapping[Cell, Any]]) -> str:
-    """Return the runs that have left a response running, by failure and protection, in Markdown."""
-    lines = [f"| what goes wrong | runs | {' | '.join(found)} |", f"|---|---|{'---|' * len(found)}"]
+    """Return how many runs have left a response running, by failure and by package, in Markdown."""
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"| {title} | runs | {' | '.join(found)} |",
+                f"|---|---|{'---|' * len(found)}",
+                *_rows(found, key),
+            ]
+        )
+        for title, key in (("what goes wrong", itemgetter(1)), ("what creates", creator))
+    )
+
+
+def _rows(found: Mapping[str, Mapping[Cell, Any]], key: Callable[[Cell], str]) -> Iterator[str]:
     everything = [*next(iter(found.values()))]
-    for failure in (*FAILURES, None):
-        here = [cell for cell in everything if failure in {cell[1], None}]
-        if here:
-            counts = [sum(left[cell] != 0 for cell in here) for left in found.values()]
-            lines.append(f"| {failure or 'all'} | {len(here)} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
+    for name in (*dict.fromkeys(map(key, everything)), "all"):
+        here = [cell for cell in everything if name in {key(cell), "all"}]
+        counts = [sum(left[cell] != 0 for cell in here) for left in found.values()]
+        yield f"| {name} | {len(here)} | {' | '.join(map(str, counts))} |"
 
 
 def main(*wanted: str) -> None:
