@@ -149,18 +149,22 @@ class _Tap:
         there = [one for one in concerned if one.account.is_at(url, found["api"])]
         headers = {name.lower(): value for name, value in request.headers.raw}  # httpx searches all for each one
         ours = [one for one in there if one.account.has_sent(headers)]
-        if len(ours) < len(there) or not there:
-            self._warn("account" if there else "server")
+        if not there and self._is_first("server"):
+            _log.warning(
+                "a client creates responses at another server than the session's, which cannot stop them",
+                extra=fields("other_server"),
+            )
+        if len(ours) < len(there) and self._is_first("account"):
+            _log.warning(
+                "a client creates responses with another account than the session's, which cannot stop them",
+                extra=fields("other_account"),
+            )
         return ours, None
 
-    def _warn(self, other: str) -> None:
-        if other not in self._warnings:
-            self._warnings.add(other)
-            _log.warning(
-                "a client creates responses with another %s than the session's, which cannot stop them",
-                other,
-                extra=fields(f"other_{other}"),
-            )
+    def _is_first(self, warning: str) -> bool:
+        is_first = warning not in self._warnings
+        self._warnings.add(warning)
+        return is_first
 
     def _begin(self, request: Any, listeners: list[Listener]) -> _Creation:
         creation = _Creation(listeners)
