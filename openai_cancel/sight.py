@@ -1,9 +1,10 @@
 """`Sight`: look at the body of an httpx response while its own reader reads it, chunk by chunk."""
 
 import logging
+from abc import ABCMeta
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from functools import cache
-from typing import Any, Self
+from typing import Any, Self, cast
 from weakref import WeakKeyDictionary
 
 from openai_cancel.records import fields
@@ -201,11 +202,12 @@ class _AsyncChunks:
 
     async def aclose(self) -> None:
         self._replayed = None
-        if isinstance(self._iterator, AsyncGenerator):
-            await self._iterator.aclose()
+        iterator = self._iterator
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
 
 
-AsyncGenerator.register(_AsyncChunks)  # httpx2 closes only generators
+ABCMeta.register(cast("ABCMeta", AsyncGenerator), _AsyncChunks)  # httpx2 closes only generators
 
 
 class _Stream(_Ahead):
