@@ -12,6 +12,7 @@ from openai_cancel.errors import ConfigurationError
 from openai_cancel.settings import Settings
 
 _IDENTITY = ("openai-organization", "openai-project")
+_SENT_IDENTITY = tuple((name, name.encode()) for name in _IDENTITY)
 _FROM_OPENAI = "create the session with from_openai(client)"
 
 # https://learn.microsoft.com/azure/ai-foundry/openai/api-version-lifecycle: both paths lead to the same responses.
@@ -117,11 +118,15 @@ class Account(NamedTuple):
         port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
         return path in self.paths and (url.scheme, url.host, port) == self.origin
 
-    def has_sent(self, headers: Any) -> bool:
-        """Return whether request headers, of httpx, may be those of the account."""
-        key = headers.get("authorization", "").removeprefix("Bearer ") or headers.get("api-key", "")
-        identity = {name: headers[name] for name in _IDENTITY if name in headers}
-        return (self.key is None or key == self.key) and identity == self.identity
+    def has_sent(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Return whether the headers of a request may be those of the account.
+
+        Args:
+            headers: by name in lower case.
+        """
+        key = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"api-key", b"")
+        identity = {name: headers[sent].decode(errors="replace") for name, sent in _SENT_IDENTITY if sent in headers}
+        return (self.key is None or key == self.key.encode()) and identity == self.identity
 
 
 class _ClientSettings(Settings):

@@ -1,9 +1,11 @@
 """`Sight`: look at the body of an httpx response while its own reader reads it, chunk by chunk."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from abc import ABCMeta
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, Self, cast
+from weakref import WeakKeyDictionary
 
 from openai_cancel.records import fields
 from openai_cancel.sightings import DocumentReader, EventReader, Reader, decoder
@@ -23,6 +25,7 @@ class Sight:
 
     Attributes:
         on_end: the same, which may be set later.
+        on_id: called once with this object when the id is seen, if it is set by then.
         knows_encoding: whether it can read the body as it is sent.
     """
 
@@ -36,6 +39,7 @@ class Sight:
         self._decode: Callable[[bytes], bytes] = decode or bytes
         self._feed = self._reader.feed
         self.on_end: Callable[[], None] | None = on_end
+        self.on_id: Callable[[Sight], None] | None = None
 
     @property
     def response_id(self) -> str | None:
@@ -55,6 +59,9 @@ class Sight:
                 self._feed(self._decode(chunk))
             except Exception as error:  # noqa: BLE001 - the answer belongs to somebody else, who reads it, too
                 self._give_up(error)
+            if self.on_id is not None and self.response_id is not None:
+                on_id, self.on_id = self.on_id, None
+                on_id(self)
             if self._reader.has_ended:
                 self._tell()
 
@@ -100,7 +107,6 @@ class _Ahead:
         self._sight = sight
         self._chunks: list[bytes] = []
         self._error: Exception | None = None  # to be raised where the reader would have met it
-        self._is_over = False
         self._iterator: Any = None
 
     def __getattr__(self, name: str) -> Any:
@@ -127,36 +133,81 @@ class _AsyncStream(_Ahead):
                 chunk = await anext(self._iterator)
                 self._chunks.append(chunk)
                 self._sight.see(chunk)
+            _begun[self] = self._iterator
         except StopAsyncIteration:
-            self._is_over = True
             self._sight.finish()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
             self._sight.finish()
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> "_AsyncChunks":
         iterator, self._iterator = self._iterator or aiter(self._stream), None
-        try:
-            for chunk in self._replayed():
-                yield chunk
-            if not self._is_over:
-                see = self._sight.see
-                async for chunk in iterator:
-                    see(chunk)
-                    yield chunk
-                self._sight.finish()
-        finally:
-            if isinstance(iterator, AsyncGenerator):
-                await iterator.aclose()
+        chunks = _AsyncChunks(iterator, self._sight, self._replayed())
+        if _begun.pop(self, None) is not None:
+            _begun[chunks] = iterator
+        return chunks
 
     async def aclose(self) -> None:
         """Close the connection, or give it back."""
         iterator, self._iterator = self._iterator, None
+        _begun.pop(self, None)
         try:
             if isinstance(iterator, AsyncGenerator):
                 await iterator.aclose()
         finally:
             await self._stream.aclose()
+
+
+_begun: "WeakKeyDictionary[_AsyncStream | _AsyncChunks, Any]" = WeakKeyDictionary()
+"""The iterators of bodies of which a part was read ahead.
+
+Their generators are older than those of their reader. If the garbage collector found them all at once, it would have
+them closed in that order, and generators cannot close others that are being closed. So it finds them one by one.
+"""
+
+
+class _AsyncChunks:
+    """Iterates over the chunks of an asynchronous body.
+
+    It is no generator: an event loop closes every generator by itself, also at the same time as those that it contains,
+    which then fails.
+
+    Args:
+        iterator: the chunks that were not read yet.
+        sight: what looks at them.
+        replayed: the chunks that were read before.
+    """
+
+    def __init__(self, iterator: Any, sight: Sight, replayed: Iterator[bytes]) -> None:
+        self._iterator = iterator
+        self._sight = sight
+        self._replayed: Iterator[bytes] | None = replayed
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._replayed is not None:
+            replayed = next(self._replayed, None)
+            if replayed is not None:
+                return replayed
+            self._replayed = None
+        try:
+            chunk: bytes = await self._iterator.__anext__()
+        except StopAsyncIteration:
+            self._sight.finish()
+            raise
+        self._sight.see(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        self._replayed = None
+        iterator = self._iterator
+        if isinstance(iterator, AsyncGenerator):
+            await iterator.aclose()
+
+
+ABCMeta.register(cast("ABCMeta", AsyncGenerator), _AsyncChunks)  # httpx2 closes only generators
 
 
 class _Stream(_Ahead):
@@ -171,7 +222,6 @@ class _Stream(_Ahead):
                 self._chunks.append(chunk)
                 self._sight.see(chunk)
         except StopIteration:
-            self._is_over = True
             self._sight.finish()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
@@ -182,11 +232,10 @@ class _Stream(_Ahead):
         try:
             for chunk in self._replayed():
                 yield chunk
-            if not self._is_over:
-                for chunk in iterator:
-                    self._sight.see(chunk)
-                    yield chunk
-                self._sight.finish()
+            for chunk in iterator:
+                self._sight.see(chunk)
+                yield chunk
+            self._sight.finish()
         finally:
             if isinstance(iterator, Generator):
                 iterator.close()

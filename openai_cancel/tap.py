@@ -115,7 +115,7 @@ class _Tap:
         self._attributes = cast("dict[str, Any]", vars(client))
         self._own: Any = self._attributes.get("send")  # if somebody else has replaced it, too
         self._real: Callable[..., Any] = client.send
-        self._has_warned = False
+        self._warnings: set[str] = set()
 
     send: Callable[..., Any]
 
@@ -143,17 +143,28 @@ class _Tap:
             return [one for one in self.listeners if one.holds(response_id)], response_id
         if request.method != "POST":
             return [], None
-        there = [one for one in self.listeners if one.account.is_at(url, found["api"]) and _is_concerned(one)]
-        if not there or not _is_background(request):
+        concerned = [one for one in self.listeners if _is_concerned(one)]
+        if not concerned or not _is_background(request):
             return [], None
-        ours = [one for one in there if one.account.has_sent(request.headers)]
-        if len(ours) < len(there) and not self._has_warned:
-            self._has_warned = True
+        there = [one for one in concerned if one.account.is_at(url, found["api"])]
+        headers = {name.lower(): value for name, value in request.headers.raw}  # httpx searches all for each one
+        ours = [one for one in there if one.account.has_sent(headers)]
+        if not there and self._is_first("server"):
+            _log.warning(
+                "a client creates responses at another server than the session's, which cannot stop them",
+                extra=fields("other_server"),
+            )
+        if len(ours) < len(there) and self._is_first("account"):
             _log.warning(
                 "a client creates responses with another account than the session's, which cannot stop them",
                 extra=fields("other_account"),
             )
         return ours, None
+
+    def _is_first(self, warning: str) -> bool:
+        is_first = warning not in self._warnings
+        self._warnings.add(warning)
+        return is_first
 
     def _begin(self, request: Any, listeners: list[Listener]) -> _Creation:
         creation = _Creation(listeners)
@@ -168,12 +179,20 @@ class _Tap:
         """Tell the id to those who want to know it, and return what is left to do."""
         works: list[tuple[Listener, Work]] = []
         response_id = sight.response_id
-        if response_id is not None and SEGMENT.fullmatch(response_id):
+        if response_id is None:
+            sight.on_id = partial(self._join_late, creation)
+        elif SEGMENT.fullmatch(response_id):
             creation.response_id = response_id
             sight.on_end = partial(_leave, creation.listeners, response_id)
             works = [(one, work) for one in creation.listeners if (work := one.join(response_id)) is not None]
         _end(creation)
         return works
+
+    def _join_late(self, creation: _Creation, sight: Sight) -> None:
+        """Do the same in the middle of a stream, whose reader does not wait: the id was in none of the first events."""
+        with _without_failure():
+            for listener, work in self._join(creation, sight):
+                listener.home.start(work)
 
 
 def _is_concerned(listener: Listener) -> bool:
@@ -193,6 +212,18 @@ def _observe(response: Any, sight: Sight) -> Any:
         with _without_failure():
             return observed(response, sight)
     return None
+
+
+def _end_of(task: "asyncio.Task[Any]") -> "asyncio.Future[None]":
+    """Return what waits for the end of a task, and does not cancel it. It costs half as much as `asyncio.wait`."""
+    waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def wake(_: object) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    task.add_done_callback(wake)
+    return waiter
 
 
 def _end(creation: _Creation) -> None:
@@ -249,7 +280,7 @@ class _AsyncTap(_Tap):
             return await self._create(creation, request, stream=stream, options=options)
         task = asyncio.create_task(self._create(creation, request, stream=stream, options=options))
         try:
-            await asyncio.wait((task,))
+            await _end_of(task)
         except asyncio.CancelledError:
             self._clean_up(self._abandon(task, creation))
             raise
@@ -286,7 +317,7 @@ class _AsyncTap(_Tap):
 
     async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
         """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
-        await asyncio.wait((task,))
+        await _end_of(task)
         _abandon(creation)
         if not task.cancelled() and task.exception() is None:
             with suppress(Exception):  # of a connection that nobody uses any more

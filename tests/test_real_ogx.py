@@ -1,7 +1,6 @@
 """Against ogx, which lists responses: what nobody has the ids of is found and stopped.
 
-OPENAI_CANCEL_TEST_SERVERS names the folder in which tests/servers/install.py has installed it. Its model server is a
-stub that never answers, and its store is a real PostgreSQL.
+OPENAI_CANCEL_TEST_SERVERS names the folder in which tests/servers/install.py has installed it.
 """
 
 import asyncio
@@ -15,14 +14,11 @@ from typing import Any
 
 import aiohttp
 import openai
-import psycopg
 import pytest
 import pytest_asyncio
-from aiohttp import web
 from conftest import KEY
+from ogx_server import MODEL, model_server, ogx_server, stored
 from relay import Relay
-from server_processes import SCRIPTS, free_port, installed, running
-from sqlalchemy import make_url
 from terminal import COMMAND
 
 from openai_cancel import AsyncSession
@@ -36,39 +32,10 @@ QUERIES = ("", "limit=2", "limit=0", "limit=101", "order=asc", "order=up", "afte
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def model_url() -> AsyncIterator[str]:
-    """Run a model server whose model never answers."""
-
-    async def answer(_: web.Request) -> web.Response:
-        await asyncio.Event().wait()
-
-    async def models(_: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": "m", "object": "model", "created": 1}]})
-
-    app = web.Application()
-    app.add_routes([web.get("/v1/models", models), web.post("/v1/chat/completions", answer)])
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    await runner.cleanup()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def ogx_url(tmp_path_factory: pytest.TempPathFactory, model_url: str, postgres) -> AsyncIterator[str]:
-    command, port, folder = installed("ogx"), free_port(), tmp_path_factory.mktemp("ogx")
-    database = make_url(postgres.url)
-    options = {
-        "MODEL_URL": model_url,
-        "DATABASE_HOST": str(database.host or database.query["host"]),
-        "DATABASE_PORT": str(database.port or 5432),
-        "DATABASE_NAME": database.database,
-        "DATABASE_USER": database.username,
-        "DATABASE_PASSWORD": database.password or "none",
-    }
-    config = str(SCRIPTS / "ogx.yaml")
-    async with running(folder, command, "run", config, "--port", str(port), "--insecure", port=port, **options) as url:
-        yield f"{url}/v1"
+async def ogx_url(tmp_path_factory: pytest.TempPathFactory, postgres) -> AsyncIterator[str]:
+    folder = tmp_path_factory.mktemp("ogx")
+    async with model_server() as model_url, ogx_server(folder, model_url, postgres.url) as url:
+        yield url
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -83,7 +50,7 @@ async def create(url: str, count: int, **metadata: str) -> None:
     When 100 are queued, the server answers 400, and stores the response all the same: queued for ever, with an id that
     nobody has seen.
     """
-    body = {"model": "model/m", "input": "hi", "background": True, "metadata": metadata}
+    body = {"model": MODEL, "input": "hi", "background": True, "metadata": metadata}
     places = asyncio.Semaphore(8)
 
     async def create_one(http: aiohttp.ClientSession) -> None:
@@ -96,11 +63,9 @@ async def create(url: str, count: int, **metadata: str) -> None:
             group.create_task(create_one(http))
 
 
-async def stored(database: str) -> Counter[str]:
+async def statuses(database: str) -> Counter[str]:
     """Return the number of responses with each status in the server's own store."""
-    async with await psycopg.AsyncConnection.connect(database) as connection:
-        rows = await (await connection.execute("SELECT response_object::text FROM responses")).fetchall()
-    return Counter(json.loads(document)["status"] for (document,) in rows)
+    return Counter(document["status"] for document in await stored(database))
 
 
 async def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -180,14 +145,14 @@ async def test_a_creation_whose_answer_was_lost_is_found_by_the_ledger_and_stopp
 async def test_a_thousand_responses_without_ids_are_found_and_stopped(ogx_url: str, postgres) -> None:
     await create(ogx_url, COUNT, team="blue")
     await asyncio.sleep(6)
-    before = await stored(postgres.url)
+    before = await statuses(postgres.url)
     assert before["queued"] + before["in_progress"] >= COUNT
     stopped: set[str] = set()
     for _ in range(10):  # a worker of the server that becomes free may begin with a response that was cancelled
         done = await run(ogx_url, "stop", "--running", "--older-than", "5s", "--yes", "--concurrency", "16")
         stopped |= {json.loads(line)["id"] for line in done.stdout.splitlines()}
         await asyncio.sleep(2)
-        after = await stored(postgres.url)
+        after = await statuses(postgres.url)
         if done.returncode == 0 and after["queued"] + after["in_progress"] == 0:
             break
     assert (done.returncode, after["queued"] + after["in_progress"]) == (0, 0), done.stderr

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,14 +14,17 @@ import openai
 import pytest
 from aiohttp import web
 from conftest import KEY, until
+from ledgers import states as ledger_states
 from openai_clients import REQUEST, TRANSPORTS, async_client, blocking_client
 
 from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
 CREATED = b'event: response.created\ndata: {"type": "response.created", "response": {"id": "resp_1"}}\n\n'
+COMPLETED = b'data: {"type": "response.completed", "response": {"id": "resp_1", "status": "completed"}}\n\n'
 DELTA = b'event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "delta": "x"}\n\n'
 EVENTS = {"content-type": "text/event-stream"}
 
@@ -163,6 +167,34 @@ class TestBodies:
             assert stream.status_code == 200
             assert not guard.armed
 
+    @pytest.mark.parametrize("has_ended", [False, True])
+    async def test_an_id_that_comes_late_is_seen_by_then(self, odd: Server, tmp_path: Path, *, has_ended: bool) -> None:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            stream = web.StreamResponse(headers=EVENTS)
+            await stream.prepare(request)
+            await stream.write(b'event: ping\ndata: {"type": "ping"}\n\n' * 4)
+            await more.wait()
+            await stream.write(CREATED)
+            await stream.write(COMPLETED if has_ended else DELTA)
+            return stream
+
+        more = asyncio.Event()
+        odd.answer = answer
+        async with (
+            async_client(odd) as client,
+            Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+            AsyncSession(api_key=KEY, base_url=odd.base_url, ledger=ledger) as session,
+            session.watch(client) as watch,
+            raw_stream(client) as stream,
+        ):
+            assert watch.response_ids == ()
+            more.set()
+            async for _ in stream.aiter_raw():
+                pass
+            assert watch.response_ids == (() if has_ended else ("resp_1",))
+            if not has_ended:
+                await until_recorded(ledger, "resp_1")
+
     async def test_compressed_bodies_are_read_and_stay_compressed(
         self, odd: Server, client: openai.AsyncOpenAI
     ) -> None:
@@ -229,6 +261,11 @@ class TestBodies:
         async with odd.session.guard(client) as guard:
             assert (await client.responses.create(**REQUEST)).id == "resp_1"
             assert guard.armed
+
+
+async def until_recorded(ledger: Ledger, response_id: str) -> None:
+    while response_id not in await ledger_states(ledger):
+        await asyncio.sleep(0.01)
 
 
 async def read_all(events: AsyncIterator[Any]) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import importlib
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import attrs
@@ -28,6 +29,8 @@ class Driver:
         steps: whether its consumer is ours, which calls the step.
         blocks: whether it takes a blocking client.
         dies: whether it is also run in a process of its own, which a signal ends.
+        framework: the module of the framework that it needs.
+        has_tool: whether it is an agent with a tool, which creates a response of its own, and calls the step.
         client: makes the client from an address.
         guards: returns what is guarded: the client, or the httpx client that a framework was given.
     """
@@ -37,6 +40,8 @@ class Driver:
     steps: bool = True
     blocks: bool = False
     dies: bool = False
+    framework: str = ""
+    has_tool: bool = False
     client: Callable[..., Any] = openai.AsyncOpenAI
     guards: Callable[[Any], Any] = lambda client: client
 
@@ -137,6 +142,17 @@ async def pydantic_ai(client: openai.AsyncOpenAI, _: Step) -> None:
     await _pydantic_agent(client).run("How much wood?")
 
 
+async def pydantic_ai_tool(client: openai.AsyncOpenAI, step: Step) -> None:
+    agent = _pydantic_agent(client)
+
+    @agent.tool_plain
+    async def measure() -> str:
+        """Measure the wood."""
+        return await create(client, step)
+
+    await agent.run("How much wood?")
+
+
 async def pydantic_ai_stream(client: openai.AsyncOpenAI, step: Step) -> None:
     async with _pydantic_agent(client).run_stream("How much wood?") as result:
         async for _ in result.stream_text(delta=True, debounce_by=None):
@@ -159,6 +175,22 @@ async def agno(client: openai.AsyncOpenAI, _: Step) -> None:
 
     model = OpenAIResponses(id="gpt-5", async_client=client, background=True, background_poll_interval=EVERY)
     _raise_error(await Agent(model=model, telemetry=False).arun("How much wood?"))
+
+
+async def agno_tool(client: openai.AsyncOpenAI, step: Step) -> None:
+    from agno.agent import Agent
+    from agno.exceptions import StopAgentRun
+    from agno.models.openai import OpenAIResponses
+
+    async def measure() -> str:
+        """Measure the wood."""
+        try:
+            return await create(client, step)
+        except Exception as error:
+            raise StopAgentRun(error) from error  # it tells the model of any other one
+
+    model = OpenAIResponses(id="gpt-5", async_client=client, background=True, background_poll_interval=EVERY)
+    await Agent(model=model, tools=[measure], telemetry=False).arun("How much wood?")
 
 
 def agno_blocking(client: openai.OpenAI, _: Step) -> None:
@@ -192,11 +224,20 @@ async def agent_framework_stream(client: openai.AsyncOpenAI, step: Step) -> None
             break
 
 
-def _framework_agent(client: openai.AsyncOpenAI) -> Any:
+async def agent_framework_tool(client: openai.AsyncOpenAI, step: Step) -> None:
+    async def measure() -> str:
+        """Measure the wood."""
+        return await create(client, step)
+
+    # It tells the model of the exception, creates one more response, and returns at once.
+    await _framework_agent(client, measure).run("How much wood?", options={"background": True})
+
+
+def _framework_agent(client: openai.AsyncOpenAI, *tools: Any) -> Any:
     from agent_framework import Agent
     from agent_framework.openai import OpenAIChatClient
 
-    return Agent(client=OpenAIChatClient(async_client=client, model="gpt-5"))
+    return Agent(client=OpenAIChatClient(async_client=client, model="gpt-5"), tools=[*tools])
 
 
 async def openai_agents(client: openai.AsyncOpenAI, step: Step) -> None:
@@ -205,6 +246,19 @@ async def openai_agents(client: openai.AsyncOpenAI, step: Step) -> None:
     result = await Runner.run(_openai_agent(client), "How much wood?", run_config=_untraced())
     # It returns at once, with an empty output.
     await poll(client, result.raw_responses[-1].response_id, step)
+
+
+async def openai_agents_tool(client: openai.AsyncOpenAI, step: Step) -> None:
+    from agents import Runner, function_tool
+
+    @function_tool(failure_error_function=None)
+    async def measure() -> str:
+        """Measure the wood."""
+        return await create(client, step)
+
+    agent = _openai_agent(client)
+    agent.tools.append(measure)
+    await Runner.run(agent, "How much wood?", run_config=_untraced())
 
 
 async def openai_agents_stream(client: openai.AsyncOpenAI, step: Step) -> None:
@@ -260,17 +314,21 @@ def _http(client: openai.AsyncOpenAI) -> Any:
 
 
 def import_frameworks() -> None:
-    for name in (
-        "agent_framework.openai",
-        "agents",
-        "agno.models.openai",
-        "langchain_openai",
-        "pydantic_ai.models.openai",
-    ):
-        importlib.import_module(name)
+    """Import them all, or none: where the official client is tested in another version."""
+    if HAS_FRAMEWORKS:
+        for driver in DRIVERS.values():
+            if driver.framework:
+                importlib.import_module(driver.framework)
 
+
+HAS_FRAMEWORKS = find_spec("pydantic_ai") is not None
 
 BLOCKS: dict[str, Any] = {"blocks": True, "client": openai.OpenAI}
+PYDANTIC_AI = {"framework": "pydantic_ai.models.openai"}
+AGNO = {"framework": "agno.models.openai"}
+AGENT_FRAMEWORK = {"framework": "agent_framework.openai"}
+OPENAI_AGENTS = {"framework": "agents"}
+LANGCHAIN = {"framework": "langchain_openai"}
 DRIVERS = {
     "create": Driver(create, dies=True),
     "create (httpx)": Driver(create, client=_httpx_client),
@@ -288,14 +346,18 @@ DRIVERS = {
     "with_options": Driver(with_options),
     "OpenAI": Driver(blocking_create, dies=True, **BLOCKS),
     "OpenAI, stream=True": Driver(blocking_stream, streams=True, dies=True, **BLOCKS),
-    "pydantic-ai": Driver(pydantic_ai, steps=False, dies=True),
-    "pydantic-ai, run_stream": Driver(pydantic_ai_stream, streams=True),
-    "agno": Driver(agno, steps=False, dies=True),
-    "agno, blocking": Driver(agno_blocking, steps=False, **BLOCKS),
-    "agent-framework": Driver(agent_framework),
-    "agent-framework, stream": Driver(agent_framework_stream, streams=True, dies=True),
-    "openai-agents": Driver(openai_agents),
-    "openai-agents, run_streamed": Driver(openai_agents_stream, streams=True, dies=True),
-    "langchain": Driver(langchain, guards=_http, dies=True),
-    "langchain, astream": Driver(langchain_stream, streams=True, guards=_http),
+    "pydantic-ai": Driver(pydantic_ai, **PYDANTIC_AI, steps=False, dies=True),
+    "pydantic-ai, tool": Driver(pydantic_ai_tool, **PYDANTIC_AI, has_tool=True),
+    "pydantic-ai, run_stream": Driver(pydantic_ai_stream, **PYDANTIC_AI, streams=True),
+    "agno": Driver(agno, **AGNO, steps=False, dies=True),
+    "agno, tool": Driver(agno_tool, **AGNO, has_tool=True),
+    "agno, blocking": Driver(agno_blocking, **AGNO, steps=False, **BLOCKS),
+    "agent-framework": Driver(agent_framework, **AGENT_FRAMEWORK),
+    "agent-framework, tool": Driver(agent_framework_tool, **AGENT_FRAMEWORK, has_tool=True),
+    "agent-framework, stream": Driver(agent_framework_stream, **AGENT_FRAMEWORK, streams=True, dies=True),
+    "openai-agents": Driver(openai_agents, **OPENAI_AGENTS),
+    "openai-agents, tool": Driver(openai_agents_tool, **OPENAI_AGENTS, has_tool=True),
+    "openai-agents, run_streamed": Driver(openai_agents_stream, **OPENAI_AGENTS, streams=True, dies=True),
+    "langchain": Driver(langchain, **LANGCHAIN, guards=_http, dies=True),
+    "langchain, astream": Driver(langchain_stream, **LANGCHAIN, streams=True, guards=_http),
 }

@@ -9,8 +9,9 @@ from typing import Any
 
 import attrs
 from drivers import Driver, Step
+from truth import Server
 
-from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.emulator import Fault
 
 PATIENCE = 60.0
 """Seconds after which a caller gives up whatever happens. The machine may be busy."""
@@ -28,21 +29,16 @@ class SomethingElseError(Exception):
     """Something else goes wrong in the code that waits for the response."""
 
 
-def running(server: Emulator) -> list[str]:
-    """Return the ids of the responses that run."""
-    now = server.clock()
-    return [name for name, work in server.responses.items() if work.is_active(now)]
-
-
 async def until(condition: Callable[[], object]) -> None:
     """Wait until something is so."""
     while not condition():
         await asyncio.sleep(0.01)
 
 
-async def created(server: Emulator) -> None:
+async def created(server: Server) -> None:
     """Wait until a response has run for a moment."""
-    await until(lambda: running(server))
+    while not await server.running():
+        await asyncio.sleep(0.01)
     await asyncio.sleep(SOON)
 
 
@@ -57,21 +53,25 @@ class Failure:
         kills: the signal that is sent to the process instead.
     """
 
-    strike: Callable[[Run, Any, Emulator], Awaitable[None]]
+    strike: Callable[[Run, Any, Server], Awaitable[None]]
     faults: Callable[[Driver], Iterable[Fault]] = lambda _: ()
     applies: Callable[[Driver], bool] = lambda _: True
     kills: Signals | None = None
+
+    def can_strike(self, driver: Driver) -> bool:
+        """Return whether it can happen to a driver. Agents with a tool have a failure of their own."""
+        return self.applies(driver) and driver.has_tool == (self.applies is has_tool)
 
 
 def never() -> bool:
     return False
 
 
-async def nothing(run: Run, _client: Any, _server: Emulator) -> None:
+async def nothing(run: Run, _client: Any, _server: Server) -> None:
     await run(never)
 
 
-async def time_out(run: Run, _client: Any, server: Emulator) -> None:
+async def time_out(run: Run, _client: Any, server: Server) -> None:
     async with asyncio.timeout(None) as limit:
 
         async def expire() -> None:
@@ -85,7 +85,7 @@ async def time_out(run: Run, _client: Any, server: Emulator) -> None:
             watcher.cancel()
 
 
-async def time_out_of_a_thread(run: Run, _client: Any, _server: Emulator) -> None:
+async def time_out_of_a_thread(run: Run, _client: Any, _server: Server) -> None:
     """A thread cannot be interrupted: its own code looks at the time."""
     end = time.monotonic() + A_WHILE
 
@@ -97,14 +97,14 @@ async def time_out_of_a_thread(run: Run, _client: Any, _server: Emulator) -> Non
     await run(step)
 
 
-async def cancel_the_task(run: Run, _client: Any, server: Emulator) -> None:
+async def cancel_the_task(run: Run, _client: Any, server: Server) -> None:
     task = asyncio.ensure_future(run(never))
     await created(server)
     task.cancel()
     await task
 
 
-async def raise_in_the_consumer(run: Run, _client: Any, _server: Emulator) -> None:
+async def raise_in_the_consumer(run: Run, _client: Any, _server: Server) -> None:
     steps = iter(range(STEPS))
 
     def step() -> bool:
@@ -115,7 +115,7 @@ async def raise_in_the_consumer(run: Run, _client: Any, _server: Emulator) -> No
     await run(step)
 
 
-async def raise_in_a_sibling(run: Run, _client: Any, server: Emulator) -> None:
+async def raise_in_a_sibling(run: Run, _client: Any, server: Server) -> None:
     async def fail() -> None:
         await created(server)
         raise SomethingElseError
@@ -125,12 +125,12 @@ async def raise_in_a_sibling(run: Run, _client: Any, server: Emulator) -> None:
         await run(never)
 
 
-async def leave(run: Run, _client: Any, _server: Emulator) -> None:
+async def leave(run: Run, _client: Any, _server: Server) -> None:
     steps = iter(range(STEPS))
     await run(lambda: next(steps, None) is None)
 
 
-async def close_the_client(run: Run, client: Any, server: Emulator) -> None:
+async def close_the_client(run: Run, client: Any, server: Server) -> None:
     async def close() -> None:
         await created(server)
         closed = client.close()
@@ -161,6 +161,22 @@ def steps(driver: Driver) -> bool:
     return driver.steps
 
 
+def has_tool(driver: Driver) -> bool:
+    return driver.has_tool
+
+
+def tool_calls(_: Driver) -> Iterable[Fault]:
+    """Answer the first creation with a finished response that calls the tool."""
+    call = {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "measure", "arguments": "{}",
+            "status": "completed"}  # fmt: skip
+    body = {
+        "id": "resp_of_a_tool", "object": "response", "created_at": 1, "status": "completed", "background": True,
+        "model": "gpt-5", "output": [call], "parallel_tool_calls": True, "tool_choice": "auto", "tools": [],
+        "error": None, "incomplete_details": None, "instructions": None, "metadata": {}, "temperature": 1, "top_p": 1,
+    }  # fmt: skip
+    return [Fault(on="create", status=200, body=body, headers={"content-type": "application/json"})]
+
+
 def refused_polls(_: Driver) -> Iterable[Fault]:
     error = {"error": {"message": "Bad request.", "type": "invalid_request_error", "param": None, "code": None}}
     return [Fault(on="retrieve", status=400, body=error, headers={"content-type": "application/json"})]
@@ -186,6 +202,7 @@ FAILURES = {
     "time-out of the caller": Failure(time_out),
     "task cancelled": Failure(cancel_the_task, applies=is_async),
     "exception in a callback": Failure(raise_in_the_consumer, applies=steps),
+    "exception in a tool": Failure(raise_in_the_consumer, tool_calls, applies=has_tool),
     "exception in another task of the group": Failure(raise_in_a_sibling, applies=is_async),
     "poll answered 400": Failure(nothing, refused_polls, applies=polls),
     "polls answered 500 for ever": Failure(nothing, failing_polls, applies=polls),

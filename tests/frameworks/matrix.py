@@ -11,26 +11,29 @@ import tempfile
 import threading
 import traceback
 from asyncio.subprocess import PIPE
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import attrs
-from drivers import DRIVERS, Driver, Step, import_frameworks
-from failures import FAILURES, PATIENCE, Failure, running, time_out, time_out_of_a_thread, until
+from drivers import DRIVERS, HAS_FRAMEWORKS, Driver, Step, import_frameworks
+from failures import FAILURES, PATIENCE, Failure, time_out, time_out_of_a_thread, until
 from protection import GRACE, KEY, NOTHING, Protection, protecting, protecting_blocking
+from truth import Server, emulated
 
 from openai_cancel import AsyncSession
-from openai_cancel.emulator import Emulator, Script
 from openai_cancel.ledger import Ledger
 
 Cell = tuple[str, str]
 """The names of a driver and of a failure."""
 
+Serve = Callable[[], AbstractAsyncContextManager[Server]]
+"""Runs a server."""
+
 AT_ONCE = 6
-PROCESSES = os.cpu_count() or 1
-# Streams send a word every 0.1 s, for longer than anything waits.
-SCRIPT = Script(runs_for=120, says="A woodchuck would chuck " * 300)
+PROCESSES = 1  # beside each of the others that run at the same time
 
 PROTECTIONS = {
     "without": NOTHING,
@@ -42,8 +45,9 @@ PROTECTIONS = {
 
 def cells(wanted: Collection[str] = ()) -> list[Cell]:
     """Return what can go wrong with whom."""
-    everything = [(name, failure) for name in DRIVERS for failure in FAILURES]
-    possible = [cell for cell in everything if FAILURES[cell[1]].applies(DRIVERS[cell[0]])]
+    drivers = [name for name, driver in DRIVERS.items() if HAS_FRAMEWORKS or not driver.framework]
+    everything = [(name, failure) for name in drivers for failure in FAILURES]
+    possible = [cell for cell in everything if FAILURES[cell[1]].can_strike(DRIVERS[cell[0]])]
     return [cell for cell in possible if not wanted or set(cell) & set(wanted)]
 
 
@@ -56,12 +60,14 @@ class Experiment:
         failure: what goes wrong.
         protection: what protects the run.
         folder: an empty folder.
+        serve: runs the server.
     """
 
     name: str
     failure: Failure
     protection: Protection
     folder: Path
+    serve: Serve
 
     @property
     def driver(self) -> Driver:
@@ -73,7 +79,7 @@ class Experiment:
 
     async def run(self) -> int:
         """Return how many responses run afterwards."""
-        async with Emulator(script=SCRIPT) as server:
+        async with self.serve() as server:
             server.faults.extend(self.failure.faults(self.driver))
             if self.failure.kills:
                 await self._kill(server)
@@ -82,12 +88,12 @@ class Experiment:
             else:
                 await self._strike(server)
             await _quiet(server)
-            assert server.responses, "nothing was created"
+            assert server.created, "nothing was created"
             if self.protection & Protection.WATCH:
                 await self._sweep(server)
-            return len(running(server))
+            return len(await server.running())
 
-    async def _strike(self, server: Emulator) -> None:
+    async def _strike(self, server: Server) -> None:
         driver = self.driver
         client = driver.client(api_key=KEY, base_url=server.base_url)
 
@@ -99,12 +105,12 @@ class Experiment:
             async with asyncio.timeout(PATIENCE):
                 await self.failure.strike(run, client, server)
         except (Exception, asyncio.CancelledError):
-            if not server.responses:
+            if not server.created:
                 raise  # something else went wrong before
         finally:
             await client.close()
 
-    async def _strike_a_thread(self, server: Emulator) -> None:
+    async def _strike_a_thread(self, server: Server) -> None:
         driver = self.driver
         client = driver.client(api_key=KEY, base_url=server.base_url)
         loop = asyncio.get_running_loop()
@@ -130,12 +136,12 @@ class Experiment:
             async with asyncio.timeout(PATIENCE):
                 await strike(run, client, server)
         except Exception:
-            if not server.responses:
+            if not server.created:
                 raise
         finally:
             client.close()
 
-    async def _kill(self, server: Emulator) -> None:
+    async def _kill(self, server: Server) -> None:
         """Run the driver in a process, and send it a signal when its code has seen the response."""
         errors = self.folder / "stderr"
         script = str(Path(__file__).with_name("process.py"))
@@ -146,9 +152,9 @@ class Experiment:
             )  # fmt: skip
         seen = asyncio.ensure_future(process.stdout.readline())
         try:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(150):
                 await until(lambda: seen.done() or any(request.method == "GET" for request in server.received))
-                assert running(server), errors.read_text()
+                assert await server.running(), errors.read_text()
                 while process.returncode is None:
                     process.send_signal(self.failure.kills)
                     # In a blocking library, the exception of a signal handler may be lost.
@@ -160,7 +166,7 @@ class Experiment:
             await process.wait()
             await seen
 
-    async def _sweep(self, server: Emulator) -> None:
+    async def _sweep(self, server: Server) -> None:
         """Stop what is left when its leases have lapsed."""
         async with (
             Ledger(self.ledger_url, timeout=GRACE) as ledger,
@@ -168,13 +174,13 @@ class Experiment:
         ):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
-                    while running(server):
+                    while await server.running():
                         async for _ in ledger.sweep(session):
                             pass
                         await asyncio.sleep(0.1)
 
 
-async def _quiet(server: Emulator) -> None:
+async def _quiet(server: Server) -> None:
     """Wait until nobody sends a request any more."""
     seen = -1
     while seen != len(server.received):
@@ -182,7 +188,7 @@ async def _quiet(server: Emulator) -> None:
         await asyncio.sleep(0.7)
 
 
-async def run_all(chosen: Collection[Cell], protection: Protection) -> dict[Cell, int | str]:
+async def run_all(chosen: Collection[Cell], protection: Protection, serve: Serve = emulated) -> dict[Cell, int | str]:
     """Return how many responses are left running, or the traceback of an error, by cell."""
     await asyncio.to_thread(import_frameworks)  # an import blocks the event loop for seconds
     limits = {True: asyncio.Semaphore(PROCESSES), False: asyncio.Semaphore(AT_ONCE)}
@@ -192,7 +198,7 @@ async def run_all(chosen: Collection[Cell], protection: Protection) -> dict[Cell
         async with limits[FAILURES[cell[1]].kills is not None]:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    found[cell] = await Experiment(cell[0], FAILURES[cell[1]], protection, Path(folder)).run()
+                    found[cell] = await Experiment(cell[0], FAILURES[cell[1]], protection, Path(folder), serve).run()
                 except Exception:  # noqa: BLE001 - shown in the table
                     found[cell] = traceback.format_exc()
 
@@ -202,16 +208,31 @@ async def run_all(chosen: Collection[Cell], protection: Protection) -> dict[Cell
     return {cell: found[cell] for cell in chosen}
 
 
+def creator(cell: Cell) -> str:
+    """Return the name of the package whose code creates and waits."""
+    return cell[0].partition(",")[0] if DRIVERS[cell[0]].framework else "the official client"
+
+
 def table(found: Mapping[str, Mapping[Cell, Any]]) -> str:
-    """Return the runs that have left a response running, by failure and protection, in Markdown."""
-    lines = [f"| what goes wrong | runs | {' | '.join(found)} |", f"|---|---|{'---|' * len(found)}"]
+    """Return how many runs have left a response running, by failure and by package, in Markdown."""
+    return "\n\n".join(
+        "\n".join(
+            [
+                f"| {title} | runs | {' | '.join(found)} |",
+                f"|---|---|{'---|' * len(found)}",
+                *_rows(found, key),
+            ]
+        )
+        for title, key in (("what goes wrong", itemgetter(1)), ("what creates", creator))
+    )
+
+
+def _rows(found: Mapping[str, Mapping[Cell, Any]], key: Callable[[Cell], str]) -> Iterator[str]:
     everything = [*next(iter(found.values()))]
-    for failure in (*FAILURES, None):
-        here = [cell for cell in everything if failure in {cell[1], None}]
-        if here:
-            counts = [sum(left[cell] != 0 for cell in here) for left in found.values()]
-            lines.append(f"| {failure or 'all'} | {len(here)} | {' | '.join(map(str, counts))} |")
-    return "\n".join(lines)
+    for name in (*dict.fromkeys(map(key, everything)), "all"):
+        here = [cell for cell in everything if name in {key(cell), "all"}]
+        counts = [sum(left[cell] != 0 for cell in here) for left in found.values()]
+        yield f"| {name} | {len(here)} | {' | '.join(map(str, counts))} |"
 
 
 def main(*wanted: str) -> None:

@@ -7,11 +7,13 @@ import asyncio
 import math
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from conftest import KEY
-from matrix import PROTECTIONS, cells, run_all, table
+from matrix import PROTECTIONS, Cell, cells, run_all, table
 
 from openai_cancel.emulator import Emulator, Script
 
@@ -26,10 +28,21 @@ BY_DESIGN = {"SIGKILL"}
 """A guard does not survive its process. A watch does."""
 
 
+async def run_in_processes(*names: str) -> dict[str, dict[Cell, int | str]]:
+    """Run everything with each protection at the same time, in a process each."""
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(len(names), get_context("spawn")) as pool:
+        runs = [loop.run_in_executor(pool, run_in_process, name) for name in names]
+        return dict(zip(names, await asyncio.gather(*runs), strict=True))
+
+
+def run_in_process(name: str) -> dict[Cell, int | str]:
+    return asyncio.run(run_all(cells(), PROTECTIONS[name]))
+
+
 @pytest.mark.timeout(1800)
 async def test_nothing_is_left_running(capsys: pytest.CaptureFixture[str]) -> None:
-    everything = cells()
-    found = {name: await run_all(everything, PROTECTIONS[name]) for name in ("without", "guard", "watch and sweep")}
+    found = await run_in_processes("without", "guard", "watch and sweep")
     with capsys.disabled():
         print(f"\n{table(found)}")  # noqa: T201
     guarded = {cell: left for cell, left in found["guard"].items() if left and cell[1] not in BY_DESIGN}
