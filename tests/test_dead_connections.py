@@ -17,7 +17,9 @@ from openai_cancel.wire import Request
 async def warm(session: AsyncSession, server: Emulator, ids: list[str]) -> None:
     """Leave one idle connection in the pool for each id."""
     server.faults += [Fault(delay=0.05)] * len(ids)  # so that none waits for another one's connection
-    await asyncio.gather(*(session.retrieve(name) for name in ids))
+    with pytest.MonkeyPatch.context() as patience:
+        patience.setattr(pool, "PATIENCE", 30.0)  # a busy machine answers late
+        await asyncio.gather(*(session.retrieve(name) for name in ids))
 
 
 @pytest.fixture
