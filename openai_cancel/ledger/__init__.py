@@ -88,17 +88,17 @@ shows the reason.
 
 An id that was never received cannot be recorded. If the process dies, or the connection breaks, before the answer of a
 creation arrives, the ledger has no trace of the response. Without a watch, the same holds until the guard of the
-response is entered. ogx, Microsoft Foundry and Fireworks list their responses. There, `Ledger.reconcile` finds what runs
-and is not recorded, and strikes off what is over:
+response is entered. ogx, Microsoft Foundry and Fireworks list their responses. There, `Ledger.reconcile` finds what
+runs and is not recorded, and strikes off what is over:
 
 ```sh
-openai-cancel ledger reconcile --all                    # only says what it found
+openai-cancel ledger reconcile                          # only says what it found
 openai-cancel ledger reconcile --adopt --ttl 1h --metadata team=search
 openai-cancel ledger reconcile --stop --metadata team=search --yes
 ```
 
-The list may include the work of other people. Where a server has no list, as OpenAI, limit the lifetime of each response
-if the server supports that.
+The list may include the work of other people. OpenAI and others have no list. There, limit the lifetime of each
+response if the server supports that.
 
 # Limit how long responses run
 
