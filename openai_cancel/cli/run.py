@@ -239,9 +239,9 @@ class Run:
 
     def take_back(self, ids: Sequence[str]) -> None:
         """Take back the results of responses that are handled once more, so that each counts once."""
-        for response_id in ids:
-            if self._kinds is not None and response_id in self._kinds:
-                self._report.tally.take_back(*self._kinds.pop(response_id))
+        kinds = self._kinds or {}
+        for response_id in kinds.keys() & {*ids}:
+            self._report.tally.take_back(*kinds.pop(response_id))
 
     async def handle_all(
         self, source: IdSource, session: AbstractAsyncContextManager[object], handle_many: HandleMany
