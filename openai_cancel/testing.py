@@ -3,9 +3,9 @@
 ```python
 from openai_cancel.testing import make_error, make_outcome, make_response
 
-assert summary(make_response("completed", text="Forty-two.")) == "Forty-two."
-assert report(make_outcome("not_found")) == "The server has forgotten it."
-assert is_worth_a_retry(make_error(503, retry_after=2))
+assert make_response("completed", text="Because.").output_text == "Because."  # pass them to your own code
+assert make_outcome("not_found").error.status == 404
+assert make_error(503, retry_after=2).retry_after == 2
 ```
 
 They are what a session returns and raises for the answers of a server. To test code together with a session, run a

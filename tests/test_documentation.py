@@ -33,7 +33,8 @@ from sqlalchemy import update
 from terminal import COMMAND
 
 import openai_cancel
-from openai_cancel import AsyncSession, Session, cli, emulator, ledger
+from openai_cancel import AsyncSession, Session, emulator, ledger
+from openai_cancel.cli.app import run
 from openai_cancel.cli.exit_status import ExitStatus
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.ledger import Ledger
@@ -206,6 +207,8 @@ def test_the_examples_of_a_help_are_right_usage(
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "sqlite:///ledger.db")
     (tmp_path / "ids.txt").write_text("resp_1\n")
+    line = {"id": "resp_1", "stopped": False, "input": {"team": "search", "job": "7"}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(line))
     commands = [shlex.split(part, comments=True) for line in block.text.splitlines() for part in line.split(" | ")]
     commands = [arguments for name, *arguments in commands if name == "openai-cancel"]
     assert commands
@@ -213,7 +216,7 @@ def test_the_examples_of_a_help_are_right_usage(
         replaced = {"8080": [str(taken.getsockname()[1])], "--running": ["--running", "--yes"]}
         for arguments in commands:
             given = [new for argument in arguments for new in replaced.get(argument, [argument])]
-            assert cli.run(given) != ExitStatus.USAGE, (given, capsys.readouterr().err)
+            assert run(given) != ExitStatus.USAGE, (given, capsys.readouterr().err)
 
 
 async def test_the_commands_that_need_no_ids_run(monkeypatch: pytest.MonkeyPatch) -> None:
