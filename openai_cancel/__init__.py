@@ -128,9 +128,9 @@ as the response runs unless you set a `timeout`, and the ids in a log that the c
 # Versions
 
 This project follows [Semantic Versioning](https://semver.org). That covers what `openai_cancel`,
-`openai_cancel.models`, `openai_cancel.ledger` and `openai_cancel.emulator` export, the options and exit statuses of the
-command, and the tables of a ledger. Names that begin with an underscore, and all other modules, may change at any time.
-A new field or class of a response is a minor version.
+`openai_cancel.models`, `openai_cancel.ledger`, `openai_cancel.emulator` and `openai_cancel.testing` export, the options
+and exit statuses of the command, and the tables of a ledger. Names that begin with an underscore, and all other
+modules, may change at any time. A new field or class of a response is a minor version.
 """
 
 from typing import TYPE_CHECKING
