@@ -30,7 +30,7 @@ from openai_cancel import (
     Watch,
 )
 from openai_cancel.emulator import Dialect, Emulator, Fault, List, Received, Reply, Script, Work
-from openai_cancel.ledger import BlockingLedger, Entry, Group, Ledger, Stats
+from openai_cancel.ledger import BlockingLedger, Entry, Finding, Group, Ledger, Stats
 
 pytestmark = pytest.mark.slow
 
@@ -62,6 +62,8 @@ for received in emulator.received:
 work = emulator.responses["resp_123"]
 stats = blocking.ledger.stats()
 group: Group = stats.groups[0]
+for finding in blocking.ledger.reconcile():
+    ...
 """
 
 OBJECTS: dict[str, type] = {
@@ -83,6 +85,7 @@ OBJECTS: dict[str, type] = {
     "work": Work,
     "stats": Stats,
     "group": Group,
+    "finding": Finding,
 }
 """The public objects that have methods or attributes, by their name in the code above."""
 

@@ -210,13 +210,16 @@ def test_the_examples_of_a_help_are_right_usage(
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "sqlite:///ledger.db")
     (tmp_path / "ids.txt").write_text("resp_1\n")
+    (tmp_path / "results.jsonl").write_text(
+        json.dumps({"id": "resp_1", "verdict": "cancelled", "stopped": True, "team": "a", "job": "7"}) + "\n"
+    )
     commands = [
         shlex.split(part, comments=True) for line in block.text.splitlines() for part in re.split(r" [|>] ", line)
     ]
     commands = [arguments for name, *arguments in commands if name.endswith("openai-cancel")]
     assert commands
     for arguments in commands:
-        given = [*arguments, "--yes"] if "--running" in arguments else arguments
+        given = [*arguments, "--yes"] if {"--running", "--stop"} & {*arguments} else arguments
         assert run_command(given) != ExitStatus.USAGE, (given, capsys.readouterr().err)
 
 
