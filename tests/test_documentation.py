@@ -195,10 +195,10 @@ async def test_the_stop_commands_run(
     assert in_file in (tmp_path / "results.jsonl").read_text()
 
 
-SERVERS = {"cli/demo.py demo", "cli/demo.py emulate"}
-"""The commands that need no key and do not end by themselves; tests/test_cli_demo.py runs them."""
+OTHERS = {"cli/demo.py demo", "cli/demo.py emulate", "cli/report_log.py report"}
+"""Commands that need no key: they do not end by themselves, or need a log with the columns of the examples."""
 EXAMPLES_OF_HELP = [
-    block for block in BLOCKS if block.source.startswith("cli/") and block.kind == "" and block.source not in SERVERS
+    block for block in BLOCKS if block.source.startswith("cli/") and block.kind == "" and block.source not in OTHERS
 ]
 
 
