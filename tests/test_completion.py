@@ -15,7 +15,6 @@ from typing import Any
 
 import jedi
 import pytest
-from jedi.api.environment import InterpreterEnvironment
 from processes import running_beside
 
 import openai_cancel
@@ -31,7 +30,7 @@ from openai_cancel import (
     Watch,
 )
 from openai_cancel.emulator import Dialect, Emulator, Fault, List, Received, Reply, Script, Work
-from openai_cancel.ledger import BlockingLedger, Entry, Ledger
+from openai_cancel.ledger import BlockingLedger, Entry, Finding, Group, Ledger, Stats
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +38,7 @@ PREAMBLE = """
 import openai
 from openai_cancel import AsyncSession, Clock, Session
 from openai_cancel.emulator import Dialect, Emulator, Fault, List, Reply, Script
-from openai_cancel.ledger import Ledger
+from openai_cancel.ledger import Group, Ledger
 asynchronous = AsyncSession()
 blocking = Session()
 ledger = Ledger("sqlite:///ledger.db")
@@ -61,6 +60,10 @@ for entry in blocking.ledger.entries():
 for received in emulator.received:
     ...
 work = emulator.responses["resp_123"]
+stats = blocking.ledger.stats()
+group: Group = stats.groups[0]
+for finding in blocking.ledger.reconcile():
+    ...
 """
 
 OBJECTS: dict[str, type] = {
@@ -80,6 +83,9 @@ OBJECTS: dict[str, type] = {
     "entry": Entry,
     "received": Received,
     "work": Work,
+    "stats": Stats,
+    "group": Group,
+    "finding": Finding,
 }
 """The public objects that have methods or attributes, by their name in the code above."""
 
@@ -149,9 +155,10 @@ def place(text: str, end: str) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def notebook() -> jedi.Script:
-    return jedi.Script(
-        NOTEBOOK, environment=InterpreterEnvironment()
-    )  # its own would be another process, for all tests
+    """Jedi, with a process of its own that ends with the environment."""
+    script = jedi.Script(NOTEBOOK, environment=jedi.create_environment(sys.executable, safe=False))
+    script.complete(1, 0)  # starts the process before the first test, which may leave none behind
+    return script
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -34,7 +34,7 @@ from terminal import COMMAND
 
 import openai_cancel
 from openai_cancel import AsyncSession, Session, emulator, ledger
-from openai_cancel.cli.app import run
+from openai_cancel.cli.app import run as run_command
 from openai_cancel.cli.exit_status import ExitStatus
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.ledger import Ledger
@@ -196,27 +196,34 @@ async def test_the_stop_commands_run(
     assert in_file in (tmp_path / "results.jsonl").read_text()
 
 
-EXAMPLES_OF_HELP = [block for block in BLOCKS if block.source.startswith("cli/") and block.kind == ""]
+EXAMPLES_OF_HELP = [
+    block
+    for block in BLOCKS
+    if block.source.startswith("cli/") and block.kind == "" and block.source != "cli/demo.py demo"  # has its own tests
+]
 
 
 @pytest.mark.parametrize("block", EXAMPLES_OF_HELP, ids=lambda block: block.source)
 def test_the_examples_of_a_help_are_right_usage(
     block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without a key and on a port that is taken, each ends at once, but not for its arguments."""
+    """Without a key, or if its port is taken, each ends at once, but not for its arguments."""
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("OPENAI_CANCEL_LEDGER", "sqlite:///ledger.db")
     (tmp_path / "ids.txt").write_text("resp_1\n")
-    line = {"id": "resp_1", "stopped": False, "input": {"team": "search", "job": "7"}}
-    (tmp_path / "results.jsonl").write_text(json.dumps(line))
-    commands = [shlex.split(part, comments=True) for line in block.text.splitlines() for part in line.split(" | ")]
-    commands = [arguments for name, *arguments in commands if name == "openai-cancel"]
+    logged = {"id": "resp_1", "stopped": False, "input": {"team": "search", "job": "7"}}
+    (tmp_path / "results.jsonl").write_text(json.dumps(logged))
+    commands = [
+        shlex.split(part, comments=True) for line in block.text.splitlines() for part in re.split(r" [|>] ", line)
+    ]
+    commands = [arguments for name, *arguments in commands if name.endswith("openai-cancel")]
     assert commands
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        replaced = {"8080": [str(taken.getsockname()[1])], "--running": ["--running", "--yes"]}
+        port = str(taken.getsockname()[1])
         for arguments in commands:
-            given = [new for argument in arguments for new in replaced.get(argument, [argument])]
-            assert run(given) != ExitStatus.USAGE, (given, capsys.readouterr().err)
+            given = [port if argument == "8080" else argument for argument in arguments]
+            given += ["--yes"] * bool({"--running", "--stop"} & {*arguments})
+            assert run_command(given) != ExitStatus.USAGE, (given, capsys.readouterr().err)
 
 
 async def test_the_commands_that_need_no_ids_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +330,10 @@ async def test_the_curl_command_creates_a_response(server: Emulator) -> None:
 
 
 def test_every_block_is_run_by_a_test() -> None:
-    """By this file or, for the lines that create an environment, by `.ci/run`. The tree of errors is a drawing."""
+    """By this file or, for the lines that create an environment, by `.ci/run`. The tree of errors is a drawing.
+
+    The statements of SQL are what `ledger init --grant` does: see tests/test_ledger_grants.py.
+    """
     known = {
         "python": r"",
         "": r"openai-cancel ",
