@@ -88,7 +88,7 @@ async def test_the_help_lists_every_dialect(run) -> None:
 class TestRequestLog:
     @pytest.fixture(autouse=True)
     def level(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level(logging.INFO, "openai_cancel.emulator")
+        caplog.set_level(logging.INFO, "openai_emulator")
 
     async def test_each_request_has_a_line_without_its_key(self, server: Emulator, create, caplog) -> None:
         name = create()
@@ -99,7 +99,7 @@ class TestRequestLog:
             await client.get(f"{server.base_url}/responses/{name}?stream=false", headers={"api-key": KEY})
             await client.get(f"{server.base_url}/elsewhere?a%0Ab=1", headers={"api-key": KEY})
         path = f"/v1/responses/{name}"
-        assert [record.getMessage() for record in caplog.records if record.name == "openai_cancel.emulator"] == [
+        assert [record.getMessage() for record in caplog.records if record.name == "openai_emulator"] == [
             f"POST {path}/cancel?token=*** 503 (a fault)",
             f"POST {path}/cancel?token=*** cut (a fault)",
             f"POST {path}/cancel?token=*** 200",

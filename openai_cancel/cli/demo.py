@@ -107,7 +107,7 @@ def emulate(
 def _logging_requests() -> Generator[None]:
     import logging
 
-    logger, handler = logging.getLogger("openai_cancel.emulator"), logging.StreamHandler()
+    logger, handler = logging.getLogger("openai_emulator"), logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     level = logger.level
     logger.addHandler(handler)
