@@ -427,6 +427,14 @@ async def test_a_blocking_body_that_a_hook_has_read_is_looked_at(odd: Server, bl
         assert guard.armed
 
 
+async def test_a_blocking_document_in_another_encoding_is_looked_at(odd: Server, blocking: openai.OpenAI) -> None:
+    odd.answer = documents(zlib.compress(b'{"id": "resp_1", "status": "queued"}'), **{"content-encoding": "deflate"})
+    async with odd.session.guard(blocking) as guard:
+        assert (await asyncio.to_thread(blocking.responses.create, **REQUEST)).id == "resp_1"
+        assert guard.armed
+        guard.disarm()
+
+
 async def test_a_blocking_failure_to_send_is_the_same(odd: Server, blocking: openai.OpenAI) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         request.transport.close()
