@@ -67,6 +67,7 @@ class TestCancelAndRetrieve:
         assert caught.value.code == "invalid_api_key"
         assert KEY not in "".join(traceback.format_exception(caught.value))
 
+    @pytest.mark.slow
     async def test_300_calls_at_once_each_get_their_own_response(self, session: QuickSession, create) -> None:
         identifiers = [create() for _ in range(300)]
         responses = await asyncio.gather(*map(session.cancel, identifiers))

@@ -293,6 +293,7 @@ class TestConnections:
         assert connections == 2
         listener.close()
 
+    @pytest.mark.slow
     async def test_stop_many_stops_all_through_all_faults_at_once(self, server: Emulator) -> None:
         """The requests share a pool of connections. Which request meets which fault is left to chance.
 

@@ -86,6 +86,7 @@ class TestCancel:
         first, second = map(orjson.loads, out.replace("\\ud800", "half").splitlines())
         assert (first["response"]["top_p"], second["response"]["user"]) == (None, "half")
 
+    @pytest.mark.slow
     async def test_ctrl_c_ends_a_cancel_without_a_traceback(
         self, server: Emulator, start_process: StartProcess
     ) -> None:
@@ -148,6 +149,7 @@ class TestEntryPoints:
 
 
 class TestOutputThatIsLost:
+    @pytest.mark.slow
     async def test_a_reader_that_leaves_early_does_not_end_the_work(self, server: Emulator, create) -> None:
         reading, writing = os.pipe()
         os.close(reading)
@@ -159,12 +161,14 @@ class TestOutputThatIsLost:
         assert (done.returncode, done.stderr) == (0, b"openai-cancel: the rest of the output is lost: Broken pipe\n")
         assert all(work.cancelled for work in server.responses.values())
 
+    @pytest.mark.slow
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_a_demo_that_cannot_be_written_fails_on_one_line(self) -> None:
         with Path("/dev/full").open("wb") as full:
             done = subprocess.run([COMMAND, "demo"], stdout=full, stderr=subprocess.PIPE, check=False)
         assert (done.returncode, done.stderr) == (1, b"openai-cancel: cannot write: No space left on device\n")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("closed", ["2>&-", "2>/dev/full", "2>&1 >/dev/full", ">&- 2>&-"])
     async def test_complaints_that_cannot_be_written_do_not_end_the_work(
         self, server: Emulator, create, closed: str
@@ -178,6 +182,7 @@ class TestOutputThatIsLost:
         assert done.returncode == 1
         assert all(server.responses[identifier].cancelled for identifier in ids)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("run")
     async def test_complaints_do_not_go_to_standard_output_if_standard_error_is_closed(self) -> None:
         done = await asyncio.to_thread(
@@ -189,6 +194,7 @@ class TestOutputThatIsLost:
         )
         assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
+    @pytest.mark.slow
     async def test_text_that_the_terminal_cannot_show_is_escaped(self, server: Emulator, create) -> None:
         server.faults.append(Fault(status=200, body=b'{"id": "x", "status": "d\\u00e9j\\u00e0 \\ud800"}'))
         identifier = create()

@@ -90,6 +90,7 @@ class TestServer:
 
 
 class TestMessages:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("arguments", "words"),
         [
@@ -186,6 +187,7 @@ class TestPlainHttp:
             env={**os.environ, "OPENAI_API_KEY": KEY, **proxy, **environment},
         )  # fmt: skip
 
+    @pytest.mark.slow
     def test_a_warning_is_one_line_like_other_complaints(self) -> None:
         done = self.cancel("http://server.example/v1")
         warning, error = done.stderr.splitlines()
@@ -193,11 +195,13 @@ class TestPlainHttp:
         assert error.startswith("openai-cancel: 'x': ")
         assert (done.returncode, done.stdout) == (1, "")
 
+    @pytest.mark.slow
     def test_the_warning_can_be_made_an_error(self) -> None:
         done = self.cancel("http://server.example/v1", PYTHONWARNINGS="error::UserWarning")
         assert (done.returncode, done.stdout) == (3, "")
         assert re.fullmatch(r"openai-cancel: The key goes to server\.example in plain text.*https://.*\n", done.stderr)
 
+    @pytest.mark.slow
     def test_the_warning_names_no_argument_of_the_library(self) -> None:
         assert not PYTHON_NAMES.search(self.cancel("http://server.example/v1").stderr)
 

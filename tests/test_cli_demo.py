@@ -112,6 +112,7 @@ async def test_ctrl_c_quits_the_demo_and_leaves_no_process() -> None:
     assert "Stop thousands" not in terminal.screen
 
 
+@pytest.mark.slow
 async def test_the_emulator_runs_until_ctrl_c(start_process: StartProcess) -> None:
     process = await start_process(
         COMMAND, "emulate", "--port", "0", "--runs-for", "5", "--dialect", "mistralrs",

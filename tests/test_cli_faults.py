@@ -117,6 +117,7 @@ class TestRequestLog:
         await until(lambda: "GET /v1/responses/x: the client has left before the answer" in caplog.text)
 
 
+@pytest.mark.slow
 async def test_a_wrong_key_and_a_broken_gateway_can_be_tried_without_code(
     python: str, start_process: StartProcess
 ) -> None:

@@ -83,6 +83,7 @@ class TestSweep:
             running: "cancelled", "resp_none": "tracked", later: "tracked", other: "cancelled"
         }  # fmt: skip # a server may not know a young response yet, so it is tried again
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     async def test_a_repeated_sweep_survives_a_failing_database_and_ends_at_a_signal(
         self, url: str, server: Emulator, create, number: int, start_process: StartProcess
@@ -112,6 +113,7 @@ class TestSweep:
         assert lines[totals - 1].endswith("the sweeper ends")
         assert any(line.endswith("the ledger works again") for line in lines)
 
+    @pytest.mark.slow
     async def test_a_signal_returns_the_responses_to_the_ledger(
         self, url: str, server: Emulator, create, start_process: StartProcess
     ) -> None:
@@ -203,6 +205,7 @@ class TestEntries:
         assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 deleted\n"
         assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 deleted\n"
 
+    @pytest.mark.slow
     async def test_ids_are_read_from_files_and_from_standard_input(
         self, run, tmp_path: Path, start_process: StartProcess
     ) -> None:
@@ -238,6 +241,7 @@ class TestEntries:
             status, _, err = await run("ledger", "add", "resp_1", "--ttl", wrong)
             assert (status, "or a duration such as 30s, 15m, 2h or 7d" in err) == (2, True)
 
+    @pytest.mark.slow
     async def test_on_a_terminal_the_list_is_for_people(self, run, url: str, server: Emulator) -> None:
         await track(url, server, "resp_late", ttl=60)
         await track(url, server, "resp_denied")

@@ -64,6 +64,7 @@ class TestStats:
         assert names[:2] == ["openai_cancel_ledger_responses", "openai_cancel_ledger_overdue"]
         assert (await run("ledger", "stats", "--json", "--prometheus"))[0] == 2
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("run")
     async def test_a_terminal_gets_lines_for_people(self, url: str, server: Emulator) -> None:
         async with Terminal("ledger", "stats") as terminal:

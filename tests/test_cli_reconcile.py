@@ -125,6 +125,7 @@ class TestUnknown:
         assert (status, line["id"], line["settled"], line["error"]["status"]) == (1, blue, False, 403)
         assert await states(url) == {red: "cancelled", blue: "tracked"}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("answer", ["y", "n"])
     async def test_a_terminal_is_asked_about_those_that_were_found_then(
         self, monkeypatch: pytest.MonkeyPatch, url: str, server: Emulator, *, add, answer: str
@@ -145,6 +146,7 @@ class TestUnknown:
         expected = {over: "already_finished", lost: "cancelled"} if answer == "y" else {over: "tracked"}
         assert await states(url) == expected
 
+    @pytest.mark.slow
     async def test_without_unknown_ones_there_is_no_question(
         self, monkeypatch: pytest.MonkeyPatch, url: str, server: Emulator, add
     ) -> None:
@@ -157,6 +159,7 @@ class TestUnknown:
         assert "ended, struck off (completed)" in terminal.screen
         assert await states(url) == {over: "already_finished"}
 
+    @pytest.mark.slow
     async def test_ctrl_c_ends_it_and_leaves_what_it_was_stopping_to_sweeps(
         self, url: str, server: Emulator, add
     ) -> None:

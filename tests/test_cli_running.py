@@ -97,6 +97,7 @@ class TestList:
         assert (done, out) == (expected, "")
         assert ("openai-cancel ledger" in err) == (status == 405)
 
+    @pytest.mark.slow
     async def test_a_terminal_shows_a_table(self, add, server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
@@ -249,6 +250,7 @@ class TestQuestion:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
 
+    @pytest.mark.slow
     async def test_yes_stops_what_was_shown(self, add, server: Emulator) -> None:
         for place in range(30):
             add(7200 + place, team="red" if place % 3 else "blue")
@@ -266,6 +268,7 @@ class TestQuestion:
         assert "Stop all of them?" in shown
         assert [name for name, status in states(server).items() if status != "cancelled"] == [late]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("answer", ["n\n", "\n", "\x04"])
     async def test_anything_else_stops_nothing(self, add, server: Emulator, answer: str) -> None:
         add(5)
@@ -276,6 +279,7 @@ class TestQuestion:
         assert "nothing was stopped" in terminal.screen
         assert {*states(server).values()} == {"in_progress"}
 
+    @pytest.mark.slow
     async def test_control_c_at_the_question_stops_nothing(self, add, server: Emulator) -> None:
         add(5)
         async with Terminal("stop", "--running", "--all") as terminal:
@@ -284,6 +288,7 @@ class TestQuestion:
             assert await terminal.end() == 128 + signal.SIGINT
         assert {*states(server).values()} == {"in_progress"}
 
+    @pytest.mark.slow
     async def test_nothing_found_needs_no_question(self) -> None:
         async with Terminal("stop", "--running", "--all") as terminal:
             assert await terminal.end() == 0

@@ -137,6 +137,7 @@ class TestLog:
         assert not any(first in request.path for request in server.received)
         assert (await run("stop", first, second, "--log", str(log), "--resume", "-q"))[0] == 0
 
+    @pytest.mark.slow
     async def test_a_run_that_was_killed_can_be_resumed(
         self, run, server: Emulator, create, tmp_path: Path, start_process: StartProcess
     ) -> None:
@@ -181,12 +182,14 @@ class TestShell:
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout, done.stderr
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "script", ['"$0" stop "$1" >&-', '"$0" stop "$1" 2>/dev/full', '"$0" stop "$1" --quiet >/dev/full 2>&1']
     )
     async def test_the_status_is_0_even_if_the_output_cannot_be_written(self, create, script: str) -> None:
         assert (await self.shell(script, create()))[0] == 0
 
+    @pytest.mark.slow
     async def test_the_log_of_a_run_cannot_be_its_input(self, create, tmp_path: Path) -> None:
         log = tmp_path / "log"
         log.write_text(json.dumps({"id": create(), "stopped": False}) + "\n")

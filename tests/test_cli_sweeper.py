@@ -22,6 +22,7 @@ from openai_cancel.records import fields
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
 
+@pytest.mark.slow
 async def test_it_says_when_it_begins_and_each_round_and_that_it_is_idle_and_when_the_database_fails_and_works(
     *,
     url: str,

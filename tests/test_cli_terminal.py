@@ -12,6 +12,8 @@ from terminal import Terminal
 
 from openai_cancel.emulator import Emulator, Fault
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

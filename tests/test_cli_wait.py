@@ -35,6 +35,7 @@ async def test_a_response_that_takes_too_long_is_stopped_unless_told_to_leave_it
     assert server.responses[running].cancelled
 
 
+@pytest.mark.slow
 async def test_ctrl_c_stops_the_responses_and_says_which_were_stopped(
     server: Emulator, create, start_process: StartProcess
 ) -> None:
@@ -53,6 +54,7 @@ async def test_ctrl_c_stops_the_responses_and_says_which_were_stopped(
     assert re.search(rb"openai-cancel: resp_\w+ was stopped \(cancelled\) when the wait ended", err), err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.usefixtures("run")
 async def test_a_signal_stops_the_response(server: Emulator, create, number: int, start_process: StartProcess) -> None:
@@ -105,6 +107,7 @@ async def test_without_ids_or_with_an_invalid_id_it_is_a_usage_error(run) -> Non
     assert (await run("wait", ".."))[0] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("run")
 async def test_a_message_of_the_server_cannot_control_the_terminal(server: Emulator, create) -> None:
     words = "\x1b]0;owned\x07\n\x1b[2J"
@@ -134,6 +137,7 @@ class TestFiles:
         assert f"{file}, line 4: contains a space" in err
         assert "completed 1 incomplete 1 bad lines 1 in all 2 in " in " ".join(err.split())
 
+    @pytest.mark.slow
     async def test_ids_can_come_through_a_pipe(self, server: Emulator, create, start_process: StartProcess) -> None:
         process = await start_process(
             COMMAND, "wait", "-", "--quiet", "--json",
@@ -245,6 +249,7 @@ class TestSignals:
 
         return interrupt
 
+    @pytest.mark.slow
     async def test_the_responses_of_a_file_are_stopped_reported_and_logged(
         self, server: Emulator, create, tmp_path: Path, interrupt
     ) -> None:
@@ -263,12 +268,14 @@ class TestSignals:
         assert "openai-cancel: stopping the 5 responses that have not ended\n" in err
         assert re.search(r"interrupted +5", err)
 
+    @pytest.mark.slow
     async def test_responses_that_are_to_be_left_run_on(self, server: Emulator, create, interrupt) -> None:
         running = create()
         status, _, err = await interrupt(running, "--on-abandon", "leave", after=1)
         assert (status, err) == (130, f"openai-cancel: {running} was left running\n")
         assert not server.responses[running].cancelled
 
+    @pytest.mark.slow
     async def test_another_signal_does_not_keep_responses_from_being_stopped(
         self, server: Emulator, create, start_process: StartProcess
     ) -> None:

@@ -330,6 +330,7 @@ class TestClosingThatIsCancelled:
         assert left(server) == []
         assert cancels(server) == 1
 
+    @pytest.mark.slow
     async def test_a_cancel_at_every_turn_leaves_nothing_running(self, server: Emulator) -> None:
         for turns in range(40):
             session = await AsyncSession(api_key=KEY, base_url=server.base_url).open()

@@ -164,6 +164,7 @@ async def with_ledger(url: str) -> None:
         assert [entry.state async for entry in ledger.entries()] == []
 
 
+@pytest.mark.slow
 def test_nest_asyncio(python: str) -> None:
     """It replaces parts of asyncio for the whole process, so it gets a process of its own."""
     nest = next((name for name in ("nest_asyncio2", "nest_asyncio") if _is_installed(name)), None)

@@ -16,7 +16,7 @@ from openai_cancel import AsyncSession
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 
 ADVICE = "open a session in this process, after the fork."
 PREAMBLE = """

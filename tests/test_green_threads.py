@@ -15,6 +15,8 @@ from processes import running
 
 from openai_cancel.emulator import Emulator
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 

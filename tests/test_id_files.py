@@ -174,6 +174,7 @@ async def test_a_key_file_without_a_key_is_refused(run: Any, tmp_path: Path, con
     assert (status, "Cannot read the key" in complaints) == (3, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"])
 async def test_no_progress_is_drawn_into_a_file(
     server: Emulator, create: Any, tmp_path: Path, variable: str, start_process: StartProcess

@@ -45,6 +45,7 @@ assert "AsyncSession" in vars(openai_cancel)
     subprocess.run([python, "-c", script], timeout=50, check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module", ["session", "sync", "errors", "cli", "ledger", "emulator", "models", "pytest_plugin"]
 )

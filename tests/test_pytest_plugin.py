@@ -170,12 +170,14 @@ def settings(pytester: pytest.Pytester) -> None:
     pytester.makeini(SETTINGS)
 
 
+@pytest.mark.slow
 def test_every_kind_of_test_can_use_the_fixture(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # nothing listens there
     pytester.makepyfile(ALL_KINDS)
     pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=9 - SKIPPED, skipped=SKIPPED)
 
 
+@pytest.mark.slow
 def test_mistakes_in_the_marker_are_reported(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(MISTAKES)
     result = pytester.runpytest_subprocess(timeout=30)
@@ -193,6 +195,7 @@ def test_mistakes_in_the_marker_are_reported(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_emulator_is_not_imported_until_a_test_uses_the_fixture(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(UNUSED)
     pytester.runpytest_subprocess(timeout=30).assert_outcomes(passed=1)

@@ -73,6 +73,7 @@ ECHOES = {
 
 
 class TestErrorsAndLogs:
+    @pytest.mark.slow
     async def test_no_fault_of_the_network_shows_the_key(self, server: Emulator, log: io.StringIO) -> None:
         found: dict[str, list[str]] = {}
         for name, fault in FAULTS.items():
