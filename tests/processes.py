@@ -116,8 +116,9 @@ def running_beside(command: Sequence[str], **options: Any) -> Iterator[subproces
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def pytest_configure() -> None:
-    adopt_orphans(adopt=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("numprocesses", None):  # pytest-xdist's own process runs no tests, and waits for no orphans
+        adopt_orphans(adopt=True)
 
 
 @pytest.hookimpl(wrapper=True)

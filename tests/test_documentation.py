@@ -221,7 +221,8 @@ def test_the_examples_of_a_help_are_right_usage(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         for arguments in commands:
-            given = [port if argument == "8080" else argument for argument in arguments]
+            replaced = {"8080": port} | ({"0": port} if "emulate" in arguments else {})
+            given = [replaced.get(argument, argument) for argument in arguments]
             given += ["--yes"] * bool({"--running", "--stop"} & {*arguments})
             assert run_command(given) != ExitStatus.USAGE, (given, capsys.readouterr().err)
 

@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 
 from openai_cancel import AsyncSession, OpenAICancelError, Response
 from openai_cancel.cli.documents import to_json
-from openai_cancel.cli.ids import BadLine, IdReader, Source
+from openai_cancel.cli.ids import BadLine, IdReader, Row, Source
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.output import printable
 from openai_cancel.emulator.work import Script, Work
@@ -208,10 +208,10 @@ class TestFilesOfTheCommand:
         reader = IdReader()
         found = [item for text in texts for item in reader.read(text)]
         for item in [*found, *reader.end()]:
-            assert isinstance(item, str) or 1 <= item.number <= len(texts)
-            assert isinstance(item, str) or item.problem
-            if isinstance(item, str):
-                assert WIRE.request("GET", item).url.isascii()
+            assert isinstance(item, Row) or 1 <= item.number <= len(texts)
+            assert isinstance(item, Row) or item.problem
+            if isinstance(item, Row):
+                assert WIRE.request("GET", item.response_id).url.isascii()
 
     def test_a_carriage_return_inside_the_first_line_is_a_problem(self) -> None:
         assert isinstance(next(IdReader().read("resp_1\rresp_2")), BadLine)

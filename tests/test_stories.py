@@ -103,6 +103,8 @@ async def test_a_platform_rolls_a_ledger_out_with_two_roles_and_a_fleet_of_sweep
         sweep = (COMMAND, "ledger", "sweep", "--every", "0.2s", "--json")
         options = with_ledger(roles.service)
         async with running(*sweep, **options) as one, running(*sweep, **options) as other:
+            for sweeper in (one, other):
+                assert b"sweeping every 0.2 s: Ledger postgresql://" in await sweeper.stderr.readline()
             await until(lambda: not recorded & set(left(server)))
             async with Ledger(roles.service) as ledger, asyncio.timeout(30):
                 while (await ledger.stats(include_ended=False)).open:
@@ -111,9 +113,8 @@ async def test_a_platform_rolls_a_ledger_out_with_two_roles_and_a_fleet_of_sweep
             said = b""
             for sweeper in (one, other):
                 sweeper.send_signal(signal.SIGTERM)
-                out, err = await sweeper.communicate()
+                out, _ = await sweeper.communicate()
                 assert sweeper.returncode == 128 + signal.SIGTERM
-                assert b"sweeping every 0.2 s: Ledger postgresql://" in err
                 said += out
         assert {json.loads(line)["id"] for line in said.splitlines()} == recorded
         cancels = [request.path.split("/")[3] for request in server.received if request.path.endswith("/cancel")]
