@@ -1,6 +1,7 @@
 """Fixtures: an emulator on a real socket, and sessions that do not wait for the clock."""
 
 import asyncio
+import gc
 import math
 import os
 import signal
@@ -138,6 +139,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Check for processes that a test leaves behind. Only a plugin also sees the fixtures of the session."""
     config.pluginmanager.register(processes)
+
+
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from looking at thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
