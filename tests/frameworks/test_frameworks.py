@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import KEY
 from matrix import PROTECTIONS, Cell, cells, run_all, table
+from processes import kept
 
 from openai_cancel.emulator import Emulator, Script
 
@@ -31,7 +32,7 @@ BY_DESIGN = {"SIGKILL"}
 async def run_in_processes(*names: str) -> dict[str, dict[Cell, int | str]]:
     """Run everything with each protection at the same time, in a process each."""
     loop = asyncio.get_running_loop()
-    with ProcessPoolExecutor(len(names), get_context("spawn")) as pool:
+    with kept(), ProcessPoolExecutor(len(names), get_context("spawn")) as pool:  # multiprocessing keeps a process, too
         runs = [loop.run_in_executor(pool, run_in_process, name) for name in names]
         return dict(zip(names, await asyncio.gather(*runs), strict=True))
 
