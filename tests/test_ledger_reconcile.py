@@ -26,7 +26,7 @@ from openai_cancel import (
 )
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Finding, Ledger, reconcile
-from openai_cancel.ledger.seen import Seen
+from openai_cancel.ledger.bloom_filter import BloomFilter
 from openai_cancel.ledger.table import RESPONSES, Account
 
 Add = Callable[..., str]
@@ -434,7 +434,7 @@ class TestFailures:
 
 class TestSeen:
     def test_it_never_loses_a_digest_and_is_rarely_wrong(self) -> None:
-        seen, account = Seen(), Account("tests", "http://127.0.0.1/v1")
+        seen, account = BloomFilter(), Account("tests", "http://127.0.0.1/v1")
         digests = [account.digest(str(number)) for number in range(20_000)]
         tracemalloc.start()
         for digest in digests[::2]:
@@ -443,4 +443,4 @@ class TestSeen:
         tracemalloc.stop()
         assert all(digest in seen for digest in digests[::2])
         assert sum(digest in seen for digest in digests[1::2]) < 5
-        assert sum(digest in Seen() for digest in digests) == 0
+        assert sum(digest in BloomFilter() for digest in digests) == 0

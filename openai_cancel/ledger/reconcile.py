@@ -13,9 +13,9 @@ from openai_cancel.caller import Caller
 from openai_cancel.clock import Clock
 from openai_cancel.errors import AuthenticationError
 from openai_cancel.finding import Finding, FindingKind
+from openai_cancel.ledger.bloom_filter import BloomFilter
 from openai_cancel.ledger.differences import ENDED, accounts, adopt, claim_ended, free_rows, states, strike_off
 from openai_cancel.ledger.leases import Leases
-from openai_cancel.ledger.seen import Seen
 from openai_cancel.ledger.selection import Place
 from openai_cancel.ledger.sweep import YOUNG, Sweep
 from openai_cancel.ledger.table import Account, Claimed
@@ -89,7 +89,7 @@ class Reconciliation:
     confirm: float | None
     max_retries: int | None
 
-    _seen: Seen = attrs.field(init=False, factory=Seen)
+    _seen: BloomFilter = attrs.field(init=False, factory=BloomFilter)
     _accounts: list[str] = attrs.field(init=False, factory=list[str])
     _accounts_until: float = attrs.field(init=False, default=float("-inf"))
     _claimed: dict[str, Finding] = attrs.field(init=False, factory=dict[str, Finding])

@@ -1,4 +1,4 @@
-"""`Seen`: which rows were seen to run, in constant memory."""
+"""`BloomFilter`: a set in constant memory, for the rows whose responses a list has shown."""
 
 import secrets
 from hashlib import blake2b
@@ -10,7 +10,7 @@ HASHES = 4
 """The number of bits of a row."""
 
 
-class Seen:
+class BloomFilter:
     """A set of digests, which never takes up more memory, and rarely contains a digest that was not added.
 
     It is a Bloom filter, which is wrong about other digests each time.
