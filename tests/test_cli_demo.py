@@ -1,20 +1,17 @@
-"""The commands `demo` and `emulate`."""
+"""The command `demo`."""
 
 import asyncio
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from conftest import until
-from processes import StartProcess
-from terminal import COMMAND, Terminal
+from terminal import Terminal
 
-from openai_cancel.cli import show
-from openai_cancel.cli.doomed import guard_for_a_minute
+from openai_cancel.cli import demo_parts
+from openai_cancel.cli.demo_process import guard_for_a_minute
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
 
@@ -52,34 +49,34 @@ async def test_enter_skips_to_the_next_part(
 ) -> None:
     seen: list[str] = []
 
-    async def waits(stage: show.Stage) -> None:
+    async def waits(stage: demo_parts.Stage) -> None:
         seen.append(stage.server.add())
         os.write(keys, b"\n")
         await asyncio.Event().wait()
 
-    async def ends(stage: show.Stage) -> None:
+    async def ends(stage: demo_parts.Stage) -> None:
         await stage.pause()
         seen.append("last")
 
-    monkeypatch.setattr(show, "PARTS", {"First": waits, "Last": ends})
-    monkeypatch.setattr(show, "PAUSE", 0.01)
-    assert await asyncio.to_thread(show.show, fast=False) == 0
+    monkeypatch.setattr(demo_parts, "PARTS", {"First": waits, "Last": ends})
+    monkeypatch.setattr(demo_parts, "PAUSE", 0.01)
+    assert await asyncio.to_thread(demo_parts.show_parts, fast=False) == 0
     assert seen[1:] == ["last"]
     assert "Press Enter to skip to the next part" in capsys.readouterr().out
 
 
 async def test_a_part_that_fails_fails_the_demo(run, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def fails(_: show.Stage) -> None:
+    async def fails(_: demo_parts.Stage) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(show, "PARTS", {"First": fails})
+    monkeypatch.setattr(demo_parts, "PARTS", {"First": fails})
     assert (await run("demo"))[0] == 1
 
 
 async def test_without_the_extra_for_ledgers_the_demo_says_what_to_install(
     run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(show, "PARTS", {"Last": show.show_ledger})
+    monkeypatch.setattr(demo_parts, "PARTS", {"Last": demo_parts.show_ledger})
     monkeypatch.setitem(sys.modules, "openai_cancel.ledger", None)
     status, out, err = await run("demo", "--fast")
     assert (status, err) == (0, "")
@@ -110,40 +107,3 @@ async def test_ctrl_c_quits_the_demo_and_leaves_no_process() -> None:
         terminal.press("\x03")
         assert await terminal.end() == 130
     assert "Stop thousands" not in terminal.screen
-
-
-@pytest.mark.slow
-async def test_the_emulator_runs_until_ctrl_c(start_process: StartProcess) -> None:
-    process = await start_process(
-        COMMAND, "emulate", "--port", "0", "--runs-for", "5", "--dialect", "mistralrs",
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    line = (await process.stdout.readline()).decode()
-    settings = dict(part.split("=") for part in line.split())
-    done = await asyncio.to_thread(
-        subprocess.run,
-        [COMMAND, "cancel", "resp_none"],
-        env={**os.environ, **settings},
-        capture_output=True,
-        timeout=50,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert b"Response with id 'resp_none' not found" in done.stderr
-    process.send_signal(signal.SIGINT)
-    _, err = await process.communicate()
-    assert (process.returncode, err) == (130, b"openai-cancel: interrupted\n")
-
-
-async def test_the_emulator_cannot_listen_on_a_port_that_is_taken(run, server: Emulator) -> None:
-    port = server.base_url.removesuffix("/v1").rpartition(":")[2]
-    status, _, err = await run("emulate", "--port", port)
-    assert status == 3
-    assert err.startswith(f"openai-cancel: Cannot listen on 127.0.0.1, port {port}: ")
-    assert err.count("\n") == 1
-
-
-async def test_the_emulator_cannot_listen_on_an_invalid_host(run) -> None:
-    status, _, err = await run("emulate", "--host", "a" * 70)
-    assert (status, err.count("\n")) == (3, 1)
-    assert err.startswith("openai-cancel: Cannot listen on aaaa")

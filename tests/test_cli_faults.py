@@ -14,7 +14,7 @@ from terminal import COMMAND
 
 from openai_cancel import AsyncSession
 from openai_cancel.cli.exit_status import UsageError
-from openai_cancel.cli.fault_words import read_faults
+from openai_cancel.cli.faults import read_faults
 from openai_cancel.emulator import DIALECTS, Emulator, Fault
 
 

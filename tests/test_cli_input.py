@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openai_cancel.cli import seen
+from openai_cancel.cli import id_set
 from openai_cancel.emulator import Emulator, Fault
 
 
@@ -17,7 +17,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 @pytest.fixture(params=[0, 10_000])
 def memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Room for ids in memory, or none."""
-    monkeypatch.setattr(seen, "IN_MEMORY", request.param)
+    monkeypatch.setattr(id_set, "IN_MEMORY", request.param)
 
 
 @pytest.mark.usefixtures("memory")

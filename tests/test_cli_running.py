@@ -14,7 +14,8 @@ from terminal import Terminal
 
 from openai_cancel import AsyncSession, Response
 from openai_cancel.cli import running
-from openai_cancel.cli.running import Findings, RunningSource, span
+from openai_cancel.cli.durations import format_duration
+from openai_cancel.cli.running import Findings, RunningSource
 from openai_cancel.converter import response_hook
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.models.response import record_call
@@ -323,4 +324,4 @@ class TestFindings:
         [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172800, "2 d")],
     )
     def test_ages_are_in_the_largest_unit_of_which_there_are_two(self, seconds: float, words: str) -> None:
-        assert span(seconds) == words
+        assert format_duration(seconds) == words

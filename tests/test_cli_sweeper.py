@@ -14,7 +14,7 @@ from manual_clock import ManualClock
 from openai_cancel import AsyncSession
 from openai_cancel.cli.ledger_state import NEGLECTED, find_neglected
 from openai_cancel.cli.output import complain
-from openai_cancel.cli.sweeper import Sweeper, speaking
+from openai_cancel.cli.sweeper import Sweeper, showing_log
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
 from openai_cancel.records import fields
@@ -120,7 +120,7 @@ async def test_lines_have_a_time_unless_they_are_on_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     log = logging.getLogger("openai_cancel.sweeper")
     level, handlers = log.level, [*log.handlers]
-    with speaking(quiet=quiet):
+    with showing_log(quiet=quiet):
         log.info("begins", extra=fields("sweeper_started"))
         log.warning("fails", extra=fields("sweeper_failed"))
         complain("another")

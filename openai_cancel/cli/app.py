@@ -10,12 +10,12 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError, Group
 
-from openai_cancel.cli import commands, demo, report_log
+from openai_cancel.cli import commands, demo, emulate, report_log
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
+from openai_cancel.cli.help_pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.options import OPTIONS
 from openai_cancel.cli.output import complain, print_line, show_warning
-from openai_cancel.cli.pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning, LedgerError
 from openai_cancel.version import __version__
 
@@ -38,7 +38,7 @@ app.command(commands.list_, name="list")
 app.command(report_log.report)
 app.command(ledger)
 app.command(demo.demo, group=_EMULATED)
-app.command(demo.emulate, group=_EMULATED)
+app.command(emulate.emulate, group=_EMULATED)
 lay_out(app)
 
 

@@ -1,20 +1,9 @@
-"""The commands `demo` and `emulate`, which run the emulated server."""
+"""The command `demo`, which shows what this package does."""
 
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from cyclopts import Parameter
-from cyclopts.validators import Number
-
-from openai_cancel.cli.exit_status import UsageError
-from openai_cancel.cli.options import Duration, Flag, Name
-from openai_cancel.cli.output import print_line
-from openai_cancel.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from openai_cancel.emulator import Emulator
+from openai_cancel.cli.options import Flag
 
 
 def demo(*, fast: Annotated[bool, Flag] = False) -> int:
@@ -31,97 +20,6 @@ def demo(*, fast: Annotated[bool, Flag] = False) -> int:
     Args:
         fast: Show everything without pauses. This is the default if the output is not a terminal.
     """
-    from openai_cancel.cli.show import show  # slow to import, as all below
+    from openai_cancel.cli.demo_parts import show_parts  # slow to import
 
-    return show(fast=fast or sys.stdout is None or not sys.stdout.isatty())
-
-
-def _is_dialect(_: Any, dialect: str) -> None:
-    from openai_cancel.emulator import DIALECTS
-
-    if dialect not in DIALECTS:
-        raise ValueError(f"Choose one of {', '.join(DIALECTS)}.")
-
-
-def emulate(
-    *,
-    host: Name = "127.0.0.1",
-    port: Annotated[int, Parameter(validator=Number(gte=0, lte=65535), metavar="PORT")] = 8080,
-    runs_for: Annotated[float, Duration, Parameter(validator=Number(gte=0))] = 60.0,
-    rate_limit: Annotated[float | None, Parameter(validator=Number(gt=0), metavar="N")] = None,
-    dialect: Annotated[str, Parameter(validator=_is_dialect, metavar="DIALECT")] = "openai",
-    api_key: Annotated[str | None, Parameter(metavar="KEY")] = None,
-    faults: Annotated[tuple[str, ...], Flag, Parameter("--fault", metavar="FAULT")] = (),
-    log_requests: Annotated[bool, Flag] = False,
-) -> None:
-    """Run the emulated server until Ctrl-C. It accepts any key, unless one is set.
-
-    ```
-    openai-cancel emulate --port 8080
-    openai-cancel emulate --port 0 --runs-for 5m --dialect vllm
-    openai-cancel emulate --port 8080 --api-key made-up --fault "cancel:503*2" --log-requests
-    ```
-
-    The metadata of a request can change how its response runs: queued_for, runs_for, becomes (completed, failed or
-    incomplete), says, resumes_after.
-
-    The dialects are openai, azure, vllm, sglang, sglang_old, ogx, litellm, litellm_polling, perplexity, mistralrs,
-    openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey, open_responses_server,
-    azure_restarted, method_not_allowed and no_cancel_route.
-
-    A fault strikes the next requests that it fits: [OPERATION:]WHAT[+WHAT][*COUNT], such as cancel:503+retry-after=1*2.
-    The operation is create, retrieve, cancel, delete or list, or left out for any. What happens is a status such as
-    503, a delay such as 2s, retry-after=SECONDS, html (the page of a gateway), hang, cut (no answer), cut-body, or lost
-    (the request takes effect, and its answer is lost).
-
-    Args:
-        host: The address to listen on.
-        port: The port to listen on. 0 picks a free port.
-        runs_for: The time that a background response runs.
-        rate_limit: Requests per second. The server answers 429 to any more.
-        dialect: The server to emulate.
-        api_key: The only key that is accepted. Make one up: other users can see it.
-        faults: A fault, such as cancel:503*2 or retrieve:2s+502+html. Can be repeated.
-        log_requests: Print a line for each request to standard error, without its key.
-    """
-    import asyncio
-
-    from openai_cancel.cli.fault_words import read_faults
-    from openai_cancel.emulator import Emulator, Script
-
-    read = [fault for text in faults for fault in read_faults(text)]
-    if api_key == "":
-        raise UsageError("--api-key must not be empty.")
-    script = Script(runs_for=runs_for)
-    emulator = Emulator(host=host, port=port, script=script, rate_limit=rate_limit, dialect=dialect, api_key=api_key)
-    emulator.faults += read
-    try:
-        with _logging_requests() if log_requests else nullcontext():
-            asyncio.run(_emulate(emulator, "any" if api_key is None else "..."))
-    except (OSError, UnicodeError) as error:  # the latter if the host is not a valid name
-        reason = getattr(error, "strerror", error)
-        raise ConfigurationError(f"Cannot listen on {host}, port {port}: {reason}.") from error
-
-
-@contextmanager
-def _logging_requests() -> Generator[None]:
-    import logging
-
-    logger, handler = logging.getLogger("openai_emulator"), logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-
-
-async def _emulate(emulator: "Emulator", key: str) -> None:
-    import asyncio
-
-    async with emulator:
-        print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY={key}")
-        await asyncio.Event().wait()
+    return show_parts(fast=fast or sys.stdout is None or not sys.stdout.isatty())

@@ -1,4 +1,4 @@
-"""What the command `demo` shows, on an emulated server."""
+"""The parts of `demo`, which run on an emulated server."""
 
 import asyncio
 import sys
@@ -26,7 +26,7 @@ MANY = 2000
 """The number of responses that are stopped at once."""
 
 LEASE = 1.0
-"""Seconds that the lease of the process lasts which is killed."""
+"""Seconds that the lease of the killed process lasts."""
 
 PAUSE = 2.5
 """Seconds to read what a part has shown."""
@@ -34,7 +34,7 @@ PAUSE = 2.5
 
 @attrs.frozen
 class Stage:
-    """Where the demo is shown.
+    """The terminal, the server and the session that all parts of the demo use.
 
     Attributes:
         console: the terminal.
@@ -58,7 +58,7 @@ class Stage:
             return created
 
     async def running(self, ids: list[str]) -> int:
-        """Return how many of some responses run."""
+        """Return how many of these responses are still running."""
         return sum([not (await self.session.retrieve(name)).is_terminal for name in ids])
 
     async def pause(self) -> None:
@@ -67,25 +67,25 @@ class Stage:
             await asyncio.sleep(PAUSE)
 
 
-_DOOMED = """
+_GUARD = """
 import asyncio, sys
-from openai_cancel.cli.doomed import guard_for_a_minute
+from openai_cancel.cli.demo_process import guard_for_a_minute
 asyncio.run(guard_for_a_minute(sys.argv[1], sys.argv[2], float(sys.argv[3])))
 """
 
 Part = Callable[[Stage], Coroutine[Any, Any, None]]
 
 
-def show(*, fast: bool) -> int:
-    """Show all parts, and return the exit status.
+def show_parts(*, fast: bool) -> int:
+    """Show the parts one by one, and return the exit status.
 
     Args:
         fast: whether to show everything without pauses.
     """
-    return asyncio.run(run_until_signalled(_show(Console(), fast=fast)))
+    return asyncio.run(run_until_signalled(_show_parts(Console(), fast=fast)))
 
 
-async def _show(console: Console, *, fast: bool) -> int:
+async def _show_parts(console: Console, *, fast: bool) -> int:
     async with (
         Emulator(script=Script(runs_for=3600)) as server,
         # The session's own client would use a proxy from the environment.
@@ -93,19 +93,19 @@ async def _show(console: Console, *, fast: bool) -> int:
         AsyncSession(base_url=server.base_url, api_key="demo", client_session=client) as session,
     ):
         console.print(f"On the emulated server {server.base_url}, where a response runs for an hour.")
-        skips = not fast and sys.stdin is not None and sys.stdin.isatty()
-        if skips:
+        can_skip = not fast and sys.stdin is not None and sys.stdin.isatty()
+        if can_skip:
             console.print("Press Enter to skip to the next part, Ctrl-C to quit.", style="dim")
         stage = Stage(console, server, client, session, fast)
         for number, (title, part) in enumerate(PARTS.items(), start=1):
             console.print(f"\n[bold]{number}. {title}[/]\n", highlight=False)
-            await _skippable(part(stage), skips=skips)
+            await _run_part(part(stage), can_skip=can_skip)
     console.print("\nNext: set OPENAI_API_KEY, and run `openai-cancel --help`.", highlight=False)
     return 0
 
 
-async def _skippable(part: Coroutine[Any, Any, None], *, skips: bool) -> None:
-    """Run a part until it ends, or until Enter is pressed. What it has begun is stopped in any case."""
+async def _run_part(part: Coroutine[Any, Any, None], *, can_skip: bool) -> None:
+    """Run a part until it ends, or until Enter is pressed, which cancels it."""
     task = asyncio.ensure_future(part)
 
     def skip() -> None:
@@ -114,13 +114,13 @@ async def _skippable(part: Coroutine[Any, Any, None], *, skips: bool) -> None:
 
     loop = asyncio.get_running_loop()
     with suppress(NotImplementedError):  # on Windows, event loops do not read keys
-        if skips:
+        if can_skip:
             loop.add_reader(sys.stdin, skip)
     try:
         await asyncio.wait([task])
     finally:
         with suppress(NotImplementedError):
-            if skips:
+            if can_skip:
                 loop.remove_reader(sys.stdin)
         task.cancel()
         await asyncio.wait([task])
@@ -151,7 +151,7 @@ async def show_cancel(stage: Stage) -> None:
 
 
 async def show_guard(stage: Stage) -> None:
-    """Show what a run that fails leaves running, without a guard and with one."""
+    """Show how many responses a failed run leaves running, without a guard and with one."""
 
     async def fail(ids: list[str], guard: Guard | None) -> None:
         for _ in range(3):
@@ -177,7 +177,7 @@ async def show_guard(stage: Stage) -> None:
 
 
 async def show_bulk(stage: Stage) -> None:
-    """Show the bar of many stops, and their totals."""
+    """Show the progress bar of many stops, and their totals."""
     ids = [stage.server.add() for _ in range(MANY // 10 if stage.fast else MANY)]
     tally = Tally()
     bar = Bar(tally, stage.console, total=lambda: len(ids), under_way=lambda: 0)
@@ -190,7 +190,7 @@ async def show_bulk(stage: Stage) -> None:
 
 
 async def show_ledger(stage: Stage) -> None:
-    """Show how a sweep stops what a process has left that was killed."""
+    """Show how a sweep stops the response of a process that was killed."""
     try:
         from openai_cancel.ledger import Ledger  # an extra
     except ModuleNotFoundError:
@@ -214,7 +214,7 @@ async def show_ledger(stage: Stage) -> None:
 async def _kill_a_guard(url: str, base_url: str) -> str:
     """Run a process that guards a response, kill it, and return the id of the response."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _DOOMED, url, base_url, f"{LEASE}"),
+        *(sys.executable, "-c", _GUARD, url, base_url, f"{LEASE}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,  # Ctrl-C reaches it, too
     )

@@ -1,4 +1,4 @@
-"""The process that `demo` kills: it guards a response with a lease, and waits."""
+"""The process that `demo` kills. It guards a response with a lease, and waits."""
 
 import asyncio
 

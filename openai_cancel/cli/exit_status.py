@@ -1,6 +1,7 @@
 """The exit statuses of the command."""
 
 from enum import IntEnum
+from typing import Self
 
 from openai_cancel.errors import (
     AuthenticationError,
@@ -32,6 +33,11 @@ class ExitStatus(IntEnum):
 
 class UsageError(Exception):
     """Arguments that are wrong, or that cannot be combined."""
+
+    @classmethod
+    def of_file(cls, error: OSError) -> Self:
+        """Return the error about a file that cannot be opened."""
+        return cls(f"{error.filename}: {error.strerror}")
 
 
 def exit_status(error: OpenAICancelError) -> ExitStatus:

@@ -1,4 +1,4 @@
-"""The responses that a log shows as not stopped, to be stopped once more."""
+"""The ids of --rerun-failed: those that a log shows as not stopped."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import orjson
 
+from openai_cancel.cli.documents import read_results
 from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.cli.ids import Row
 from openai_cancel.cli.last_lines import LastLines, last_lines
@@ -62,20 +63,17 @@ def open_failed(opened: ExitStack, files: FileOptions) -> FailedIds | None:
     try:
         known, failed = _read(lines, files.rerun_failed)
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise UsageError.of_file(error) from error
     if not known:
         raise UsageError(f"{files.rerun_failed} is not the --log of a run: it has no line about a response.")
     return FailedIds(lines, failed)
 
 
 def _read(lines: LastLines, path: Path) -> tuple[bool, int]:
-    """Return whether the log has any response, and the number of those that are not stopped."""
+    """Return whether the log has any response, and how many are not stopped."""
     known, failed = False, 0
     with path.open("rb") as file:
-        for number, document in enumerate(lines.read(file)):
-            response_id, stopped = document.get("id"), document.get("stopped")
-            if not isinstance(response_id, str) or not isinstance(stopped, bool):
-                continue
+        for number, (response_id, stopped, document) in enumerate(read_results(file)):
             known = True
             failed -= lines.remove(response_id)
             if not stopped:

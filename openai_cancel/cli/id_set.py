@@ -1,8 +1,9 @@
-"""The ids that have occurred, however many: the first ones in memory, all others in a temporary file."""
+"""A set of any number of ids: the first ones in memory, all others in a temporary file."""
 
 from typing import TYPE_CHECKING
 
 from openai_cancel.cli.output import complain
+from openai_cancel.cli.temporary_database import temporary_database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -11,22 +12,8 @@ IN_MEMORY = 10_000
 """The number of ids that are kept in memory."""
 
 
-def temporary_database() -> "sqlite3.Connection":
-    """Return a database in a temporary file that nobody else sees, and that ends with the connection.
-
-    It takes 4 MB of memory. See https://www.sqlite.org/inmemorydb.html#temporary_databases.
-    """
-    import sqlite3  # most runs have few ids, and need no file
-
-    database = sqlite3.connect("", isolation_level=None)
-    for setting in ("journal_mode=OFF", "synchronous=OFF", "cache_size=-4096"):
-        database.execute(f"PRAGMA {setting}").close()
-    database.execute("BEGIN").close()  # a single transaction takes half of the time
-    return database
-
-
-class Seen:
-    """The ids that have occurred in a run."""
+class IdSet:
+    """The ids that have occurred in a run. They are never removed."""
 
     def __init__(self) -> None:
         self._first: set[str] = set()
@@ -48,7 +35,7 @@ class Seen:
         return self._failed or self._store(response_id)
 
     def _store(self, response_id: str) -> bool:
-        import sqlite3  # as above
+        import sqlite3  # most runs have few ids, and need no file
 
         try:
             if self._others is None:

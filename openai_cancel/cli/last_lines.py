@@ -1,12 +1,10 @@
-"""The last line of a log about each response, for any number of lines in constant memory."""
+"""Values of the last line of a log about each response, for any number of lines in constant memory."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import orjson
-
-from openai_cancel.cli.seen import temporary_database
+from openai_cancel.cli.temporary_database import temporary_database
 
 if TYPE_CHECKING:
     import sqlite3
@@ -18,28 +16,13 @@ class LastLines:
     Args:
         database: a new temporary database.
         width: the number of values of a line.
-
-    Attributes:
-        skipped: the number of lines that are not JSON, such as one that a killed run has left unfinished.
     """
 
     def __init__(self, database: "sqlite3.Connection", width: int) -> None:
-        self.skipped: int = 0
         self._database = database
         self._columns = [f"c{number}" for number in range(width)]
         database.execute(f"CREATE TABLE lines (key TEXT PRIMARY KEY, {', '.join(self._columns)}) WITHOUT ROWID").close()
         self._insert = f"INSERT OR REPLACE INTO lines VALUES (?{', ?' * width})"  # noqa: S608 - question marks
-
-    def read(self, file: BinaryIO) -> Iterator[dict[str, Any]]:
-        """Yield the documents of a log."""
-        for line in file:
-            try:
-                document: Any = orjson.loads(line)
-            except ValueError:
-                self.skipped += bool(line.strip())
-                continue
-            if isinstance(document, dict):
-                yield document
 
     def put(self, key: str, values: Iterable[object]) -> None:
         """Replace the values of a response."""
@@ -66,6 +49,6 @@ class LastLines:
 
 @contextmanager
 def last_lines(width: int) -> Generator[LastLines]:
-    """Make a `LastLines` that ends with the block."""
+    """Open a `LastLines`, and remove its file at the end of the block."""
     with closing(temporary_database()) as database:
         yield LastLines(database, width)

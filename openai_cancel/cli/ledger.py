@@ -195,10 +195,10 @@ def _run(
 
     from openai_cancel.cli.report import Report
     from openai_cancel.cli.signals import run_until_signalled
-    from openai_cancel.cli.sweeper import speaking
+    from openai_cancel.cli.sweeper import showing_log
 
     report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True, dry_run=dry_run)
-    with nullcontext() if every is None else speaking(quiet=options.quiet):
+    with nullcontext() if every is None else showing_log(quiet=options.quiet):
         work = _sweep(opened, session, sweep_once, report, every, tells_of_others=tells_of_others)
         status = asyncio.run(run_until_signalled(work))
     report.sum_up()
@@ -326,7 +326,7 @@ def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: "Ca
     except ValueError as error:
         raise ConfigurationError(str(error)) from error
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise UsageError.of_file(error) from error
 
 
 @ledger.command

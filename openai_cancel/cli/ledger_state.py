@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.options import DEFAULT_LEDGER, AsJson, Flag, LedgerOptions, Seconds
 from openai_cancel.cli.output import complain, print_line, printable
@@ -139,7 +140,7 @@ def describe_neglected(stats: "Stats") -> str:
 def _overdue(stats: "Stats", whose: str = "") -> str:
     responses = "responses" if stats.overdue != 1 else "response"
     verb = "are" if stats.overdue != 1 else "is"
-    return f"{stats.overdue:,} {responses} {whose}{verb} overdue, for {_duration(stats.overdue_for)} at most"
+    return f"{stats.overdue:,} {responses} {whose}{verb} overdue, for {format_duration(stats.overdue_for)} at most"
 
 
 def _places(stats: "Stats") -> str:
@@ -149,18 +150,11 @@ def _places(stats: "Stats") -> str:
 
 
 def _lines(stats: "Stats") -> list[str]:
-    late = f", for {_duration(stats.overdue_for)} at most" if stats.overdue else ""
-    oldest = f", the oldest for {_duration(stats.oldest)}" if stats.open else ""
+    late = f", for {format_duration(stats.overdue_for)} at most" if stats.overdue else ""
+    oldest = f", the oldest for {format_duration(stats.oldest)}" if stats.open else ""
     states = ", ".join(f"{count:,} {state}" for state, count in stats.by_state.items())
     lines = [f"open     {stats.open:,}{oldest}", f"overdue  {stats.overdue:,}{late}", f"states   {states or 'none'}"]
     for group in stats.groups:
         late = f", {group.overdue:,} overdue" if group.overdue else ""
         lines.append(f"{group.account}  {group.base_url}  {group.state}  {group.count:,}{late}")
     return lines
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:,.0f} s"

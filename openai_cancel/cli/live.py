@@ -18,8 +18,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.tally import Tally
-from openai_cancel.cli.watched import Watched
 
 WIDE = 72
 """The number of columns from which on a terminal shows every column of the progress."""
@@ -40,7 +40,7 @@ class MakeProgress(Protocol):
             tally: the totals of the run.
             console: the terminal.
             total: returns the number of ids, or None while it is not known.
-            under_way: returns the number of responses that are being worked on.
+            under_way: returns the number of responses under way.
         """
         ...
 
@@ -91,7 +91,7 @@ class WaitBar(Bar):
     """The progress of many waits on a terminal: how many wait, by status, and the oldest. See `MakeProgress`.
 
     Args:
-        watched: the responses that are waited for.
+        statuses: the statuses of the responses that are waited for.
     """
 
     all_columns: tuple[ProgressColumn, ...] = (
@@ -109,9 +109,9 @@ class WaitBar(Bar):
         *,
         total: Callable[[], int | None],
         under_way: Callable[[], int],
-        watched: Watched,
+        statuses: Statuses,
     ) -> None:
-        self._watched = watched
+        self._statuses = statuses
         super().__init__(tally, console, total=total, under_way=under_way, refreshes=WAIT_REFRESHES)
 
     def get_renderables(self) -> Iterator[RenderableType]:
@@ -122,12 +122,12 @@ class WaitBar(Bar):
         yield counts
 
     def _waiting(self) -> Text:
-        watched, statuses = self._watched, self._watched.statuses()
-        unseen = max(0, self._under_way() - statuses.total())
-        shown = [*statuses.most_common(), *([("not seen yet", unseen)] if unseen else [])]
+        statuses, counts = self._statuses, self._statuses.counts()
+        unseen = max(0, self._under_way() - counts.total())
+        shown = [*counts.most_common(), *([("not seen yet", unseen)] if unseen else [])]
         words = [f"waiting {self._under_way():,}:  {'  '.join(f'{status} {count:,}' for status, count in shown)}"]
-        if oldest := watched.oldest():
-            since, age = watched.age(oldest.since), watched.age(oldest.created)
+        if oldest := statuses.oldest():
+            since, age = statuses.age(oldest.since), statuses.age(oldest.created)
             words.append(f"oldest {age}: {oldest.response_id}, {oldest.status} for {since}")
         return Text("\n".join(words), no_wrap=True, overflow="ellipsis")
 
@@ -136,7 +136,7 @@ class Spinner(Progress):
     """The progress of one response on a terminal: its status and its age. See `MakeProgress`.
 
     Args:
-        watched: the response, once it was seen.
+        statuses: the status of the response, once it was seen.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class Spinner(Progress):
         *,
         total: Callable[[], int | None],  # noqa: ARG002 - one
         under_way: Callable[[], int],  # noqa: ARG002 - one
-        watched: Watched,
+        statuses: Statuses,
     ) -> None:
         self._tally = tally
-        self._watched = watched
+        self._statuses = statuses
         super().__init__(
             SpinnerColumn(),
             TextColumn("{task.fields[words]}", markup=False),
@@ -161,23 +161,23 @@ class Spinner(Progress):
 
     def get_renderables(self) -> Iterator[RenderableType]:
         """Yield the spinner with the status and the age of the response."""
-        watched, seen = self._watched, self._watched.oldest()
-        if seen is None:
-            words = f"no answer yet, {watched.age(self._tally.began)}"
+        statuses, oldest = self._statuses, self._statuses.oldest()
+        if oldest is None:
+            words = f"no answer yet, {statuses.age(self._tally.began)}"
         else:
-            words = f"{seen.response_id}  {seen.status}  {watched.age(seen.created)}"
+            words = f"{oldest.response_id}  {oldest.status}  {statuses.age(oldest.created)}"
         for task in self.tasks:
             self.update(task.id, words=words)
         yield self.make_tasks_table(self.tasks)
 
 
-def progress_of(watched: Watched | None, *, one: bool) -> MakeProgress:
-    """Return what makes the progress of a run.
+def progress_of(statuses: Statuses | None, *, one: bool) -> MakeProgress:
+    """Return the class that draws the progress of a run, with the statuses if it needs them.
 
     Args:
-        watched: the responses that are being worked on, or None if their statuses are not shown.
+        statuses: the statuses of the responses under way, or None if they are not shown.
         one: whether there is only one.
     """
-    if watched is None:
+    if statuses is None:
         return Bar
-    return partial(Spinner if one else WaitBar, watched=watched)
+    return partial(Spinner if one else WaitBar, statuses=statuses)

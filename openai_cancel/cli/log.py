@@ -10,9 +10,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-import orjson
-
-from openai_cancel.cli.documents import now, to_json
+from openai_cancel.cli.documents import now, read_results, to_json
 from openai_cancel.cli.ids import BadLine
 from openai_cancel.cli.lines import Result, document_of, line_of
 from openai_cancel.cli.output import complain
@@ -92,10 +90,6 @@ class Log:
         """Return the ids whose last line says that they are stopped. Partial lines are skipped."""
         found: set[str] = set()
         with self._path.open("rb") as lines:
-            for line in lines:
-                try:
-                    document: Any = orjson.loads(line)
-                    (found.add if document["stopped"] is True else found.discard)(document["id"])
-                except (ValueError, TypeError, KeyError):
-                    continue
+            for response_id, stopped, _ in read_results(lines):
+                (found.add if stopped else found.discard)(response_id)
         return found

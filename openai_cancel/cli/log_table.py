@@ -6,6 +6,7 @@ from typing import Any, BinaryIO
 
 import attrs
 
+from openai_cancel.cli.documents import read_documents
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.last_lines import LastLines, last_lines
 from openai_cancel.cli.output import complain
@@ -30,13 +31,13 @@ def print_table(logs: Sequence[str], by: Sequence[str], *, failed: bool, style: 
     with ExitStack() as opened:
         files = [opened.enter_context(_open(name)) for name in logs]
         lines = opened.enter_context(last_lines(len(by)))
-        found = Findings(by, lines, failed=failed)
+        reader = LogReader(by, lines, failed=failed)
         for file in files:
-            found.read(file)
-        found.check()
-        if lines.skipped:
-            complain(f"{lines.skipped:,} lines are left out, because they are not JSON")
-        TABLE_FORMATS[style](by, lines.groups, found.describe())
+            reader.read(file)
+        reader.check()
+        if reader.skipped:
+            complain(f"{reader.skipped:,} lines are left out, because they are not JSON")
+        TABLE_FORMATS[style](by, lines.groups, reader.describe())
     return ExitStatus.OK
 
 
@@ -44,19 +45,23 @@ def _open(name: str) -> BinaryIO:
     try:
         return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")  # noqa: PTH123 - the same for both
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise UsageError.of_file(error) from error
 
 
-class Findings:
-    """The lines of logs that matter, as they are read.
+class LogReader:
+    """Reads logs, and keeps the values to count of the last line about each response.
 
     Args:
         by: the names of the values to count by.
         lines: where the values are kept.
         failed: whether to keep only what is not stopped.
+
+    Attributes:
+        skipped: the number of lines that are not JSON, such as one that a killed run has left unfinished.
     """
 
     def __init__(self, by: Sequence[str], lines: LastLines, *, failed: bool) -> None:
+        self.skipped: int = 0
         self._by = by
         self._lines = lines
         self._failed = failed
@@ -67,15 +72,16 @@ class Findings:
 
     def read(self, file: BinaryIO) -> None:
         """Read a log."""
-        for document in self._lines.read(file):
-            entry = Entry(document)
+        for document in read_documents(file):
+            self.skipped += document is None
+            entry = Entry(document or {})
             if (key := entry.key) is None:
                 continue
             self._any = True
             self._missing -= entry.columns.keys()
             if len(self._columns) < KNOWN:
                 self._columns.update(dict.fromkeys(entry.columns))
-            if isinstance(moment := document.get("at"), str):
+            if isinstance(moment := entry.document.get("at"), str):
                 first, last = self._times or (moment, moment)
                 self._times = min(first, moment), max(last, moment)
             if self._failed and entry.stopped:

@@ -11,8 +11,8 @@ from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.ids import BadLine
 from openai_cancel.cli.lines import Line, Result, document_of, line_of
 from openai_cancel.cli.output import complain, discard, print_line, write
+from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.tally import Tally
-from openai_cancel.cli.watched import Watched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ class Report:
         dry_run: whether the run only shows which responses would be stopped.
         has_log: whether there is a log, which has the problems that are not shown.
         one: the run is about one response, whose status is drawn on a terminal instead of a bar.
-        watched: the responses that are being worked on, if their statuses are drawn on a terminal.
+        statuses: the statuses of the responses under way, if a terminal shows them.
 
     Attributes:
         tally: the totals of the run.
@@ -54,7 +54,7 @@ class Report:
         dry_run: bool = False,
         has_log: bool = False,
         one: bool = False,
-        watched: Watched | None = None,
+        statuses: Statuses | None = None,
     ) -> None:
         self.tally: Tally = Tally()
         self.plain: bool = plain
@@ -64,7 +64,7 @@ class Report:
         self._quiet = quiet
         self._show_stopped = show_stopped
         self._one = one
-        self._watched = watched
+        self._statuses = statuses
         self._problems = 0
         self._rest = "the log has all of them" if has_log else "use --log or --json to see all of them"
         self._bad_lines = BadLines()
@@ -91,15 +91,15 @@ class Report:
             return nullcontext()
         from openai_cancel.cli.live import progress_of
 
-        make = progress_of(self._watched, one=self._one)
+        make = progress_of(self._statuses, one=self._one)
         return make(self.tally, self._errors, total=total, under_way=under_way)
 
     def show(self, result: Result, columns: Mapping[str, Any] | None = None) -> None:
         """Count a result and print it, a JSON line with the other columns of its input."""
         line = line_of(result, dry_run=self.dry_run)
         self.tally.note(line)
-        if self._watched:
-            self._watched.forget(result)
+        if self._statuses:
+            self._statuses.forget(result)
         if self._json:
             print_line(to_json(document_of(line, columns)))
         elif not self._is_hidden(line):

@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
-from openai_cancel.cli.failed import open_failed
+from openai_cancel.cli.failed_ids import open_failed
+from openai_cancel.cli.id_set import IdSet
 from openai_cancel.cli.ids import BadLine, Row, Source
 from openai_cancel.cli.lines import Kind, Result, line_of
 from openai_cancel.cli.log import Log
 from openai_cancel.cli.options import Connection, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
-from openai_cancel.cli.seen import Seen
 from openai_cancel.cli.signals import handling_signals
-from openai_cancel.cli.watched import Watched
+from openai_cancel.cli.statuses import Statuses
 from openai_cancel.errors import APIConnectionError, AuthenticationError
 from openai_cancel.session import AsyncSession
 
@@ -59,15 +59,15 @@ def stop_responses(
         ConfigurationError: a setting is missing or cannot work.
     """
     files.check(ids)
-    watched = Watched() if len(ids) == 1 and not files.are_given else None
+    statuses = Statuses() if len(ids) == 1 and not files.are_given else None
     report = Report(
         as_json=options.as_json,
         quiet=options.quiet,
         show_stopped=not files.are_given,
         dry_run=dry_run,
         has_log=files.has_log,
-        one=watched is not None,
-        watched=watched,
+        one=statuses is not None,
+        statuses=statuses,
     )
     session = connection.session(max_connections=options.concurrency)
     stop_many = partial(
@@ -76,7 +76,7 @@ def stop_responses(
         deadline=options.deadline,
         confirm=confirm,
         dry_run=dry_run or is_status,
-        on_update=watched.see if watched else None,
+        on_update=statuses.see if statuses else None,
         give_up_after=GIVE_UP_AFTER,
     )
     return handle_responses(ids, files, report, session, stop_many)
@@ -126,7 +126,7 @@ def open_log(opened: ExitStack, files: FileOptions) -> Log | None:
     try:
         return opened.enter_context(Log(path)) if path else None
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise UsageError.of_file(error) from error
 
 
 def _open(
@@ -145,7 +145,7 @@ def _open(
     except ValueError as error:
         raise UsageError(str(error)) from error
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}") from error
+        raise UsageError.of_file(error) from error
     if log and source.reads(log.file):
         raise UsageError(f"{files.log} is one of the files of ids: use another file for --log.")
     return run, source
@@ -192,7 +192,7 @@ class Run:
     ) -> None:
         self._report = report
         self._log = log
-        self._seen = Seen()
+        self._seen = IdSet()
         self._kinds: dict[str, tuple[Kind, bool]] | None = {} if may_repeat else None
         self._columns: dict[str, Mapping[str, Any]] = {}  # of the responses that are under way
         self._stopped = log.stopped() if log and resume else None

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from openai_cancel.cli.documents import to_json
+from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, RunningOptions, RunOptions
 from openai_cancel.cli.output import complain, has_terminal, print_line, printable
@@ -35,8 +36,6 @@ SETTLING = 1.0
 
 VALUES = 5
 """The number of values of metadata that the question names, the most frequent ones."""
-
-_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 
 def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool) -> int:
@@ -333,7 +332,7 @@ def _table() -> Table:
 
 
 def _add_row(table: Table, response: Response) -> None:
-    age = "" if response.age is None else span(response.age)
+    age = "" if response.age is None else format_duration(response.age)
     metadata = ", ".join(f"{name}={value}" for name, value in (response.metadata or {}).items())
     cells = (response.id, response.status, age, response.model, metadata)
     table.add_row(*(Text(printable(cell or "")) for cell in cells))
@@ -352,13 +351,5 @@ def _document(response: Response) -> dict[str, Any]:
 
 
 def _between(low: float, high: float) -> str:
-    first, last = span(low), span(high)
+    first, last = format_duration(low), format_duration(high)
     return first if first == last else f"{first} to {last}"
-
-
-def span(seconds: float) -> str:
-    """Return a duration in the largest unit of which it has at least two."""
-    for size, unit in _UNITS:
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:,.0f} s"

@@ -1,4 +1,4 @@
-"""The responses that a run works on, as they were last seen."""
+"""The statuses of the responses under way, for the progress on a terminal."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from openai_cancel.models import Response
 
 
 @attrs.frozen
-class Seen:
+class Observation:
     """A response as it was last seen. All times are monotonic.
 
     Attributes:
@@ -29,8 +29,8 @@ class Seen:
     created: float
 
 
-class Watched:
-    """The responses that are being worked on, as they were last seen.
+class Statuses:
+    """The statuses of the responses under way.
 
     Args:
         monotonic: returns the monotonic time.
@@ -42,7 +42,7 @@ class Watched:
     ) -> None:
         self._monotonic = monotonic
         self._wall = wall
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, Observation] = {}
 
     def see(self, response: Response) -> None:
         """Note the state of a response."""
@@ -53,7 +53,7 @@ class Watched:
         created = now if before is None else before.created
         if response.created:
             created = now - max(0.0, self._wall() - response.created.timestamp())
-        self._seen[name] = Seen(name, status, now, created)
+        self._seen[name] = Observation(name, status, now, created)
 
     def forget(self, result: Result) -> None:
         """Forget a response that is no longer worked on. Some servers report it with another id."""
@@ -61,11 +61,11 @@ class Watched:
         if result.response:
             self._seen.pop(f"{result.response.id}", None)
 
-    def statuses(self) -> Counter[str]:
+    def counts(self) -> Counter[str]:
         """Return the number of responses with each status."""
-        return Counter(seen.status for seen in [*self._seen.values()])  # this is another thread
+        return Counter(seen.status for seen in [*self._seen.values()])  # called in the thread that draws
 
-    def oldest(self) -> Seen | None:
+    def oldest(self) -> Observation | None:
         """Return the response that was created first."""
         return min([*self._seen.values()], key=lambda seen: seen.created, default=None)
 

@@ -1,4 +1,4 @@
-"""The sweeper: sweeps a ledger again and again, and says what it does, for those who watch a service."""
+"""The sweeper of `ledger sweep --every`: sweeps a ledger again and again, and logs what it does."""
 
 import logging
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import attrs
 
 from openai_cancel.cli.ledger_state import describe_neglected
+from openai_cancel.cli.log_records import showing_records
 from openai_cancel.cli.output import complain, stamping
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import LedgerError
@@ -19,42 +20,41 @@ if TYPE_CHECKING:
     from openai_cancel.ledger import Stats
 
 HEARTBEAT = 60.0
-"""Seconds after which a sweeper that has nothing to do says so."""
+"""Seconds after which an idle sweeper logs that it is idle."""
 
-LOOK_EVERY = 600.0
-"""Seconds between two looks at the responses of other accounts and servers."""
+CHECK_EVERY = 600.0
+"""Seconds between two checks for overdue responses of other accounts and servers."""
 
 _log = logging.getLogger("openai_cancel.sweeper")
-_ledger_log = logging.getLogger("openai_cancel.ledger")
 
 
 @attrs.define
 class Sweeper:
-    """Sweeps until it is cancelled. A failing database does not end it.
+    """Sweeps until it is cancelled. Errors of the database do not end it.
 
     Attributes:
         sweep: begins a sweep.
         show: shows an outcome.
-        look: returns the overdue responses of other accounts and servers, if nobody seems to sweep them.
+        find_neglected: returns the overdue responses of other accounts and servers, if nobody seems to sweep them.
         every: seconds between two sweeps.
-        where: words about the ledger and the account.
+        where: the ledger, the account and the server, in words.
         clock: the source of time.
     """
 
     sweep: Callable[[], AsyncGenerator[Outcome, None]]
     show: Callable[[Outcome], None]
-    look: Callable[[], Awaitable["Stats | None"]]
+    find_neglected: Callable[[], Awaitable["Stats | None"]]
     every: float
     where: str
     clock: Clock = SYSTEM_CLOCK
     _last_work: float = 0.0
-    _last_words: float = 0.0
-    _next_look: float = 0.0
+    _last_message: float = 0.0
+    _next_check: float = 0.0
 
     async def run(self) -> NoReturn:
         """Sweep again and again."""
         _log.info("sweeping every %g s: %s", self.every, self.where, extra=fields("sweeper_started"))
-        self._last_work = self._last_words = self._next_look = self.clock.monotonic()
+        self._last_work = self._last_message = self._next_check = self.clock.monotonic()
         try:
             while True:
                 await self._sweep_once()
@@ -70,35 +70,35 @@ class Sweeper:
                 async for outcome in outcomes:
                     self.show(outcome)
                     counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1
-            await self._look_at_others()
+            await self._check_others()
         except LedgerError as error:
             _log.error(
                 "the sweep has failed, and is tried again in %g s: %s", self.every, error,
                 extra=fields("sweeper_failed", error=error),
             )  # fmt: skip
-            self._last_words = self.clock.monotonic()
+            self._last_message = self.clock.monotonic()
         if counts:
-            self._last_work = self._last_words = now = self.clock.monotonic()
-            self._say_what_was_done(counts, now - began)
-        elif self.clock.monotonic() - self._last_words >= HEARTBEAT:
-            self._last_words = now = self.clock.monotonic()
+            self._last_work = self._last_message = now = self.clock.monotonic()
+            self._log_round(counts, now - began)
+        elif self.clock.monotonic() - self._last_message >= HEARTBEAT:
+            self._last_message = now = self.clock.monotonic()
             _log.info(
                 "nothing to stop for %.0f s", now - self._last_work,
                 extra=fields("sweeper_idle", elapsed=now - self._last_work),
             )  # fmt: skip
 
-    async def _look_at_others(self) -> None:
-        """Say now and then that nobody sweeps what this sweeper cannot stop."""
-        if self.clock.monotonic() < self._next_look:
+    async def _check_others(self) -> None:
+        """Log, every `CHECK_EVERY` seconds, that nobody seems to sweep for other accounts and servers."""
+        if self.clock.monotonic() < self._next_check:
             return
-        self._next_look = self.clock.monotonic() + LOOK_EVERY
-        neglected = await self.look()
+        self._next_check = self.clock.monotonic() + CHECK_EVERY
+        neglected = await self.find_neglected()
         if neglected is not None:
             _log.warning(
                 "%s", describe_neglected(neglected), extra=fields("sweeper_neglected", affected=neglected.overdue)
             )
 
-    def _say_what_was_done(self, counts: dict[str, int], seconds: float) -> None:
+    def _log_round(self, counts: dict[str, int], seconds: float) -> None:
         total = sum([*counts.values()])
         words = ", ".join(f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
         _log.info(
@@ -107,7 +107,7 @@ class Sweeper:
         )  # fmt: skip
 
 
-class _Speaker(logging.Handler):
+class _ComplainHandler(logging.Handler):
     """Writes records to standard error, as lines of the command."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -116,21 +116,15 @@ class _Speaker(logging.Handler):
 
 
 @contextmanager
-def speaking(*, quiet: bool) -> Generator[None, None, None]:
-    """Write to standard error what the sweeper and its ledger log, with the time unless that is a terminal.
+def showing_log(*, quiet: bool) -> Generator[None, None, None]:
+    """Write what the sweeper and its ledger log to standard error, with the time unless that is a terminal.
 
     Args:
-        quiet: write only what goes wrong.
+        quiet: write only warnings and errors.
     """
-    speaker = _Speaker(logging.WARNING if quiet else logging.INFO)
-    before = [(log, log.level) for log in (_log, _ledger_log)]
-    for log, _ in before:
-        log.addHandler(speaker)
-        log.setLevel(logging.INFO)
-    try:
-        with stamping(on=sys.stderr is None or not sys.stderr.isatty()):
-            yield
-    finally:
-        for log, level in before:
-            log.removeHandler(speaker)
-            log.setLevel(level)
+    handler = _ComplainHandler(logging.WARNING if quiet else logging.INFO)
+    with (
+        showing_records(handler, _log.name, "openai_cancel.ledger"),
+        stamping(on=sys.stderr is None or not sys.stderr.isatty()),
+    ):
+        yield

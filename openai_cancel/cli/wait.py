@@ -8,8 +8,8 @@ from openai_cancel.cli.options import Connection, FileOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import handle_responses
+from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.wait_options import WaitOptions
-from openai_cancel.cli.watched import Watched
 
 MAX_CONNECTIONS = 64
 """The largest number of requests at once, however many responses are waited for."""
@@ -33,8 +33,8 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
     """
     files.check(ids)
     options.check()
-    watched = Watched()
-    report = _report(ids, files, options, watched)
+    statuses = Statuses()
+    report = _report(ids, files, options, statuses)
     session = connection.session(max_connections=min(options.concurrency, MAX_CONNECTIONS))
     interrupted = asyncio.Event()
     wait_many = partial(
@@ -44,7 +44,7 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
         queued_timeout=options.queued_timeout,
         stalled_timeout=options.stalled_timeout,
         poll=options.poll,
-        on_update=watched.see,
+        on_update=statuses.see,
         on_abandon=options.on_abandon,
         abandoned=interrupted.wait,
     )
@@ -57,7 +57,7 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
     return handle_responses(ids, files, report, session, wait_many, abandon=abandon)
 
 
-def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, watched: Watched) -> Report:
+def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, statuses: Statuses) -> Report:
     are_arguments = not files.are_given
     return Report(
         as_json=options.as_json,
@@ -66,5 +66,5 @@ def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, watche
         plain=are_arguments,
         has_log=files.has_log,
         one=are_arguments and len(ids) == 1,
-        watched=watched,
+        statuses=statuses,
     )
