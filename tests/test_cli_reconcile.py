@@ -8,8 +8,10 @@ import signal
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aged import add_aged
 from conftest import KEY, QuickClock
 from terminal import COMMAND, Terminal
 
@@ -36,12 +38,8 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def add(server: Emulator, clock: QuickClock):
     """Put a response into the emulator that was created some time ago; gives its id."""
 
-    def add(age: float = 120.0, *, runs_for: float = math.inf, **metadata: str) -> str:
-        now, clock.now = clock.now, clock.now - age
-        name = server.add(Script(runs_for=runs_for))
-        clock.now = now
-        server.responses[name].request["metadata"] = metadata
-        return name
+    def add(age: float = 120.0, **options: Any) -> str:
+        return add_aged(server, clock, age, **options)
 
     return add
 

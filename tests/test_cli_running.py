@@ -7,8 +7,10 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aged import add_aged
 from conftest import KEY, QuickClock
 from terminal import Terminal
 
@@ -38,12 +40,8 @@ def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 def add(server: Emulator, clock: QuickClock):
     """Put a response into the emulator that was created some time ago; gives its id."""
 
-    def add(age: float = 0.0, *, background: bool = True, runs_for: float = math.inf, **metadata: str) -> str:
-        now, clock.now = clock.now, clock.now - age
-        name = server.add(Script(runs_for=runs_for), background=background)
-        clock.now = now
-        server.responses[name].request["metadata"] = metadata
-        return name
+    def add(age: float = 0.0, **options: Any) -> str:
+        return add_aged(server, clock, age, **options)
 
     return add
 

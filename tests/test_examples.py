@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import os
-import re
 import signal
-import subprocess
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from conftest import KEY, until
 from ledger_database import lapse
 from processes import StartProcess
+from programs import STRICT, execute
 from terminal import COMMAND
 
 from openai_cancel.emulator import Emulator, Fault, Script
@@ -27,7 +26,6 @@ from openai_cancel.emulator import Emulator, Fault, Script
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-STRICT = ("-X", "dev", "-W", "error")
 
 
 @pytest.fixture(autouse=True)
@@ -36,17 +34,6 @@ def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{Path(COMMAND).parent}", prepend=os.pathsep)
-
-
-async def execute(*command: str) -> str:
-    done = await asyncio.to_thread(
-        subprocess.run, command,
-        env=os.environ, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    # On a busy machine, asyncio's debug mode reports callbacks that took more than 0.1 s.
-    complaints = [line for line in done.stderr.splitlines() if not re.match("Executing .* took", line)]
-    assert (done.returncode, complaints) == (0, [])
-    return done.stdout
 
 
 def example(name: str) -> str:

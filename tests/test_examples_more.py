@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError
 from conftest import KEY, until
 from ledger_database import lapse
 from processes import StartProcess, running_beside
+from programs import STRICT, execute
 
 from openai_cancel.emulator import Emulator, Script
 from openai_cancel.ledger import Ledger
@@ -28,7 +28,6 @@ from openai_cancel.ledger import Ledger
 pytestmark = pytest.mark.slow
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-STRICT = ("-X", "dev", "-W", "error")
 
 pytest_plugins = ["pytester"]
 
@@ -39,23 +38,9 @@ def environment(server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
 
 
-async def execute(*command: object, status: int = 0, complaints: str = "") -> list[str]:
-    """Run an example, check its status and stderr, and return the lines that it prints.
-
-    Args:
-        command: the arguments for Python.
-        status: the expected exit status.
-        complaints: a regular expression for the expected stderr.
-    """
-    done = await asyncio.to_thread(
-        subprocess.run, [sys.executable, *map(str, command)],
-        env=os.environ, capture_output=True, text=True, timeout=30, check=False,
-    )  # fmt: skip
-    # On a busy machine, asyncio's debug mode reports callbacks that took more than 0.1 s.
-    complained = "\n".join(line for line in done.stderr.splitlines() if not re.match("Executing .* took", line))
-    assert done.returncode == status, complained
-    assert re.fullmatch(complaints, complained)
-    return done.stdout.splitlines()
+async def printed(*arguments: object, status: int = 0, complaints: str = "") -> list[str]:
+    """Run Python, and return the lines that it prints. For the other arguments, see `execute`."""
+    return (await execute(sys.executable, *arguments, status=status, complaints=complaints)).splitlines()
 
 
 def test_example_tests_and_the_notebook_have_at_most_40_lines() -> None:
@@ -71,7 +56,7 @@ async def test_bulk_incident_writes_the_ids_left_for_a_second_run(
     running = [create() for _ in range(20)]
     ids, left = tmp_path / "ids", tmp_path / "left"
     ids.write_text("\n".join([*running, "", create(runs_for=0), "resp_none", "a\x01b"]))
-    lines = await execute(
+    lines = await printed(
         *STRICT, EXAMPLES / "bulk_incident.py", ids, left, status=1, complaints="a\x01b unknown .* cannot be .*"
     )
     assert lines[0].split() == ["20", "cancelled"]
@@ -79,7 +64,7 @@ async def test_bulk_incident_writes_the_ids_left_for_a_second_run(
     assert left.read_text() == "a\x01b\n"
     assert all(server.responses[response_id].cancelled for response_id in running)
     left.write_text(running[0])
-    assert await execute(*STRICT, EXAMPLES / "bulk_incident.py", left, ids) == ["       1 cancelled"]
+    assert await printed(*STRICT, EXAMPLES / "bulk_incident.py", left, ids) == ["       1 cancelled"]
     assert ids.read_text() == ""
 
 
@@ -87,7 +72,7 @@ async def test_vllm_prints_the_first_response_and_stops_the_others(monkeypatch: 
     async with Emulator(dialect="vllm") as server:
         over, *running = [server.add(Script(runs_for=seconds)) for seconds in (0, 600, 600)]
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        lines = await execute(*STRICT, EXAMPLES / "vllm.py", running[0], over, running[1])
+        lines = await printed(*STRICT, EXAMPLES / "vllm.py", running[0], over, running[1])
         assert lines[0] == "Forty-two."
         assert sorted(lines[1:]) == sorted(f"{name} already_finished" for name in server.responses)
         assert all(server.responses[name].cancelled for name in running)
@@ -102,7 +87,7 @@ async def test_litellm_matches_outcomes_to_the_ids_that_were_passed(
         ids = tmp_path / "ids"
         ids.write_text(f"{shown[0]} a question\n{shown[1]} another one\n")
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        lines = await execute(*STRICT, EXAMPLES / "litellm.py", "0.2", ids)
+        lines = await printed(*STRICT, EXAMPLES / "litellm.py", "0.2", ids)
     assert set(lines) == {"a question: cancelled, with a new id", "another one: already_finished, with a new id"}
     assert server.responses[inner[0]].cancels == 2
 
@@ -129,7 +114,7 @@ async def test_azure_entra_sends_a_new_token_with_each_attempt(
     (tmp_path / "tokens.py").write_text(TOKENS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("TOKEN_FUNCTION", "tokens:token")
-    assert await execute(*STRICT, EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
+    assert await printed(*STRICT, EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
     assert azure.responses[running].cancels == 2
     sent = [request.headers["authorization"] for request in azure.received]
     assert sent == [f"Bearer token-{number}" for number in range(1, len(sent) + 1)]
@@ -151,14 +136,14 @@ async def test_azure_entra_uses_a_managed_identity(azure: Emulator, monkeypatch:
         monkeypatch.setenv("IDENTITY_HEADER", "secret")
         running = azure.add()
         # Without `-W error`, for warnings of the other package.
-        assert await execute(EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
+        assert await printed(EXAMPLES / "azure_entra.py", "0.2", running) == [f"{running} cancelled "]
     sent = {request.headers["authorization"] for request in azure.received}
     assert sent == {"Bearer token-for-https://cognitiveservices.azure.com"}
 
 
 async def test_opentelemetry_tracing_prints_a_span_per_stop_and_request(create: Callable[..., str]) -> None:
     running = create()
-    lines = await execute(EXAMPLES / "opentelemetry_tracing.py", running, "resp_none")
+    lines = await printed(EXAMPLES / "opentelemetry_tracing.py", running, "resp_none")
     spans = list(map(json.loads, lines))
     stop, lost = (span for span in spans if span["name"] == "stop_response")
     assert stop["attributes"]["gen_ai.response.id"] == running

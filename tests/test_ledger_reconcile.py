@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+from aged import add_aged
 from conftest import QuickClock, until
 from ledger_database import execute, lapse, locked, without_table
 from ledgers import AsyncCalls, Calls, beat, cancelled_ids, entries, open_calls, open_session, states, sweep
@@ -47,11 +48,8 @@ both_lists = pytest.mark.parametrize("server", ["ogx", "azure"], indirect=True)
 def add(server: Emulator, clock: QuickClock) -> Add:
     """Put a response into the emulator that was created two minutes ago, or earlier or later; gives its id."""
 
-    def add(age: float = 120.0, *, background: bool = True, runs_for: float = math.inf) -> str:
-        now, clock.now = clock.now, clock.now - age
-        name = server.add(Script(runs_for=runs_for), background=background)
-        clock.now = now
-        return name
+    def add(age: float = 120.0, **options: Any) -> str:
+        return add_aged(server, clock, age, **options)
 
     return add
 

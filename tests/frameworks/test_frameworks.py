@@ -7,6 +7,7 @@ import asyncio
 import math
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -46,6 +47,11 @@ async def test_nothing_is_left_running(capsys: pytest.CaptureFixture[str]) -> No
     found = await run_in_processes("without", "guard", "watch and sweep")
     with capsys.disabled():
         print(f"\n{table(found)}")  # noqa: T201
+    check_that_nothing_is_left(found)
+
+
+def check_that_nothing_is_left(found: Mapping[str, Mapping[Cell, int | str]]) -> None:
+    """Check that each protection leaves nothing running, and that something runs on without one."""
     guarded = {cell: left for cell, left in found["guard"].items() if left and cell[1] not in BY_DESIGN}
     watched = {cell: left for cell, left in found["watch and sweep"].items() if left}
     broken = {cell: left for cell, left in found["without"].items() if isinstance(left, str)}
