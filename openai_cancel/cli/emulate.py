@@ -79,7 +79,7 @@ def emulate(
     lines = logging.StreamHandler()
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     try:
-        with showing_records(lines, "openai_emulator") if log_requests else nullcontext():
+        with showing_records(lines, logging.getLogger("openai_emulator")) if log_requests else nullcontext():
             asyncio.run(_emulate(emulator, "any" if api_key is None else "..."))
     except (OSError, UnicodeError) as error:  # the latter if the host is not a valid name
         reason = getattr(error, "strerror", error)

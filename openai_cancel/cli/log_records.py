@@ -6,20 +6,20 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def showing_records(handler: logging.Handler, *names: str) -> Generator[None]:
+def showing_records(handler: logging.Handler, *loggers: logging.Logger) -> Generator[None]:
     """Pass the records of some loggers, from INFO on, to a handler until the block ends.
 
     Args:
         handler: shows them.
-        names: the names of the loggers.
+        loggers: the loggers.
     """
-    loggers = [(logger, logger.level) for logger in map(logging.getLogger, names)]
-    for logger, _ in loggers:
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        for logger, level in loggers:
+        for logger, level in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(level)

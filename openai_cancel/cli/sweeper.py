@@ -26,6 +26,7 @@ CHECK_EVERY = 600.0
 """Seconds between two checks for overdue responses of other accounts and servers."""
 
 _log = logging.getLogger("openai_cancel.sweeper")
+_ledger_log = logging.getLogger("openai_cancel.ledger")
 
 
 @attrs.define
@@ -124,7 +125,7 @@ def showing_log(*, quiet: bool) -> Generator[None, None, None]:
     """
     handler = _ComplainHandler(logging.WARNING if quiet else logging.INFO)
     with (
-        showing_records(handler, _log.name, "openai_cancel.ledger"),
+        showing_records(handler, _log, _ledger_log),
         stamping(on=sys.stderr is None or not sys.stderr.isatty()),
     ):
         yield
