@@ -20,14 +20,14 @@ from openai_cancel.wire import ResponseId
 _R = TypeVar("_R")
 
 FATES = 20
-"""The number of responses whose fate the notes of an exception tell one by one."""
+"""The largest number of responses for each of which an exception gets a note."""
 
 
 class Fate(NamedTuple):
-    """What became of a response of a bulk run that was interrupted.
+    """The fate of a response in a run that was interrupted.
 
     Attributes:
-        words: it, in words that begin with the id.
+        words: a sentence that begins with the id.
         stopped: whether the response has ended.
     """
 
@@ -92,7 +92,7 @@ class Bulk(ABC, Generic[_R]):
         self.caller: Caller = caller.with_pace(pace)
         self.pace: Pace = pace
         self._results: asyncio.Queue[_R | None] = asyncio.Queue()
-        self._fates: dict[str, Fate] = {}  # of the responses that were under way as the consumer left
+        self._fates: dict[str, Fate] = {}  # of the responses that were under way when the consumer left
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
         self._taken = 0  # the number of ids whose result was not consumed yet
         self._room = asyncio.Event()
@@ -116,11 +116,11 @@ class Bulk(ABC, Generic[_R]):
 
     @abstractmethod
     def fate(self, result: _R) -> Fate:
-        """Return what became of a response whose result was not consumed."""
+        """Return the fate of a response whose result was not consumed."""
 
     @abstractmethod
     def interrupted(self, response_id: str) -> Fate:
-        """Return what became of a response that was being worked on, if nothing else is known."""
+        """Return the fate of a response that was under way, if nothing else is known."""
 
     async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[_R, None]:
         """Yield the results. A failure is raised after the results of everything that was started before.
@@ -150,7 +150,7 @@ class Bulk(ABC, Generic[_R]):
                 raise cancellation
 
     def _fates_of_the_rest(self) -> Iterator[Fate]:
-        """Yield what became of each response that was taken, and whose result was not yielded."""
+        """Yield the fate of each response that was taken, and whose result was not yielded."""
         while not self._results.empty():
             if (result := self._results.get_nowait()) is not None:
                 yield self.fate(result)
@@ -216,7 +216,7 @@ class Bulk(ABC, Generic[_R]):
                 self._results.put_nowait(result)
 
     def _note_fate(self, name: str, error: BaseException) -> None:
-        """Keep what a guard has noted of its response, which was stopped or not as the iteration ended."""
+        """Keep the note of a guard, which says whether its response was stopped when the iteration ended."""
         for note in getattr(error, "__notes__", ()):
             self._fates[name] = Fate(note.removeprefix("openai-cancel: "), stopped=" was stopped " in note)
 
@@ -276,7 +276,7 @@ class _StopMany(Bulk[Outcome]):
         return Fate(f"{result.response_id}: {result.verdict}", result.stopped)
 
     def interrupted(self, response_id: str) -> Fate:
-        """Return that the stop did not come to its end."""
+        """Return that the stop was interrupted."""
         return Fate(f"{response_id} may still be running: its stop was interrupted", stopped=False)
 
 

@@ -75,9 +75,8 @@ class Caller:
     A call waits for its turn, signs the request, sends it, decodes the answer, notes the result, and decides whether
     to try again.
 
-    It is not made by hand, and a session cannot be given another one: `session.caller` is the session's own, and
-    `with_options` and `with_pace` return copies of it. To see or change requests, give the session a `client_session`
-    with middlewares.
+    A session creates its own, `session.caller`, and takes no other. `with_options` and `with_pace` return copies of it.
+    To see or change requests, give the session a `client_session` with middlewares.
 
     Attributes:
         settings: the settings of the session.
@@ -89,7 +88,7 @@ class Caller:
         pace: the pace that this caller shares with others; None for no limit.
         is_repeated: whether the code that makes a call repeats it if it fails.
         endings: tells others which responses have ended.
-        hook: tells a caller's function of outcomes, or None.
+        hook: calls the session's `on_outcome`; or None.
     """
 
     settings: Settings

@@ -97,7 +97,7 @@ def hidden(value: _T) -> _T:
 def hides_options(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """Hide the `headers` and the `query` of an async method before its coroutine is made.
 
-    The method itself comes too late: the traceback of a coroutine that is cancelled before its first step shows its
+    The method itself would do it too late. If its coroutine is cancelled before the first step, a traceback shows the
     arguments as they were passed.
     """
 

@@ -122,7 +122,7 @@ class Account(NamedTuple):
         """Return whether the headers of a request may be those of the account.
 
         Args:
-            headers: by name in lower case.
+            headers: the headers, with names in lower case.
         """
         key = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"api-key", b"")
         identity = {name: headers[sent].decode(errors="replace") for name, sent in _SENT_IDENTITY if sent in headers}

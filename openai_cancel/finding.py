@@ -24,7 +24,7 @@ class Finding(Serializable):
         kind: `unknown` if the response runs, and the ledger does not know it; `forgotten` if it runs, although the
             ledger has recorded that it has ended, or that it was given up; `ended` if the ledger tracks it, and it is
             over; `unclear` if the ledger tracks it, and the server does not say whether it is over.
-        action: `adopt` if the ledger tracks it from now on; `stop` if it was to be stopped: see `outcome`;
+        action: `adopt` if the ledger tracks it from now on; `stop` if it was stopped, or this was tried: see `outcome`;
             `strike_off` if the ledger no longer tracks it; None if nothing was done.
         response: the response as the server last reported it, or None.
         outcome: the outcome of the stop, or of the look at a response that is tracked; otherwise None.
@@ -38,7 +38,7 @@ class Finding(Serializable):
 
     @property
     def settled(self) -> bool:
-        """Whether nothing runs, as far as the server says, that the ledger does not track."""
+        """Whether nothing is left to do: the response has ended, or was adopted."""
         if self.kind == "ended":
             return True
         return self.action == "adopt" or (self.outcome is not None and self.outcome.stopped)

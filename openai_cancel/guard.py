@@ -140,7 +140,7 @@ class Guard:
             self._scope.add(self._clients)
 
     async def history(self, response_id: str) -> History:
-        """Return what the ledger knows of a response from earlier waits, also of processes that have died."""
+        """Return the progress of a response in earlier waits, also of processes that have died."""
         return History() if self._tracker is None else await self._tracker.history(response_id)
 
     async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:
@@ -439,7 +439,7 @@ class OpenGuards:
         """Add a guard whose block begins."""
         self._stops.add(stops)
         if tracing.has_metrics():
-            from openai_cancel import metrics  # only who measures pays for it
+            from openai_cancel import metrics  # not imported unless metrics are used
 
             metrics.observe(self)
 

@@ -3,14 +3,14 @@
 | name | instrument | unit | |
 |---|---|---|---|
 | `openai_cancel.outcomes` | counter | `{outcome}` | the outcomes of stops |
-| `openai_cancel.stop.duration` | histogram | `s` | the seconds that the stops took |
-| `openai_cancel.guard.responses` | observable up-down counter | `{response}` | guarded or waited for, now |
-| `openai_cancel.watch.responses` | observable up-down counter | `{response}` | in watches, now |
-| `openai_cancel.ledger.overdue` | gauge | `{response}` | whose lease had lapsed at the last `Ledger.stats` |
+| `openai_cancel.stop.duration` | histogram | `s` | the duration of the stops |
+| `openai_cancel.guard.responses` | observable up-down counter | `{response}` | responses in guards and waits |
+| `openai_cancel.watch.responses` | observable up-down counter | `{response}` | responses in watches |
+| `openai_cancel.ledger.overdue` | gauge | `{response}` | responses that were overdue at the last `Ledger.stats` |
 
 The first two have the attributes `openai_cancel.verdict`, `server.address` and `server.port`, and `error.type` if the
-response was not stopped. The others have those of the server; that of the ledger has `openai_cancel.account`, too. No
-attribute contains an id or text of a server.
+response was not stopped. The others have the two attributes of the server, and the one of the ledger also has
+`openai_cancel.account`. No attribute contains an id, or text from a server.
 
 Names follow https://opentelemetry.io/docs/specs/semconv/general/naming/.
 """
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 _Attributes = Mapping[str, str | int]
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""The bounds of the buckets of the histogram: from a single request to a deadline of some minutes."""
+"""The bucket boundaries of the histogram: from a single request to a deadline of some minutes."""
 
 
 class Holder(Protocol):
-    """What holds responses: the guards of a session, or a watch."""
+    """An object that holds responses: the guards of a session, or a watch."""
 
     @property
     def kind(self) -> str:
@@ -51,19 +51,19 @@ class Holder(Protocol):
 
     @property
     def held(self) -> int:
-        """The number of responses. It is read in any thread."""
+        """The number of responses. Any thread may read it."""
         ...
 
 
 _holders: dict[int, "weakref.ref[Holder]"] = {}
-"""Whatever holds responses in this process, in a dictionary, because it can be copied while other threads change it."""
+"""The holders of this process, by `id`. A dictionary can be copied while other threads change it."""
 
 _at_fork = getattr(os, "register_at_fork", dict)  # Windows has no fork
-_at_fork(after_in_child=_holders.clear)  # a child holds nothing of its parent
+_at_fork(after_in_child=_holders.clear)  # a child process does not hold the responses of its parent
 
 
 def observe(holder: Holder) -> None:
-    """Include what holds responses in the measurements, until it is garbage-collected."""
+    """Measure a holder until it is garbage-collected."""
     key = id(holder)
     if key not in _holders:
         _holders[key] = weakref.ref(holder, lambda _: _holders.pop(key, None))
@@ -82,12 +82,12 @@ def count(outcome: Outcome, base_url: str) -> None:
 
 
 def set_overdue(counts: Mapping[tuple[str, str], int]) -> None:
-    """Set the number of overdue responses of each account and server. Those that were set before are 0 otherwise."""
+    """Set the number of overdue responses of each account and server. Others that were set before become 0."""
     _current().set_overdue(counts)
 
 
 class _Instruments:
-    """The instruments of a provider of meters."""
+    """The instruments of a meter provider."""
 
     def __init__(self, provider: "MeterProvider") -> None:
         meter = provider.get_meter("openai_cancel", __version__)
@@ -118,7 +118,7 @@ class _Instruments:
 
 def _measure(kind: str, _: "CallbackOptions") -> "list[Observation]":
     """Return how many responses are held, for each server. This runs in the thread of an exporter."""
-    from opentelemetry.metrics import Observation  # only who measures pays for it
+    from opentelemetry.metrics import Observation  # not imported unless metrics are used
 
     found: dict[str, int] = {}
     for reference in [*_holders.values()]:
@@ -129,14 +129,14 @@ def _measure(kind: str, _: "CallbackOptions") -> "list[Observation]":
 
 
 def _current() -> _Instruments:
-    from opentelemetry import metrics  # only who measures pays for it. If another thread imports it, this waits
+    from opentelemetry import metrics  # as above. If another thread is importing it, this waits
 
     return _instruments(metrics.get_meter_provider())
 
 
 @lru_cache(maxsize=1)
 def _instruments(provider: "MeterProvider") -> _Instruments:
-    """Return the instruments of a provider. A process may set one after the first outcome."""
+    """Return the instruments of a provider. A process may set its provider after the first outcome."""
     return _Instruments(provider)
 
 

@@ -1,4 +1,4 @@
-"""`OutcomeHook`: a caller's function that is told of each outcome, for example to count them."""
+"""`OutcomeHook`: calls the `on_outcome` of a session."""
 
 import asyncio
 import inspect
@@ -10,7 +10,7 @@ from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.records import fields
 
 PATIENCE = 1.0
-"""Seconds for which a stop waits for an async function, and a session that closes for all of them."""
+"""Seconds that a stop waits for an async function, and that a session waits for all of them when it closes."""
 
 MAX_TIME = 10.0
 """Seconds after which a call of an async function is cancelled."""
@@ -19,9 +19,9 @@ _log = logging.getLogger("openai_cancel")
 
 
 class OutcomeHook:
-    """Tells a caller's function of each outcome, once. Its failures are logged, and change nothing else.
+    """Calls a caller's function once with each outcome. If it raises, this is logged, and changes nothing else.
 
-    An async function runs in a task of its own, which the end of the stop does not cancel.
+    An async function runs in a task of its own, which outlives the stop.
 
     Args:
         on_outcome: the function.
@@ -48,7 +48,7 @@ class OutcomeHook:
         return call
 
     async def settle(self, call: "asyncio.Task[None] | None") -> None:
-        """Wait for a moment until a call has ended. While earlier ones are late, it does not wait."""
+        """Wait up to `PATIENCE` until a call has ended. While earlier calls are late, do not wait."""
         if call is None or self._late:
             return
         await asyncio.wait((call,), timeout=PATIENCE)
@@ -56,7 +56,7 @@ class OutcomeHook:
             self._late.add(call)
 
     async def close(self) -> asyncio.CancelledError | None:
-        """Wait for a moment until all calls have ended, cancel the others, and return the last cancellation meanwhile.
+        """Wait up to `PATIENCE` for all calls, cancel the rest, and return the last cancellation meanwhile.
 
         No cancellation ends it.
         """
@@ -71,7 +71,7 @@ class OutcomeHook:
 
 
 async def _finish(result: Awaitable[object], outcome: Outcome) -> None:
-    """Wait for an async function. It can end neither the task nor, with a SystemExit, the event loop."""
+    """Wait for an async function. A SystemExit of the function does not end the event loop."""
     limit = asyncio.timeout(MAX_TIME)
     try:
         async with limit:

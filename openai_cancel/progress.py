@@ -1,7 +1,7 @@
-"""`Progress`: since when a response has been queued, and since when it has made no progress.
+"""`Progress`: how long a response has been queued, and how long it has made no progress.
 
-With a ledger this outlives the process: it keeps a mark of the last progress that was seen, and its time by the clock
-of the database.
+With a ledger, this outlives the process: the ledger keeps a mark of the last progress, and its time by the clock of the
+database.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from openai_cancel.models.response import progress_of
 from openai_cancel.tracking import History
 
 SHARE = 0.1
-"""The part of the limit without progress for which a change may stay unwritten, so that few writes are needed."""
+"""The fraction of the limit after which a change is written to the ledger, so that few writes are needed."""
 
 
 class Progress:
@@ -68,7 +68,7 @@ class Progress:
                 self._note_change(_mark(seen), now, is_first=is_first)
 
     def hear(self, at: float, event: int | None, *, is_running: bool) -> None:
-        """Note what a stream has told.
+        """Note the events of a stream.
 
         Args:
             at: the time of its last new event.
@@ -80,7 +80,7 @@ class Progress:
         if event is not None:
             self._event = event
         if at > self.changed:
-            # Those that come until the next write would otherwise be unknown to a wait that polls after a restart.
+            # A wait that polls after a restart would not know of later events. So they are written ahead.
             self.changed = self._heard = at
             self._ahead, self._is_unwritten = self._limit * SHARE, True
 
@@ -102,10 +102,10 @@ class Progress:
 
 
 def _mark(seen: object) -> str:
-    """Return a short text that is the same for the same progress, in every process."""
+    """Return a hash of the progress that is the same in every process."""
     try:
         text = json.dumps(seen, sort_keys=True)
-    except RecursionError:  # such a document is not compared with that of another process
+    except RecursionError:  # documents that are nested this deeply are not compared between processes
         return ""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

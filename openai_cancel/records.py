@@ -2,8 +2,8 @@
 
 | logger | |
 |---|---|
-| `openai_cancel` | what nobody else is told: responses that guards, waits and watches stop, attempts, and failures |
-| `openai_cancel.outcomes` | outcomes that a caller gets. Without a configuration of logging, they are not printed |
+| `openai_cancel` | outcomes that no call returns (of guards, waits and watches), attempts, and failures |
+| `openai_cancel.outcomes` | outcomes that a call returns. They are not printed unless logging is configured |
 | `openai_cancel.ledger` | the ledger: its database, leases and sweeps |
 | `openai_cancel.sweeper` | `openai-cancel ledger sweep`: its start, its rounds, and its end |
 
@@ -17,9 +17,9 @@ apply. With python-json-logger and similar packages, they are keys of the JSON.
 |---|---|---|
 | `event` | str | a name that stays the same when the text changes: a key of `EVENTS` |
 | `response_id` | str | the id, as it was passed in |
-| `verdict` | str | what became of it: a `Verdict` |
+| `verdict` | str | the `Verdict` |
 | `attempts` | int | the number of requests |
-| `elapsed` | float | the seconds that it took |
+| `elapsed` | float | the duration in seconds |
 | `request_id` | str | the server's id of the last request |
 | `error_type` | str | the class of the error that is the reason, such as `RateLimitError` |
 | `affected` | int | the number of responses that a record without an id is about |
@@ -28,7 +28,7 @@ apply. With python-json-logger and similar packages, they are keys of the JSON.
 from collections.abc import Mapping
 
 FIELDS = ("event", "response_id", "verdict", "attempts", "elapsed", "request_id", "error_type", "affected")
-"""The names of the fields. None is an attribute that `logging.LogRecord` has."""
+"""The names of the fields. None of them is an attribute of `logging.LogRecord`."""
 
 _OUTCOME = frozenset({"response_id", "verdict", "attempts", "elapsed", "request_id", "error"})
 _NONE = frozenset[str]()
@@ -64,7 +64,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
     "sweeper_neglected": frozenset({"affected"}),  # overdue responses that this sweeper does not stop
     "sweeper_ended": _NONE,
 }
-"""The events, and the fields that they have besides. `error` stands for `error_type`."""
+"""The events, and the fields that each of them sets. `error` sets `error_type`."""
 
 
 def fields(
@@ -78,16 +78,16 @@ def fields(
     error: object = None,
     affected: int | None = None,
 ) -> dict[str, object]:
-    """Return the fields of a record, for `extra`. Of the error they have the class.
+    """Return the fields of a record, as the `extra` of a call of `logging`.
 
     Args:
         event: the name of the event.
-        response_id: see above, as for the others.
+        response_id: the id.
         verdict: the verdict.
-        attempts: the attempts.
-        elapsed: the seconds.
-        request_id: the request id.
-        error: an exception; anything else is no error.
+        attempts: the number of requests.
+        elapsed: the duration in seconds.
+        request_id: the server's id of the last request.
+        error: an exception, whose class is recorded; anything else is no error.
         affected: the number of responses.
     """
     return {

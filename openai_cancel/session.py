@@ -67,12 +67,12 @@ class AsyncSession:
             the failure is logged, and they continue.
         account: the name of the account in the ledger; a sweep stops only responses of its own account. Defaults to a
             fingerprint of the key, the organization and the project. Set it if the key changes.
-        on_outcome: a function, sync or async, that is called once with each `Outcome` of `stop`, `stop_many`, `guard`,
-            `wait`, `wait_many`, `watch` and the sweeps and stops of a ledger, whatever ends them, for example to count
-            them. It is not called for dry runs, nor for what another process has stopped. A sync function runs in
-            the event loop and should not block. An async one is waited for, but no longer than a second, in addition to
-            a deadline or `grace`; it goes on meanwhile, and is cancelled after 10 seconds, or a second after the
-            session begins to close. Its exceptions are logged and change nothing.
+        on_outcome: a function, sync or async, that is called once with each `Outcome`, for example to count them: those
+            of `stop`, `stop_many`, `guard`, `wait`, `wait_many`, `watch`, and the sweeps and stops of a ledger. It is
+            not called for dry runs, nor for responses that another process has stopped. A sync function runs in the
+            event loop and should not block. An async one is waited for up to a second, on top of a deadline or
+            `grace`. Then it runs on, and is cancelled after 10 seconds, or a second after the session begins to
+            close. Exceptions of the function are logged, and change nothing else.
         client_session: an `aiohttp.ClientSession` for the requests, for example with your own proxies, certificates or
             middlewares. It is never closed here.
         clock: the source of time and chance, for tests.
@@ -80,8 +80,8 @@ class AsyncSession:
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
 
-    A library that is built on a session changes what it sends and sees through these arguments, and keeps the session
-    in an object of its own. Everything that the session does, a `guard` or `stop_many` included, goes through them:
+    A library that builds on a session should hold one, and not subclass it. These arguments change or observe the
+    requests of all calls, including `guard` and `stop_many`:
 
     - `client_session`: an `aiohttp.ClientSession` with your own middlewares, connector, proxies or TLS. A middleware
       sees each attempt: https://docs.aiohttp.org/en/stable/client_middleware_cookbook.html.
@@ -92,8 +92,8 @@ class AsyncSession:
       a block.
 
     Methods call each other through `caller`, and never through the session: overriding `cancel` in a subclass changes
-    only calls of that `cancel`. For code that makes single calls with their retries, there is the attribute `caller`.
-    For tests, there are `openai_cancel.testing` and `openai_cancel.emulator`.
+    only calls of that `cancel`. Code that makes single calls with retries can use the attribute `caller`. For tests,
+    see `openai_cancel.testing` and `openai_cancel.emulator`.
     """
 
     _caller: Caller

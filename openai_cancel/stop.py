@@ -47,7 +47,7 @@ A store may be eventual, and replicas may not share one.
 
 _log = logging.getLogger("openai_cancel")
 _outcome_log = logging.getLogger("openai_cancel.outcomes")
-_outcome_log.addHandler(logging.NullHandler())  # without any handler, Python would print what the caller has
+_outcome_log.addHandler(logging.NullHandler())  # without any handler, Python would print outcomes that the caller gets
 
 
 async def stop(
@@ -75,7 +75,7 @@ async def stop(
         max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
         on_update: a function that is called with each response that was received.
         young: whether the response was created a moment ago, so that a server may not know it yet.
-        unseen: whether nobody gets the outcome, so that it has to be logged.
+        unseen: whether no caller gets the outcome, so that it has to be logged.
     """
     work = _Stop(
         caller=caller.repeated(),
@@ -109,13 +109,13 @@ def publish(caller: Caller, outcome: Outcome, *, dry_run: bool, unseen: bool = F
         unseen: as for `stop`.
 
     Returns:
-        The task of an async function; or None.
+        The task that runs an async function; or None.
     """
     _log_outcome(_log if unseen else _outcome_log, outcome, is_good=outcome.stopped or dry_run)
     if dry_run:
         return None
     if tracing.has_metrics():
-        from openai_cancel import metrics  # only who measures pays for it
+        from openai_cancel import metrics  # not imported unless metrics are used
 
         metrics.count(outcome, caller.settings.base_url)
     return None if caller.hook is None else caller.hook.tell(outcome)

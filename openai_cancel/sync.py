@@ -364,7 +364,7 @@ class Session:
         """
         headers, query = hidden(headers), hidden(query)
         guard = self._session.guard(
-            *tuple(guarded),  # of a `*guarded` that is passed on as it is, Jedi shows nothing
+            *tuple(guarded),  # Jedi shows nothing for a plain `*guarded`
             grace=grace,
             poll=poll,
             on_exit=on_exit,
@@ -577,7 +577,7 @@ def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concur
 
 
 class _ThreadSession(AsyncSession):
-    """The session in the thread's event loop. Its plain functions are called in other threads, without a loop.
+    """The session in the thread's event loop. Its sync functions are called in other threads, without a loop.
 
     Django's ORM, for example, refuses a thread in which an event loop runs, and a key function may take its time.
     """

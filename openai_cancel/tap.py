@@ -189,7 +189,7 @@ class _Tap:
         return works
 
     def _join_late(self, creation: _Creation, sight: Sight) -> None:
-        """Do the same in the middle of a stream, whose reader does not wait: the id was in none of the first events."""
+        """Do the same if the id comes late in a stream. The reader of the stream does not wait for it."""
         with _without_failure():
             for listener, work in self._join(creation, sight):
                 listener.home.start(work)
@@ -215,7 +215,7 @@ def _observe(response: Any, sight: Sight) -> Any:
 
 
 def _end_of(task: "asyncio.Task[Any]") -> "asyncio.Future[None]":
-    """Return what waits for the end of a task, and does not cancel it. It costs half as much as `asyncio.wait`."""
+    """Return a future that waits for a task and does not cancel it. It costs half as much as `asyncio.wait`."""
     waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(_: object) -> None:

@@ -8,7 +8,7 @@ assert make_outcome("not_found").error.status == 404
 assert make_error(503, retry_after=2).retry_after == 2
 ```
 
-They are what a session returns and raises for the answers of a server. To test code together with a session, run a
+They equal what a session returns and raises for the answers of a server. To test code together with a session, run a
 server with `openai_cancel.emulator`, or the fixture `openai_emulator` of pytest. Errors without an answer need no
 factory: `APIConnectionError("refused")`, `APITimeoutError("late")`, `WaitTimeoutError("late", limit="timeout")`.
 """
@@ -50,14 +50,14 @@ def make_response(
     text: str = "Forty-two.",
     **fields: Any,
 ) -> Response:
-    """Make a response of the background as OpenAI describes it.
+    """Make a background response, as OpenAI would return it.
 
     Args:
         status: its status.
         response_id: its id.
         text: the text of its output, if it is `completed` or `incomplete`.
-        fields: other fields of the document, such as `model`, `metadata`, `usage` or `output`, as in JSON. They replace
-            those that it has.
+        fields: other fields of the document as in JSON, such as `model`, `metadata`, `usage` or `output`. They replace
+            the defaults.
     """
     work = Work(request=_REQUEST, script=Script(says=text), started=time.time(), id=response_id)
     return response_hook()({**work.document(time.time(), status), **fields})
@@ -72,14 +72,14 @@ def make_error(
     retry_after: float | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> APIStatusError:
-    """Make the error that is raised for an answer of a server. Its class depends on the status.
+    """Make the error that a session raises for an answer of a server. Its class depends on the status.
 
     Args:
         status: the HTTP status, such as 404.
         message: the server's message. Defaults to the name of the status.
-        code: the server's code of the error, such as `insufficient_quota`.
+        code: the server's error code, such as `insufficient_quota`.
         request_id: the server's id of the request.
-        retry_after: seconds that the server asks to wait.
+        retry_after: seconds that the server asks the client to wait.
         headers: other headers of the answer.
 
     Raises:
@@ -113,10 +113,10 @@ def make_outcome(
     """Make the outcome of a `stop`, with a response and an error that fit the verdict.
 
     Args:
-        verdict: the fate of the response.
+        verdict: the verdict.
         response_id: its id.
-        response: the response as it was last seen, in place of one that fits.
-        error: the reason, in place of one that fits.
+        response: the response as it was last seen. By default, one that fits the verdict.
+        error: the reason. By default, one that fits the verdict.
         attempts: the number of requests.
         elapsed: seconds.
         request_id: the server's id of the last request.

@@ -53,7 +53,7 @@ def is_active() -> bool:
 
 
 def has_metrics() -> bool:
-    """Return whether the process has imported the metrics of OpenTelemetry, so that `openai_cancel.metrics` serves."""
+    """Return whether the process has imported the metrics of OpenTelemetry."""
     return "opentelemetry.metrics" in sys.modules
 
 

@@ -7,7 +7,7 @@ from openai_cancel.outcome import Outcome
 
 
 class History(NamedTuple):
-    """What a ledger knows of a response from earlier waits, by the clock of its database.
+    """The progress of a response in earlier waits, by the clock of the ledger's database.
 
     Attributes:
         age: seconds since the response was first recorded.
@@ -44,7 +44,7 @@ class Tracker(Protocol):
         """Record one more response and hold its lease."""
 
     async def history(self, response_id: str) -> History:
-        """Return what is known of a response; nothing if it is not recorded, or the database fails."""
+        """Return the history of a response. It is empty if the response is not recorded, or the database fails."""
         ...
 
     async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:

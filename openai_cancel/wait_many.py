@@ -130,5 +130,5 @@ class _WaitMany(Bulk[WaitResult]):
         return Fate(f"{result.response_id}: {result.error}", stopped=bool(outcome and outcome.stopped))
 
     def interrupted(self, response_id: str) -> Fate:
-        """Return that nothing has stopped it."""
+        """Return that it was not stopped."""
         return Fate(f"{response_id} was left running", stopped=False)

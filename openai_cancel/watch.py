@@ -162,7 +162,7 @@ class Watch:
             return None
         self._held[response_id] = self._caller.clock.monotonic()
         if tracing.has_metrics():
-            from openai_cancel import metrics  # only who measures pays for it
+            from openai_cancel import metrics  # not imported unless metrics are used
 
             metrics.observe(self)
         return lambda: self._tracker.begin([response_id])

@@ -48,7 +48,7 @@ async def test_a_role_that_owns_nothing_can_guard_and_sweep_and_purge(roles: Rol
 async def test_without_tables_a_role_that_may_create_none_is_told_what_to_do(roles: Roles) -> None:
     assert await refusal(roles.service) == (
         f"The ledger's database refuses the role {quoted(SERVICE)}, which may not create the tables: "
-        "run `openai-cancel ledger init` as the role that shall own them, or "
+        "run `openai-cancel ledger init` as the role that is to own them, or "
         f'GRANT CREATE ON SCHEMA "public" TO {quoted(SERVICE)};'
     )
 

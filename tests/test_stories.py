@@ -77,7 +77,7 @@ async def test_a_platform_rolls_a_ledger_out_with_two_roles_and_a_fleet_of_sweep
     async with two_roles(postgres.url) as roles:
         # The service is deployed before the migration has run, and is told what is missing.
         status, words = await openai_cancel("ledger", "sweep", ledger=roles.service)
-        assert (status, "run `openai-cancel ledger init` as the role that shall own them" in words) == (3, True)
+        assert (status, "run `openai-cancel ledger init` as the role that is to own them" in words) == (3, True)
         status, words = await openai_cancel("ledger", "init", ledger=roles.owner)
         status, words = await openai_cancel("ledger", "check", ledger=roles.service)
         assert (status, "GRANT SELECT, INSERT, UPDATE, DELETE ON openai_cancel_responses" in words) == (3, True)

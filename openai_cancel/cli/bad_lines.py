@@ -1,4 +1,4 @@
-"""The complaints about lines without a usable id: the first ones one by one, the others in a few words."""
+"""Report lines without a usable id: the first ones one by one, the others in a summary."""
 
 from collections import Counter
 
@@ -13,7 +13,7 @@ NUMBERED = 5
 
 
 class BadLines:
-    """The lines without a usable id of a run, or of one command."""
+    """Counts and reports the lines without a usable id of a run."""
 
     def __init__(self) -> None:
         self.count: int = 0

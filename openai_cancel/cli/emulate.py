@@ -48,7 +48,7 @@ def emulate(
     openresponses, gomodel, smg, smg_http, smg_openai, databricks, devui, portkey, open_responses_server,
     azure_restarted, method_not_allowed and no_cancel_route.
 
-    A fault strikes the next requests that it fits: [OPERATION:]WHAT[+WHAT][*COUNT], such as cancel:503+retry-after=1*2.
+    A fault affects the next requests that it fits: [OPERATION:]WHAT[+WHAT][*COUNT], such as cancel:503+retry-after=1*2.
     The operation is create, retrieve, cancel, delete or list, or left out for any. What happens is a status such as
     503, a delay such as 2s, retry-after=SECONDS, html (the page of a gateway), hang, cut (no answer), cut-body, or lost
     (the request takes effect, and its answer is lost).

@@ -1,4 +1,4 @@
-"""Faults of the emulated server, as they are written on the command line.
+"""Parse the faults of the emulated server, as they are written on the command line.
 
 A fault is `[OPERATION:]WHAT[+WHAT…][*COUNT]`, such as `cancel:503+retry-after=1*2`.
 """
@@ -11,13 +11,13 @@ from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.emulator import Fault
 
 OPERATIONS = ("create", "retrieve", "cancel", "delete", "list")
-"""The operations that a fault may strike. Without one, it strikes any."""
+"""The operations that a fault can affect. Without one, it affects any."""
 
 COUNT_LIMIT = 100_000
-"""The largest number of requests that one fault strikes."""
+"""The largest number of requests that one fault affects."""
 
 WHAT = "a status such as 503, a delay such as 2s, retry-after=SECONDS, html, hang, cut, cut-body or lost"
-"""The words for what a fault does."""
+"""The effects of a fault, for messages."""
 
 _FAULT = re.compile(r"(?:([a-z]+):)?([^*]+?)(?:\*([0-9]{1,9}))?")
 _STATUS = re.compile(r"[2-5][0-9]{2}")
@@ -27,10 +27,10 @@ _PAGE = "<html><head><title>{status}</title></head><body><h1>{status}</h1><p>The
 
 
 def read_faults(text: str) -> list[Fault]:
-    """Return the fault, once for each request that it strikes.
+    """Return the fault, once for each request that it affects.
 
     Raises:
-        UsageError: it is not written as above.
+        UsageError: the text is not a fault.
     """
     parts = _FAULT.fullmatch(text)
     if parts is None:
@@ -40,15 +40,15 @@ def read_faults(text: str) -> list[Fault]:
         raise _wrong(text, f"{operation} is no operation: use {', '.join(OPERATIONS)}, or leave it out for any")
     if not 1 <= count <= COUNT_LIMIT:
         raise _wrong(text, f"the count must be 1 to {COUNT_LIMIT:,}")
-    words = _Words()
+    effects = _Effects()
     for what in whats:
-        if not words.read(what):
+        if not effects.read(what):
             raise _wrong(text, f"{what!r} is none of {WHAT}")
-    return [words.fault(text, operation)] * count
+    return [effects.fault(text, operation)] * count
 
 
-class _Words:
-    """What a fault does, as it is read."""
+class _Effects:
+    """The effects of a fault, as they are read."""
 
     def __init__(self) -> None:
         self._status: int | None = None
@@ -57,7 +57,7 @@ class _Words:
         self._flags: set[str] = set()
 
     def read(self, what: str) -> bool:
-        """Read a word, and return whether it is one."""
+        """Read an effect, and return whether it is one."""
         if _STATUS.fullmatch(what):
             self._status = int(what)
         elif delay := _DELAY.fullmatch(what):
@@ -74,7 +74,7 @@ class _Words:
         """Return the fault.
 
         Raises:
-            UsageError: the words do not fit together.
+            UsageError: the effects do not fit together.
         """
         flags = self._flags
         ends = flags & {"hang", "cut", "lost"}

@@ -1,4 +1,4 @@
-"""The pages of `--help`: what a docstring says, its examples as code, and where to read on."""
+"""The pages of `--help`, from the docstrings of the commands."""
 
 import inspect
 
@@ -19,7 +19,7 @@ Environment variables:
   OPENAI_CANCEL_LEDGER
 
 openai-cancel COMMAND --help has examples for each command."""
-"""The end of the page of the command itself: the one place of the exit statuses."""
+"""The end of the page of `openai-cancel` itself, the only page with the exit statuses."""
 
 _EPILOGUE = "Exit statuses and environment variables: openai-cancel --help"
 _FENCE = "```"

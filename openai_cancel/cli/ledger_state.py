@@ -1,4 +1,4 @@
-"""The commands of `ledger` about all of it: create the tables, count what is there, and check that it is swept."""
+"""The commands `ledger init`, `stats` and `check`, which are about the whole ledger."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openai_cancel.session import AsyncSession
 
 NEGLECTED = 300.0
-"""Seconds after which an overdue response of another account seems to be nobody's. Sweepers sweep more often."""
+"""Seconds after which an overdue response of another account seems neglected. Sweepers sweep more often."""
 
 MOST_PLACES = 3
 """The number of accounts and servers that are named in a message."""
@@ -94,7 +94,7 @@ def check(*, overdue: Seconds = NEGLECTED, where: LedgerOptions = DEFAULT_LEDGER
     responses are overdue for longer.
 
     Args:
-        overdue: The time since the lease of a response has expired that is no problem yet.
+        overdue: The longest time that a response may be overdue.
     """
     found = _count(where, include_ended=False)
     late = found.overdue_longer_than(overdue)

@@ -35,7 +35,7 @@ LIMITS = {"timeout": "timed out", "queued_timeout": "queued too long", "stalled_
 """The limits of a wait, in words."""
 
 ACTIONS = {"adopt": "adopted", "strike_off": "struck off", "stop": "stopped"}
-"""What was done about the differences between a ledger and a list, in words."""
+"""The actions of `Finding`, in words."""
 
 STATUS_STYLES = {"completed": "green", "failed": "red"}
 """The colours of final statuses. All others are yellow."""

@@ -1,4 +1,4 @@
-"""A table of what logs say, for `report`."""
+"""The table of `report`: read logs, and count their responses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack

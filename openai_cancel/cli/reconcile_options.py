@@ -10,7 +10,7 @@ from openai_cancel.cli.options import FILES, OPTIONS, File, FilterOptions, Flag,
 from openai_cancel.cli.output import has_terminal
 
 GRACE = 60.0
-"""Seconds after its creation in which a response may be about to be recorded."""
+"""Seconds after the creation of a response in which it may not be recorded yet."""
 
 
 @Parameter(name="*", group=OPTIONS)

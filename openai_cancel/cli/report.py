@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PROBLEM_LIMIT = 20
-"""The number of responses that did not end well which are shown if the ids came from files. A log has all of them."""
+"""The largest number of failed responses that are shown if the ids come from files. A log has all of them."""
 
 
 class Report:

@@ -1,4 +1,4 @@
-"""The command `report`: a table of what a log says, to look at or to hand over."""
+"""The command `report`, which makes a table from a log."""
 
 from typing import Annotated, Literal
 
@@ -31,8 +31,8 @@ def report(
     Args:
         logs: The files that --log has written, or lines of --json. - is standard input.
         by: What to count by: verdict, status, error, message, id, or a column of the input. Can be repeated.
-        failed: Only what is not stopped.
-        style: The form of the table: text, markdown or csv.
+        failed: Only responses that are not stopped.
+        style: The format of the table: text, markdown or csv.
     """
     from openai_cancel.cli.log_table import print_table  # the help does without
 

@@ -19,7 +19,7 @@ from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, RunningOptions, RunOptions
 from openai_cancel.cli.output import complain, has_terminal, print_line, printable
 from openai_cancel.cli.report import Report
-from openai_cancel.cli.run import GIVE_UP_AFTER, Run, open_log
+from openai_cancel.cli.run import GIVE_UP_AFTER, HandleMany, Run, open_log
 from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import OpenAICancelError
 from openai_cancel.models import Response
@@ -29,10 +29,10 @@ SHOWN = 20
 """The number of responses that are shown before the question whether to stop them."""
 
 ROUNDS = 3
-"""The largest number of times that responses are stopped which go on running although they were stopped."""
+"""The largest number of times that a response is stopped if it runs again although it was stopped."""
 
 SETTLING = 1.0
-"""Seconds after which a server is asked whether what was stopped runs again."""
+"""Seconds after which the list is read again, to find responses that run although they were stopped."""
 
 VALUES = 5
 """The number of values of metadata that the question names, the most frequent ones."""
@@ -126,17 +126,24 @@ def stop_running(
                     return source.status(ExitStatus.OK)
                 if not ask(source.found):
                     return source.status(ExitStatus.NOT_STOPPED)
-            for number in range(ROUNDS):
-                if number:
-                    run.take_back(source.found.ids)
-                # Its second argument is entered and left; the session stays open until the end.
-                runner.run(run.handle_all(source, nullcontext(), stop_many))
-                if dry_run or source.ended or not runner.run(source.look_again()):
-                    break
+            _stop_in_rounds(runner, run, source, stop_many, rounds=1 if dry_run else ROUNDS)
         finally:
             runner.run(session.close())
     report.sum_up()
     return source.status(run.status)
+
+
+def _stop_in_rounds(
+    runner: asyncio.Runner, run: Run, source: "RunningSource", stop_many: HandleMany, *, rounds: int
+) -> None:
+    """Stop the responses, and once more those that run again."""
+    for number in range(rounds):
+        if number:
+            run.take_back(source.found.ids)
+        # Its second argument is entered and left; the session stays open until the end.
+        runner.run(run.handle_all(source, nullcontext(), stop_many))
+        if source.ended or not runner.run(source.look_again()):
+            break
 
 
 @attrs.define

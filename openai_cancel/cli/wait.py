@@ -1,4 +1,4 @@
-"""A run of `wait`, and what it shows."""
+"""A run of `wait`."""
 
 import asyncio
 from collections.abc import Sequence

@@ -46,7 +46,7 @@ _LOGGED_PARAMETERS = frozenset({"after", "api-version", "include", "limit", "ord
 _API = "/{api:v1|openai/v1|openai}/responses"
 """The paths of OpenAI, of Azure's v1 API, and of Azure's dated API versions."""
 
-_log = logging.getLogger("openai_emulator")  # not below the client's, whose log a test may look at
+_log = logging.getLogger("openai_emulator")  # not a child of the client's logger, whose records a test may check
 
 _MAX_BODY = 64 * 2**20
 

@@ -103,7 +103,7 @@ response if the server supports that.
 # Limit how long responses run
 
 `Ledger(url, max_age=2 * 3600)`, or `max_age` of `guard` and `wait`, limits how long responses run, whoever holds them:
-so many seconds after a response was first recorded, a sweep stops it, even if its process lives or was started again.
+that many seconds after a response was first recorded, a sweep stops it, even if its process lives or was restarted.
 The guard of such a response learns of it within a third of a lease. Its `outcome` says so, with a `LeaseTakenError`,
 and the block goes on.
 
@@ -154,34 +154,35 @@ argument of a command.
 within the ledger's `timeout`.
 
 **Roles and grants.** The tables are created by whoever opens the ledger first. To give services no right to do that,
-let a migration job run `openai-cancel ledger init --grant SERVICE` as the role that shall own them. It does this:
+let a migration job run `openai-cancel ledger init --grant SERVICE` as the role that is to own them. It runs:
 
 ```sql
 GRANT SELECT, INSERT, UPDATE, DELETE ON openai_cancel_responses TO "SERVICE";  -- DELETE is for `purge` alone
 GRANT SELECT ON openai_cancel_schema TO "SERVICE";
 ```
 
-Every role also needs USAGE of the schema, which is the first one of its `search_path`: of `public`, everybody has it. A
-role that lacks a right gets a `LedgerError` that names the grant.
+Every role also needs USAGE on the schema, the first one of its `search_path`. On `public`, every role has it. If a
+role lacks a right, a `LedgerError` names the grant.
 
 **Pooler.** pgbouncer works, also in transaction mode: there are no prepared statements, and every setting ends with its
 transaction. A `Ledger` uses one connection, and a new one after a failure, for any number of sessions and guards.
 
 **Backup and restore.** The tables are ordinary ones: `pg_dump` and a point-in-time recovery include them. After a
-restore, responses that were recorded later are missing, and those that ended later are open again. Guards that live
-record theirs again with their next heartbeat. A sweep finds that others have ended, and stops those that were released
-later and still run: if that matters, release them again before the sweepers start. A replica that is promoted is
-used from the next transaction on. Without synchronous replication it may lack the last rows, as after a restore.
+restore, responses that were recorded after the backup are missing, and those that have ended since are open again.
+Living guards record their responses again with their next heartbeat. A sweep finds out that others have ended. It also
+stops those that were released after the backup and still run: if that matters, release them again before the sweepers
+start. A replica that is promoted is used from the next transaction on. Without synchronous replication, it may lack the
+last rows, as after a restore.
 
-**Upgrade.** A new version of this package may add columns. `openai-cancel ledger init` with the new version brings the
-tables to it, in one transaction of up to ten minutes; meanwhile services wait, or go on without a record. Upgrade the
-services afterwards. Those that still run the old version keep working until they connect again, which then is an error.
+**Upgrade.** A new version of this package may add columns. Its `openai-cancel ledger init` migrates the tables, in one
+transaction of up to ten minutes. Meanwhile, services wait or go on without a record. Upgrade the services afterwards.
+Those with the old version keep working until they connect again, which then fails.
 
 **Sizing.** Measured with PostgreSQL 18, ids of 53 characters and one label:
 
 | | |
 |---|---|
-| an open row, with its part of five indexes | 620 bytes |
+| an open row, with its entries in five indexes | 620 bytes |
 | a row that has ended | 470 bytes after a vacuum |
 | writes per guard | an insert, an update at its end, and an update every third of a lease (20 s) meanwhile |
 | the log (WAL) that they make | 0.9 kB, 0.8 kB, and 1.0 to 1.3 kB each |
@@ -193,8 +194,8 @@ longer `lease` means fewer heartbeats, and later sweeps. `ledger purge --older-t
 `ledger stats --open-only` reads an index.
 
 **Monitoring.** Run `openai-cancel ledger sweep --every 30s` on two hosts or more, for each account.
-`openai-cancel ledger check --overdue 5m` fails if responses of any account are overdue for longer. It looks at the work
-and not at a process, and so sees a sweeper that hangs, that has a wrong key, or that was never deployed.
+`openai-cancel ledger check --overdue 5m` fails if responses of any account are overdue for longer. It checks the
+work and not a process, so it also notices a sweeper that hangs, that has a wrong key, or that was never deployed.
 `openai-cancel ledger stats --prometheus`, and OpenTelemetry, have the numbers.
 """
 

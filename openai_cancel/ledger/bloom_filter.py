@@ -4,16 +4,16 @@ import secrets
 from hashlib import blake2b
 
 BITS = 2**23
-"""The size of the filter: 1 MiB. With 100,000 rows, it is wrong about 1 of 200,000; with a million, about 1 of 50."""
+"""The size of the filter: 1 MiB. 1 of 200,000 is a false positive with 100,000 digests, and 1 of 50 with a million."""
 
 HASHES = 4
-"""The number of bits of a row."""
+"""The number of bits of a digest."""
 
 
 class BloomFilter:
-    """A set of digests, which never takes up more memory, and rarely contains a digest that was not added.
+    """A set of digests in constant memory. It rarely seems to contain a digest that was not added.
 
-    It is a Bloom filter, which is wrong about other digests each time.
+    Each filter has a random key, so that each is wrong about other digests.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class BloomFilter:
             self._bits[place >> 3] |= 1 << (place & 7)
 
     def __contains__(self, digest: str) -> bool:
-        """Return whether a digest was added, or seems so."""
+        """Return whether a digest was added, or seems to have been."""
         return all(self._bits[place >> 3] & 1 << (place & 7) for place in self._places(digest))
 
     def _places(self, digest: str) -> list[int]:

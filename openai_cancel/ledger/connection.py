@@ -72,7 +72,7 @@ class Backend(Protocol):
         ...
 
     def explain(self, error: Exception, connection: Core) -> LedgerError | None:
-        """Return an error that says more than that of a statement, or None. The transaction has been rolled back."""
+        """Return an error that explains the error of a statement, or None. The transaction has been rolled back."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""The rights that a role of PostgreSQL needs, and which of them it lacks."""
+"""Grant a role of PostgreSQL the rights that it needs, and say which of them it lacks."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.ledger.table import RESPONSES, VERSIONS, Command
 
 _RIGHTS = {RESPONSES.name: ("SELECT", "INSERT", "UPDATE", "DELETE"), VERSIONS.name: ("SELECT",)}
-"""What a service needs. DELETE is for `purge` alone."""
+"""The rights that a service needs. DELETE is for `purge` alone."""
 
 _DENIED = frozenset({"42501", "3F000"})
-"""The SQLSTATEs of a lack of rights, and of a search_path without a schema that the role may use.
+"""The SQLSTATEs for missing rights, and for a search_path without a schema that the role may use.
 
 See https://www.postgresql.org/docs/current/errcodes-appendix.html.
 """
@@ -41,7 +41,7 @@ def grant(dialect: str, role: str) -> list[Command]:
 
 
 def explain(error: Exception, connection: Connection) -> LedgerError | None:
-    """Return an error that says which rights a role lacks, and what to do; None if that is not the problem.
+    """Return an error that says which rights a role lacks, and what to do; or None for another problem.
 
     Args:
         error: the error of a statement.
@@ -56,7 +56,7 @@ def explain(error: Exception, connection: Connection) -> LedgerError | None:
 
 def _describe(row: Any) -> str:
     role = _quoted(row.role)
-    as_owner = "run `openai-cancel ledger init` as the role that shall own them"
+    as_owner = "run `openai-cancel ledger init` as the role that is to own them"
     if row.schema is None:
         return f"the role {role}, which may use no schema of its search_path: GRANT USAGE ON SCHEMA … TO {role};"
     if not row.has_tables:
@@ -67,7 +67,7 @@ def _describe(row: Any) -> str:
         for name, kind in (right.split() for right in row.missing):
             lacks[name] = (*lacks.get(name, ()), kind)
         return f"the role {role}, which lacks rights: {' '.join(_statements(row.role, lacks))}"
-    as_owner = as_owner.replace("shall own them", "owns them")
+    as_owner = as_owner.replace("is to own them", "owns them")
     return f"the role {role}, which may not bring the tables to the newest version: {as_owner}."
 
 

@@ -1,4 +1,4 @@
-"""`Health`: logs that the database of a ledger fails, and that it works again, each of them once."""
+"""`Health`: logs once that the database of a ledger fails, and once that it works again."""
 
 import logging
 
@@ -8,7 +8,7 @@ _log = logging.getLogger("openai_cancel.ledger")
 
 
 class Health:
-    """Whether the database works, as far as is known."""
+    """Whether the database worked when it was last used."""
 
     def __init__(self) -> None:
         self._failing = False

@@ -371,7 +371,7 @@ class Ledger:
             place = (group.account, group.base_url)
             overdue[place] = overdue.get(place, 0) + group.overdue
         if tracing.has_metrics():
-            from openai_cancel import metrics  # only who measures pays for it
+            from openai_cancel import metrics  # not imported unless metrics are used
 
             metrics.set_overdue(overdue)
         return stats

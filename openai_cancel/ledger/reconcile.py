@@ -24,10 +24,10 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 
 SETTLING = 60.0
-"""Seconds after the end of a row in which a list may still show its response as running."""
+"""Seconds after a response was recorded as ended in which a list may still show it as running."""
 
 ACCOUNTS_FOR = 20.0
-"""Seconds after which the names of the accounts are read again. It is less than the youngest responses are old."""
+"""Seconds after which the names of the accounts are read again: less than the age of the youngest responses."""
 
 BATCH = 100
 """The number of responses that are looked up, or rows that are changed, in one transaction."""
@@ -47,7 +47,7 @@ FATES: tuple[OnUnknown, ...] = ("report", "adopt", "stop")
 
 @attrs.define(kw_only=True, eq=False)
 class Reconciliation:
-    """A `Ledger.reconcile` that is under way. For what is not explained here, see there.
+    """A `Ledger.reconcile` that is under way, which explains the details.
 
     Attributes:
         leases: the leases of the process.
@@ -118,7 +118,7 @@ class Reconciliation:
                     yield finding
 
     async def _differences(self, account: Account) -> AsyncGenerator[list[Finding], None]:
-        """Yield the responses that run and that the ledger does not track, some at once. Remember what runs."""
+        """Yield batches of the responses that run and that the ledger does not track, and remember all that run."""
         left = self.limit
         async with aclosing(_batches(running(self.caller, self.filters, None))) as batches:
             async for batch in batches:
@@ -141,7 +141,7 @@ class Reconciliation:
         return response.background is not False and (response.age or 0.0) > self.older_than
 
     async def _look_up(self, account: Account, responses: Mapping[str, Response]) -> dict[str, FindingKind]:
-        """Return those of some responses that no account tracks, or lets run."""
+        """Return the kinds of those responses that no account tracks or has released."""
         # A guard of this process may not have written its row yet, because the database has failed.
         names = [name for name in responses if not self.leases.holds(account.digest(name))]
         if not names:
@@ -161,7 +161,7 @@ class Reconciliation:
         return {name: "forgotten" if name in forgotten else "unknown" for name in names if name not in known}
 
     async def _account_names(self, base_url: str) -> list[str]:
-        """Return the names of the accounts on the server, also of other ones: a key may have been replaced."""
+        """Return the names of all accounts on the server, because a key may have been replaced."""
         if self.clock.monotonic() > self._accounts_until:
             rows = await self.leases.database.read(accounts(base_url))
             self._accounts = [row.account for row in rows]
@@ -214,7 +214,7 @@ class Reconciliation:
                 yield attrs.evolve(finding, action="stop", response=response, outcome=outcome)
 
     async def _claim(self, account: Account, owner: str) -> AsyncGenerator[list[Claimed], None]:
-        """Claim the rows of what is to be stopped, so that sweeps go on if this process dies."""
+        """Claim the rows of the responses to stop, so that a sweep stops them if this process dies."""
         async with aclosing(self._differences(account)) as pages:
             async for found in pages:
                 findings = {finding.response_id: finding for finding in found}
@@ -228,10 +228,10 @@ class Reconciliation:
                     rows = await self.leases.database.execute(claim_ended(ended, owner, self.leases.duration))
                     taken.update(ended[row.digest] for row in rows)
                 self._claimed |= {name: findings[name] for name in taken}
-                yield [Claimed(account.digest(name), name, 1, YOUNG) for name in taken]  # a list has shown them
+                yield [Claimed(account.digest(name), name, 1, YOUNG) for name in taken]  # the list has shown them
 
     async def _tracked(self, account: Account) -> AsyncGenerator[Finding, None]:
-        """Yield the responses that are tracked and over, once they are struck off, and those that are unclear."""
+        """Yield tracked responses that have ended, after striking them off, and those that are unclear."""
         rows: dict[str, Row[tuple[str, str, float, float]]] = {}
         over: list[Outcome] = []
         outcomes = stop_many(
@@ -294,7 +294,7 @@ def _finding(outcome: Outcome, kind: FindingKind) -> Finding:
 
 
 async def _batches(responses: AsyncGenerator[Response, None]) -> AsyncGenerator[dict[str, Response], None]:
-    """Yield responses by id, some at once."""
+    """Yield batches of responses, by id."""
     batch: dict[str, Response] = {}
     async with aclosing(responses):
         async for response in responses:

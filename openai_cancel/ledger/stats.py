@@ -1,4 +1,4 @@
-"""`Stats`: how many responses a ledger has, in numbers for people, for JSON and for Prometheus."""
+"""`Stats`: the numbers of responses in a ledger, also as JSON and for Prometheus."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
@@ -21,7 +21,7 @@ class Group:
         base_url: the address of the server.
         state: see `Entry`.
         count: the number of responses.
-        overdue: the number of those whose lease has lapsed, so that a sweep of this account should stop them.
+        overdue: the number of them whose lease has lapsed. A sweep of the account should stop these.
         oldest: seconds since the oldest one was first recorded.
         overdue_for: seconds since the first of their leases has lapsed; 0.0 if none has.
     """

@@ -58,7 +58,7 @@ class LeaseTracker:
         self._call(self._hold, self._records([response_id]))
 
     async def history(self, response_id: str) -> History:
-        """Return what is known of a response; nothing if it is not recorded, or the database fails."""
+        """Return the history of a response. It is empty if the response is not recorded, or the database fails."""
         try:
             rows = await self._leases.database.read(history(self._account.digest(response_id)))
         except LedgerError:
