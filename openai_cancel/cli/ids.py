@@ -74,7 +74,7 @@ class BadLine:
         number: the number of the line, from 1.
         problem: the reason.
         columns: as for `Row`.
-        is_blank: whether the id is blank: nobody has written one, for example because its job never began.
+        is_blank: whether the id is blank, for example because the job of the row never began.
         file: the title of its file.
     """
 

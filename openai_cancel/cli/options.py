@@ -122,7 +122,7 @@ class RunOptions:
     Attributes:
         concurrency: The number of responses to handle at once. The rate adapts to the limit of the server.
         deadline: The time that each response may take.
-        as_json: Print a JSON line for each outcome, the default into a pipe. --no-json: text and totals, as for tee.
+        as_json: Print a JSON line for each outcome. This is the default into a pipe. --no-json prints text and totals.
         quiet: Print only what goes wrong.
     """
 
@@ -144,7 +144,7 @@ class FileOptions:
         file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
         log: Append a JSON line for each outcome to this file, with the other columns of its row, for `report`.
         resume: Skip the ids that the log shows as stopped.
-        rerun_failed: Take the ids that this log shows as not stopped. It is the --log, too, unless there is another.
+        rerun_failed: Read the ids that this log shows as not stopped. Results are appended to it, unless --log is set.
     """
 
     file: Files = ()
@@ -511,7 +511,7 @@ def check_ids(ids: Sequence[str], files: Sequence[str]) -> None:
 
 
 def refuse_file(ids: Sequence[str], option: str, otherwise: str = "") -> None:
-    """Refuse the path of a file among ids: its ids were meant.
+    """Refuse the path of a file among ids: the user means the ids in it.
 
     Raises:
         UsageError: there is one.
