@@ -46,7 +46,7 @@ class Listener:
         caller: makes the requests.
         response_id: the id of the response.
         poll: the longest time between two connections, in seconds.
-        after: the number of the last event that an earlier wait has heard, which are not asked for again; or None.
+        after: the number of the last event that an earlier wait has received, so that only later ones are requested.
 
     Attributes:
         answer: the response, if the server has answered with it instead of a stream; otherwise None.

@@ -161,20 +161,20 @@ class _AsyncStream(_Ahead):
 _begun: "WeakKeyDictionary[_AsyncStream | _AsyncChunks, Any]" = WeakKeyDictionary()
 """The iterators of bodies of which a part was read ahead.
 
-Their generators are older than those of their reader. If the garbage collector found them all at once, it would have
-them closed in that order, and generators cannot close others that are being closed. So it finds them one by one.
+These generators are older than those of their reader. If the garbage collector found all of them at once, it would
+close them in that order, and a generator cannot close another one that is being closed. So it finds them one by one.
 """
 
 
 class _AsyncChunks:
     """Iterates over the chunks of an asynchronous body.
 
-    It is no generator: an event loop closes every generator by itself, also at the same time as those that it contains,
+    It is not a generator: an event loop closes every generator by itself, possibly at the same time as the ones inside,
     which then fails.
 
     Args:
         iterator: the chunks that were not read yet.
-        sight: what looks at them.
+        sight: looks at the chunks.
         replayed: the chunks that were read before.
     """
 

@@ -62,7 +62,7 @@ class _Work(Generic[_T]):
 
 def _wake_up(loop: asyncio.AbstractEventLoop, _: object) -> None:
     with suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(int)  # which does nothing
+        loop.call_soon_threadsafe(int)  # a function without an effect
 
 
 async def run_in_thread(function: Callable[..., _T], /, *arguments: Any, name: str) -> _T:

@@ -358,8 +358,8 @@ class Ledger:
         It also sets the OpenTelemetry gauge of overdue responses, if the process uses OpenTelemetry.
 
         Args:
-            include_ended: whether to count responses that no sweep will claim any more, too. Then the whole table is
-                read, which takes seconds if it has millions of rows.
+            include_ended: whether to also count responses that no sweep will claim any more. This reads the whole
+                table, which takes seconds if it has millions of rows.
 
         Raises:
             LedgerError: the database failed.
@@ -377,7 +377,7 @@ class Ledger:
         return stats
 
     async def grant(self, role: str) -> None:
-        """Let a role of PostgreSQL use the tables, and not change or drop them: SELECT, INSERT, UPDATE and DELETE.
+        """Let a role of PostgreSQL use the tables, but not alter or drop them: SELECT, INSERT, UPDATE and DELETE.
 
         Args:
             role: the name of the role.
@@ -565,18 +565,18 @@ class Ledger:
         ```
 
         It needs a server that lists its responses, as `AsyncSession.running` does. First it finds the responses that
-        run and that the ledger does not know, for example because the answer to their creation was lost: `unknown` says
-        what becomes of them. Responses that run although the ledger has recorded their end, more than a minute ago,
-        are `forgotten`; they are stopped like unknown ones, and otherwise only reported. Then it looks at the responses
-        of the session's account that are tracked and were not on the list, and strikes off those that are over.
+        run and that the ledger does not know, for example because the answer to their creation was lost. The option
+        `unknown` decides what is done with them. Responses that run although the ledger recorded their end more than a
+        minute ago are `forgotten`: they are stopped like unknown ones, or else only reported. Then it retrieves the
+        tracked responses of the session's account that were not on the list, and strikes off those that have ended.
 
-        What a guard that lives, a sweep, or another account in the ledger holds is left alone, and so is what was
-        released or does not run in the background. A response whose look fails stays tracked, and is reported as
-        `unclear`; a 404 is not believed within two minutes of the first record.
+        Responses that a living guard, a sweep, or another account in the ledger holds are left alone, and so are those
+        that were released or do not run in the background. If a response cannot be retrieved, it stays tracked, and is
+        reported as `unclear`. A 404 is not believed within two minutes of the first record.
 
-        The list shows what the key may see, which may include responses that others have created, and that never were
-        meant to be in this ledger. Look at a dry run, and set conditions, before you let it adopt or stop any. Memory
-        does not grow with the length of the list or of the ledger. Leave the loop early with `contextlib.aclosing`.
+        The list has every response that the key may see, which may include those of other people, or of programs that
+        use no ledger. Try a dry run, and set conditions, before you adopt or stop any. Memory does not grow with the
+        length of the list or of the ledger. To leave the loop early, use `contextlib.aclosing`.
 
         Args:
             session: a session for the server and the account.
@@ -596,8 +596,8 @@ class Ledger:
                 whether to yield and handle it; None for all.
             dry_run: change nothing, and stop nothing.
             max_attempts: as for `sweep`.
-            concurrency: as for `AsyncSession.stop_many`, also for looks.
-            deadline: as for `AsyncSession.stop_many`, also for looks.
+            concurrency: as for `AsyncSession.stop_many`, also for retrieving.
+            deadline: as for `AsyncSession.stop_many`, also for retrieving.
             confirm: as for `AsyncSession.stop_many`.
             max_retries: as for `AsyncSession.stop`.
             headers: as for `AsyncSession.cancel`.

@@ -43,7 +43,7 @@ class Sweep:
         caller: makes the calls.
         account: returns the account whose responses are claimed.
         selection: the rows that are claimed, whoever holds their leases; None for those whose lease has lapsed.
-        source: claims rows for an owner and yields them, in place of those two; or None.
+        source: claims rows for an owner and yields them; or None to claim the rows of the account and the selection.
         clock: the source of time and chance.
         batch: the number of responses that are claimed at once.
         max_attempts: the number of attempts after which a response is given up.
