@@ -178,6 +178,7 @@ async def talking_session(talking: Emulator) -> AsyncIterator[AsyncSession]:
         yield session
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed response:ResourceWarning")  # aiohttp's, of one that is dropped
 class TestDroppedStreams:
     @pytest.mark.parametrize("read", [0, 1, 3])
     async def test_the_garbage_collector_finds_one_that_was_read_in_part(
