@@ -212,6 +212,7 @@ class Bulk(ABC, Generic[_R]):
             self._failure = self._failure or error  # for example of the key function: no other id would do better
             self._reader.cancel()  # it may be waiting for the source
         else:
+            self._fates.pop(name, None)
             for _ in range(self._asked.pop(name)):
                 self._results.put_nowait(result)
 
@@ -255,7 +256,11 @@ class _StopMany(Bulk[Outcome]):
             poll=self._poll,
             max_retries=self._max_retries,
             on_update=self._on_update,
+            keep=self._keep,
         )
+
+    def _keep(self, outcome: Outcome) -> None:
+        self._fates[outcome.response_id] = self.fate(outcome)
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> Outcome:
         """Return the outcome of an id that cannot be sent."""

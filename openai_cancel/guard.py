@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
@@ -247,6 +248,7 @@ class Stops:
         self._tracker = tracker
         self._run: asyncio.Future[None] | None = None  # done when the stops that are under way have ended
         self._failures: dict[str, BaseException | None] = {}  # None if there was no answer within the grace
+        self._alone: dict[str, asyncio.Future[None]] = {}  # done when a `stop_one` has stopped the response
         self._settled: set[str] = set()  # the ids whose outcome the ledger has
         self._reported: set[str] = set()
         self.ids: dict[str, float] = {}
@@ -295,11 +297,16 @@ class Stops:
 
     async def stop_one(self, response_id: str) -> None:
         """Stop a response that nobody else stops: its creator is gone, or it has come after the end of the block."""
-        if self._run is not None:
-            await wait_through_cancellation(self._run)
+        while (other := self._run or self._alone.get(response_id)) is not None:
+            await wait_through_cancellation(other)
         if response_id in self.outcomes:
             return
-        await self._stop_one(response_id, self._grace)
+        ended = self._alone[response_id] = asyncio.get_running_loop().create_future()
+        try:
+            await self._stop_one(response_id, self._grace)
+        finally:
+            del self._alone[response_id]
+            ended.set_result(None)
         if self._tracker and response_id not in self._settled:
             self._settled.add(response_id)
             await self._tracker.settle([response_id], self.outcomes)
@@ -343,7 +350,9 @@ class Stops:
                 if not names:
                     cancellation = await self.arrivals.wait(left) or cancellation
                     continue
-                stops = [asyncio.create_task(self._stop_one(name, left)) for name in names]
+                stops = [
+                    self._alone.get(name) or asyncio.create_task(self._stop_one(name, left)) for name in names
+                ]
                 cancellation = await wait_through_cancellation(*stops) or cancellation
             self._failures.update(dict.fromkeys(self._open()))
             names = self.unsettled()
@@ -361,7 +370,7 @@ class Stops:
     async def _stop_one(self, name: str, left: float) -> None:
         try:
             young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
-            self.outcomes[name] = await stop(
+            await stop(
                 self._caller,
                 name,
                 deadline=left,
@@ -369,6 +378,7 @@ class Stops:
                 max_retries=self._max_retries,
                 young=young,
                 unseen=True,
+                keep=partial(self.outcomes.__setitem__, name),
             )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())

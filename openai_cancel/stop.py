@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -62,6 +63,7 @@ async def stop(
     on_update: OnUpdate | None = None,
     young: bool = False,
     unseen: bool = False,
+    keep: Callable[[Outcome], object] | None = None,
 ) -> Outcome:
     """Stop a response, and report its fate. For the other arguments, see `AsyncSession.stop`.
 
@@ -76,6 +78,8 @@ async def stop(
         on_update: a function that is called with each response that was received.
         young: whether the response was created a moment ago, so that a server may not know it yet.
         unseen: whether no caller gets the outcome, so that it has to be logged.
+        keep: a function that is called with the outcome before anything else. A cancellation may come afterwards, while
+            a caller's function is waited for, and the response has to be neither stopped nor told of again.
     """
     work = _Stop(
         caller=caller.repeated(),
@@ -93,6 +97,8 @@ async def stop(
             outcome = span.end(await work.run())
     else:
         outcome = await work.run()
+    if keep is not None:
+        keep(outcome)
     call = publish(caller, outcome, dry_run=dry_run, unseen=unseen)
     if call is not None and caller.hook is not None:
         await caller.hook.settle(call)

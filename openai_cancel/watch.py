@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -176,19 +177,21 @@ class Watch:
     async def _stop(self, response_id: str) -> None:
         outcomes: dict[str, Outcome] = {}
         try:
-            outcomes[response_id] = await stop(
+            await stop(
                 self._caller,
                 response_id,
                 deadline=self._grace,
                 max_retries=self._max_retries,
                 young=True,
                 unseen=True,
+                keep=partial(outcomes.__setitem__, response_id),
             )
         except BaseException as error:
-            _log.warning(
-                "%s was not stopped (%s)", response_id, type(error).__name__,
-                extra=fields("stop_failed", response_id=response_id, error=error),
-            )  # fmt: skip
+            if response_id not in outcomes:
+                _log.warning(
+                    "%s was not stopped (%s)", response_id, type(error).__name__,
+                    extra=fields("stop_failed", response_id=response_id, error=error),
+                )  # fmt: skip
             raise
         finally:
             try:

@@ -256,6 +256,100 @@ class TestHooksThatHang:
         assert "closed" in repr(session)
 
 
+class TestOutcomesAreKeptWhileAHookIsWaitedFor:
+    @pytest.fixture
+    def begun(self) -> asyncio.Event:
+        return asyncio.Event()
+
+    @pytest.fixture
+    async def session(self, server: Emulator, told: Told, begun, monkeypatch) -> AsyncIterator[AsyncSession]:
+        async def hook(outcome: Outcome) -> None:
+            told.append(outcome)
+            begun.set()
+            await asyncio.sleep(0.1)
+
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 20.0)
+        async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as opened:
+            yield opened
+
+    async def test_a_guard_does_not_stop_again_what_a_loop_that_shuts_down_interrupts(
+        self, session, create, told: Told, begun: asyncio.Event
+    ) -> None:
+        async def work() -> None:
+            with pytest.raises(LookupError):
+                async with session.guard(name) as guard:
+                    raise LookupError
+            assert guard.outcome.verdict is Verdict.CANCELLED
+
+        name = create()
+        working = asyncio.create_task(work())
+        await begun.wait()
+        for task in asyncio.all_tasks():
+            if task.get_coro().__qualname__ == "Stops._stop_one":
+                task.cancel()
+        await working
+        assert told.verdicts == {name: "cancelled"}
+
+    async def test_the_notes_of_a_bulk_run_that_is_cancelled_have_the_verdict(
+        self, session, create, told: Told, begun: asyncio.Event
+    ) -> None:
+        async def work() -> None:
+            async for _ in session.stop_many([name]):
+                pass
+
+        name = create()
+        working = asyncio.create_task(work())
+        await begun.wait()
+        working.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await working
+        assert caught.value.__notes__ == [f"openai-cancel: {name}: cancelled"]
+
+    async def test_a_ledger_has_the_outcome_of_a_watch_that_a_loop_interrupts(
+        self, server: Emulator, told: Told, begun: asyncio.Event, tmp_path, caplog
+    ) -> None:
+        async def hook(outcome: Outcome) -> None:
+            told.append(outcome)
+            begun.set()
+            await asyncio.sleep(0.1)
+
+        server.faults = [Fault(on="create", delay=0.05)]
+        async with (
+            Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+            AsyncOpenAI(api_key=KEY, base_url=server.base_url) as client,
+            AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger, on_outcome=hook) as session,
+        ):
+            session.watch(client)
+            creating = asyncio.create_task(client.responses.create(model="m", input="x", background=True))
+            await until(lambda: server.received)
+            creating.cancel()
+            await begun.wait()
+            for task in asyncio.all_tasks():
+                if task.get_coro().__qualname__ == "Watch._stop":
+                    task.cancel()
+            await asyncio.wait([creating])
+            await session.close()
+            assert [entry.state async for entry in ledger.entries(include_ended=True)] == ["cancelled"]
+        assert len(told) == 1
+        assert "was not stopped" not in caplog.text
+
+    async def test_what_a_guard_stops_for_its_creator_is_not_stopped_again_at_its_end(
+        self, server: Emulator, session, told: Told
+    ) -> None:
+        server.faults = [Fault(on="create", delay=0.05), Fault(on="cancel", delay=0.1)]
+        async with AsyncOpenAI(api_key=KEY, base_url=server.base_url) as client:
+            with pytest.raises(LookupError):
+                async with session.guard(client) as guard:
+                    creating = asyncio.create_task(client.responses.create(model="m", input="x", background=True))
+                    await until(lambda: server.received)
+                    creating.cancel()
+                    await until(lambda: server.received[-1].path.endswith("/cancel"))
+                    raise LookupError
+        assert guard.outcome.verdict is Verdict.CANCELLED
+        assert [request.path.endswith("/cancel") for request in server.received] == [False, True]
+        assert told.verdicts == dict.fromkeys(server.responses, "cancelled")
+
+
 class TestBlockingSession:
     async def test_a_sync_hook_is_called_in_a_thread_without_an_event_loop(
         self, server: Emulator, create, told: Told
