@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from aged import add_aged
 from conftest import KEY, QuickClock
+from ledger_database import without_table
 from terminal import COMMAND, Terminal
 
 from openai_cancel import AsyncSession
@@ -98,6 +99,14 @@ class TestReports:
         assert await states(url) == {}
 
 
+async def test_a_database_that_fails_meanwhile_has_the_status_of_databases(run, url: str, add) -> None:
+    add()
+    await states(url)
+    async with without_table(url):
+        status, _, err = await run("ledger", "reconcile")
+    assert (status, "The ledger's database failed" in err) == (3, True)
+
+
 class TestUnknown:
     async def test_they_are_adopted(self, run, url: str, add) -> None:
         old, young = add(7200), add()
@@ -143,6 +152,18 @@ class TestUnknown:
         assert server.responses[later].cancelled is None
         expected = {over: "already_finished", lost: "cancelled"} if answer == "y" else {over: "tracked"}
         assert await states(url) == expected
+
+    @pytest.mark.slow
+    async def test_a_terminal_shows_why_there_is_nothing_to_ask_about(
+        self, monkeypatch: pytest.MonkeyPatch, server: Emulator
+    ) -> None:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        server.faults.append(Fault(on="list", status=403))
+        async with Terminal("ledger", "reconcile", "--stop", "--all", columns=150) as terminal:
+            assert await terminal.end() == 3
+        assert "openai-cancel: 403" in terminal.screen
+        assert "Traceback" not in terminal.screen
 
     @pytest.mark.slow
     async def test_without_unknown_ones_there_is_no_question(

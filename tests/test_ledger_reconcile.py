@@ -162,6 +162,19 @@ class TestUnknown:
         for none in ({"model": "other"}, {"metadata": {"a": "b"}}, {"statuses": ["queued"]}, {"older_than": 9000}):
             assert await calls.reconcile(**none) == []
 
+    async def test_an_async_function_selects_nothing(self, calls: Calls, server: Emulator, add: Add) -> None:
+        async def select(_: Response) -> bool:
+            return False
+
+        def later(response: Response) -> asyncio.Future[bool]:
+            return asyncio.ensure_future(select(response))
+
+        add()
+        for function in (select, later):
+            with pytest.raises(ConfigurationError, match="select must be an ordinary function, not an async one"):
+                await calls.reconcile(unknown="stop", select=function)
+        assert cancelled_ids(server) == []
+
     async def test_only_those_that_are_selected_are_stopped(self, calls: Calls, server: Emulator, add: Add) -> None:
         names = [add(100 + number) for number in range(5)]
         found = await calls.reconcile(unknown="stop", select=lambda response: response.id in names[1:3])

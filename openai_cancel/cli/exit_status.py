@@ -7,6 +7,7 @@ from openai_cancel.errors import (
     AuthenticationError,
     ConfigurationError,
     InvalidResponseIdError,
+    LedgerError,
     OpenAICancelError,
     PermissionDeniedError,
 )
@@ -41,9 +42,9 @@ class UsageError(Exception):
 
 
 def exit_status(error: OpenAICancelError) -> ExitStatus:
-    """Return the exit status for an error about one response."""
+    """Return the exit status for an error, most often about one response."""
     if isinstance(error, InvalidResponseIdError):
         return ExitStatus.USAGE
-    if isinstance(error, ConfigurationError | AuthenticationError | PermissionDeniedError):
+    if isinstance(error, ConfigurationError | AuthenticationError | PermissionDeniedError | LedgerError):
         return ExitStatus.CONFIGURATION
     return ExitStatus.NOT_STOPPED

@@ -22,7 +22,7 @@ from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import open_log
 from openai_cancel.cli.running import Findings, ask
 from openai_cancel.cli.signals import run_until_signalled
-from openai_cancel.errors import OpenAICancelError
+from openai_cancel.errors import APIError, OpenAICancelError
 
 if TYPE_CHECKING:
     from openai_cancel.cli.log import Log
@@ -70,7 +70,11 @@ def reconcile_ledger(
             runner.run(opened.enter_async_context(session))
             if what.asks:
                 # The question is asked while no loop runs, so that Ctrl-C is a KeyboardInterrupt.
-                found = runner.run(_find(reconcile))
+                try:
+                    found = runner.run(_find(reconcile))
+                except APIError as error:
+                    complain(error)
+                    return exit_status(error)
                 if found.ids and not ask(found):
                     return ExitStatus.NOT_STOPPED
                 reconcile = partial(reconcile, select=partial(_is_one_of, {*found.ids}))

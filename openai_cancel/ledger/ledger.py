@@ -592,8 +592,8 @@ class Ledger:
             model: as for `AsyncSession.running`.
             metadata: as for `AsyncSession.running`.
             limit: the largest number of unknown responses.
-            select: a function that is called with each unknown response in the event loop of the session, and returns
-                whether to yield and handle it; None for all.
+            select: a function, not an async one, that is called with each unknown response in the event loop of the
+                session, and returns whether to yield and handle it; None for all.
             dry_run: change nothing, and stop nothing.
             max_attempts: as for `sweep`.
             concurrency: as for `AsyncSession.stop_many`, also for retrieving.

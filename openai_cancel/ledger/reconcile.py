@@ -1,5 +1,6 @@
 """`Reconciliation`: compare a ledger with the list of its server, and settle the differences."""
 
+import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
@@ -11,7 +12,7 @@ from sqlalchemy import Row
 from openai_cancel.bulk import stop_many
 from openai_cancel.caller import Caller
 from openai_cancel.clock import Clock
-from openai_cancel.errors import AuthenticationError
+from openai_cancel.errors import AuthenticationError, ConfigurationError
 from openai_cancel.finding import Finding, FindingKind
 from openai_cancel.ledger.bloom_filter import BloomFilter
 from openai_cancel.ledger.differences import ENDED, accounts, adopt, claim_ended, free_rows, states, strike_off
@@ -128,7 +129,7 @@ class Reconciliation:
                 found = [
                     Finding(response_id=name, kind=kind, action=None, response=old[name], outcome=None)
                     for name, kind in (await self._look_up(account, old)).items()
-                    if self.select is None or self.select(old[name])
+                    if self._selects(old[name])
                 ][:left]
                 if found:
                     yield found
@@ -139,6 +140,17 @@ class Reconciliation:
     def _is_candidate(self, response: Response) -> bool:
         """Return whether a response is old enough to be recorded, and can be stopped by its id."""
         return response.background is not False and (response.age or 0.0) > self.older_than
+
+    def _selects(self, response: Response) -> bool:
+        """Return whether the caller's function wants a response to be handled."""
+        if self.select is None:
+            return True
+        answer = self.select(response)
+        if not inspect.isawaitable(answer):
+            return bool(answer)
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise ConfigurationError("select must be an ordinary function, not an async one, which would select everything.")
 
     async def _look_up(self, account: Account, responses: Mapping[str, Response]) -> dict[str, FindingKind]:
         """Return the kinds of those responses that no account tracks or has released."""
