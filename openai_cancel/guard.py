@@ -350,9 +350,7 @@ class Stops:
                 if not names:
                     cancellation = await self.arrivals.wait(left) or cancellation
                     continue
-                stops = [
-                    self._alone.get(name) or asyncio.create_task(self._stop_one(name, left)) for name in names
-                ]
+                stops = [self._alone.get(name) or asyncio.create_task(self._stop_one(name, left)) for name in names]
                 cancellation = await wait_through_cancellation(*stops) or cancellation
             self._failures.update(dict.fromkeys(self._open()))
             names = self.unsettled()

@@ -105,6 +105,16 @@ class TestRerunFailed:
         status, out, err = await run("stop", "--rerun-failed", str(log))
         assert (status, out) == (0, "")
 
+    async def test_no_response_is_lost_that_the_log_has(self, run, create, tmp_path: Path) -> None:
+        log, names = tmp_path / "log", [create(), create()]
+        error = {"message": "\ud800"}  # as a server may say
+        documents = [{"id": name, "stopped": False, "error": error, "input": {"job": 2**80}} for name in names]
+        text = "".join(json.dumps(document) + "\n" for document in documents) + '{"id": "resp_3", "stop'
+        log.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        status, out, err = await run("stop", "--rerun-failed", str(log))
+        assert (status, [json.loads(line)["input"] for line in out.splitlines()]) == (0, [{"job": 2**80}] * 2)
+        assert "1 line is left out, because it is not JSON" in err
+
     async def test_there_may_be_another_log(self, run, create, tmp_path: Path) -> None:
         plan, log, name = tmp_path / "plan", tmp_path / "log", create()
         assert (await run("stop", name, "--dry-run", "--log", str(plan)))[0] == 1

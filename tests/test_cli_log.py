@@ -70,6 +70,13 @@ def test_the_last_line_about_an_id_decides_whether_it_is_stopped(tmp_path: Path)
         assert log.stopped() == {"a", "b"}
 
 
+def test_a_line_with_half_of_a_surrogate_pair_counts(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text('{"id": "resp_1", "stopped": true, "error": "\\ud800"}\n')
+    with Log(path) as log:
+        assert log.stopped() == {"resp_1"}
+
+
 def test_the_log_is_flushed_to_the_disk_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, synced = 0.0, []
     monkeypatch.setattr(log_module, "monotonic", lambda: now)

@@ -3,11 +3,15 @@
 import csv
 import json
 import os
+import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
 
+from openai_cancel.cli import log_lines
 from openai_cancel.cli.app import run
+from openai_cancel.cli.last_lines import LastLines
 
 AT = "2026-11-26T03:12:05.000+00:00"
 ERROR = {"type": "NotFoundError", "message": "404: no | such <id>", "status": 404, "code": None, "request_id": "r"}
@@ -55,7 +59,7 @@ def test_the_last_line_about_each_response_counts(report, log: str) -> None:
             "",
             f"From {AT} to {AT.replace('03:', '04:')}.",
         ],
-        "openai-cancel: 1 lines are left out, because they are not JSON\n",
+        "openai-cancel: 1 line is left out, because it is not JSON\n",
     )
 
 
@@ -156,6 +160,50 @@ def test_several_logs_are_one_and_standard_input_may_be_among_them(report, tmp_p
         os.close(kept)
 
 
+DEEP = json.loads("[" * 300 + "]" * 300)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"\xef\xbb\xbf" + b'{"id": "resp_1", "input": {"job": 1}}\n', "1"),
+        ('{"id": "resp_1", "input": {"job": 2}}\r\n'.encode("utf-16"), "2"),
+        (b'{"id": "resp_1", "error": {"message": "\\ud800"}, "input": {"job": "\\udfff!"}}\n', "\ufffd\ufffd\ufffd!"),
+        (b'{"id": "resp_1", "input": {"job": 123456789012345678901234567890}}\n', "123456789012345678901234567890"),
+        (json.dumps({"id": "resp_1", "input": {"job": DEEP}}).encode(), json.dumps(DEEP)),
+    ],
+    ids=["a byte order mark", "UTF-16", "half of a surrogate pair", "a long integer", "a deep value"],
+)
+def test_whatever_a_log_may_contain_is_counted(report, tmp_path: Path, content: bytes, value: str) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(content)
+    status, out, err = report(str(log), "--by", "job", "--format", "csv")
+    assert (status, out, err) == (0, ["job,responses", f"{value},1"], "")
+
+
+def test_lines_that_are_too_long_or_not_text_are_left_out(report, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(log_lines, "LINE_LIMIT", 50)
+    log = tmp_path / "log"
+    good = json.dumps({"id": "resp_1"}).encode()
+    log.write_bytes(b'{"id": "' + b"x" * 140 + b'"}\n' + good + b"\n\n\xff\n" + b"[" * 2000 + b"\n7\n" + b"z" * 99)
+    status, out, err = report(str(log), "--by", "id", "--format", "csv")
+    assert (status, out) == (0, ["id,responses", "resp_1,1"])
+    assert err == "openai-cancel: 4 lines are left out, because they are not JSON\n"
+
+
+def test_a_temporary_file_that_cannot_be_written_is_one_line(report, log: str, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(LastLines, "put", full)
+    assert report(log) == (1, [], "openai-cancel: cannot write: a temporary file: database or disk is full\n")
+
+
+def test_standard_input_that_is_closed_is_said_so(report, log: str, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert report(log, "-") == (2, [], "openai-cancel: standard input: closed\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -164,6 +212,8 @@ def test_several_logs_are_one_and_standard_input_may_be_among_them(report, tmp_p
             "--by taem: no line has such a column. There are: verdict, status, error, message, id, ",
         ),
         (["/none"], "/none: No such file or directory"),
+        (["/"], "/: Is a directory"),
+        (["/proc/self/mem"], "/proc/self/mem: Input/output error"),
         (["EMPTY"], "There is no line about a response: pass a file that --log has written."),
         ([], "LOGS"),
     ],

@@ -291,7 +291,7 @@ class TestOutcomesAreKeptWhileAHookIsWaitedFor:
         assert told.verdicts == {name: "cancelled"}
 
     async def test_the_notes_of_a_bulk_run_that_is_cancelled_have_the_verdict(
-        self, session, create, told: Told, begun: asyncio.Event
+        self, session, create, begun: asyncio.Event
     ) -> None:
         async def work() -> None:
             async for _ in session.stop_many([name]):

@@ -36,9 +36,9 @@ class UsageError(Exception):
     """Arguments that are wrong, or that cannot be combined."""
 
     @classmethod
-    def of_file(cls, error: OSError) -> Self:
-        """Return the error about a file that cannot be opened."""
-        return cls(f"{error.filename}: {error.strerror}")
+    def of_file(cls, error: OSError, title: object = None) -> Self:
+        """Return the error about a file that cannot be opened, or read: the error of a read does not name the file."""
+        return cls(f"{error.filename if title is None else title}: {error.strerror}")
 
 
 def exit_status(error: OpenAICancelError) -> ExitStatus:

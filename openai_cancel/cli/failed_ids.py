@@ -1,15 +1,17 @@
 """The ids of --rerun-failed: those that a log shows as not stopped."""
 
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
+from functools import partial
+from itertools import count
 from pathlib import Path
 
-import orjson
-
-from openai_cancel.cli.documents import read_results
+from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.cli.ids import Row
 from openai_cancel.cli.last_lines import LastLines, last_lines
+from openai_cancel.cli.log_lines import read_results, report_skipped
 from openai_cancel.cli.options import FileOptions
 
 
@@ -46,7 +48,7 @@ class FailedIds:
         for _, response_id, columns in self._lines.rows():
             if self.ended:
                 return
-            self.see(Row(response_id, orjson.loads(columns)))
+            self.see(Row(response_id, json.loads(columns)))
             self.yielded += 1
             yield response_id
 
@@ -61,22 +63,23 @@ def open_failed(opened: ExitStack, files: FileOptions) -> FailedIds | None:
         return None
     lines = opened.enter_context(last_lines(3))
     try:
-        known, failed = _read(lines, files.rerun_failed)
+        known, failed, skipped = _read(lines, files.rerun_failed)
     except OSError as error:
-        raise UsageError.of_file(error) from error
+        raise UsageError.of_file(error, files.rerun_failed) from error
     if not known:
         raise UsageError(f"{files.rerun_failed} is not the --log of a run: it has no line about a response.")
+    report_skipped(skipped)
     return FailedIds(lines, failed)
 
 
-def _read(lines: LastLines, path: Path) -> tuple[bool, int]:
-    """Return whether the log has any response, and how many are not stopped."""
-    known, failed = False, 0
+def _read(lines: LastLines, path: Path) -> tuple[bool, int, int]:
+    """Return whether the log has any response, how many are not stopped, and how many lines are not JSON."""
+    known, failed, skipped = False, 0, count()
     with path.open("rb") as file:
-        for number, (response_id, stopped, document) in enumerate(read_results(file)):
+        for number, (response_id, stopped, document) in enumerate(read_results(file, partial(next, skipped))):
             known = True
             failed -= lines.remove(response_id)
             if not stopped:
-                lines.put(response_id, (number, response_id, orjson.dumps(document.get("input") or {})))
+                lines.put(response_id, (number, response_id, to_json(document.get("input") or {})))
                 failed += 1
-    return known, failed
+    return known, failed, next(skipped)

@@ -1,5 +1,6 @@
 """Values of the last line of a log about each response, for any number of lines in constant memory."""
 
+import errno
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,15 @@ class LastLines:
 
 @contextmanager
 def last_lines(width: int) -> Generator[LastLines]:
-    """Open a `LastLines`, and remove its file at the end of the block."""
-    with closing(temporary_database()) as database:
-        yield LastLines(database, width)
+    """Open a `LastLines`, and remove its file at the end of the block.
+
+    Raises:
+        OSError: the file cannot be written, or read.
+    """
+    import sqlite3  # as for `temporary_database`
+
+    try:
+        with closing(temporary_database()) as database:
+            yield LastLines(database, width)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, f"a temporary file: {error}") from error

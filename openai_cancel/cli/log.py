@@ -10,9 +10,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from openai_cancel.cli.documents import now, read_results, to_json
+from openai_cancel.cli.documents import now, to_json
 from openai_cancel.cli.ids import BadLine
 from openai_cancel.cli.lines import Result, document_of, line_of
+from openai_cancel.cli.log_lines import read_results
 from openai_cancel.cli.output import complain
 
 SYNC_INTERVAL = 1.0
@@ -90,6 +91,6 @@ class Log:
         """Return the ids whose last line says that they are stopped. Partial lines are skipped."""
         found: set[str] = set()
         with self._path.open("rb") as lines:
-            for response_id, stopped, _ in read_results(lines):
+            for response_id, stopped, _ in read_results(lines, skip=bool):
                 (found.add if stopped else found.discard)(response_id)
         return found

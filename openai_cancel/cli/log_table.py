@@ -1,15 +1,16 @@
 """The table of `report`: read logs, and count their responses."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import attrs
 
-from openai_cancel.cli.documents import read_documents
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.last_lines import LastLines, last_lines
-from openai_cancel.cli.output import complain
+from openai_cancel.cli.log_lines import read_documents, report_skipped
 from openai_cancel.cli.table_formats import TABLE_FORMATS, cell
 
 KNOWN = 50
@@ -32,20 +33,28 @@ def print_table(logs: Sequence[str], by: Sequence[str], *, failed: bool, style: 
         files = [opened.enter_context(_open(name)) for name in logs]
         lines = opened.enter_context(last_lines(len(by)))
         reader = LogReader(by, lines, failed=failed)
-        for file in files:
-            reader.read(file)
+        for name, file in zip(logs, files, strict=True):
+            try:
+                reader.read(file)
+            except OSError as error:
+                raise UsageError.of_file(error, _title(name)) from error
         reader.check()
-        if reader.skipped:
-            complain(f"{reader.skipped:,} lines are left out, because they are not JSON")
+        report_skipped(reader.skipped)
         TABLE_FORMATS[style](by, lines.groups, reader.describe())
     return ExitStatus.OK
 
 
-def _open(name: str) -> BinaryIO:
+def _open(name: str) -> BufferedReader:
+    if name == "-" and sys.stdin is None:
+        raise UsageError(f"{_title(name)}: closed")
     try:
         return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")  # noqa: PTH123 - the same for both
     except OSError as error:
-        raise UsageError.of_file(error) from error
+        raise UsageError.of_file(error, _title(name)) from error
+
+
+def _title(name: str) -> str:
+    return "standard input" if name == "-" else name
 
 
 class LogReader:
@@ -70,7 +79,7 @@ class LogReader:
         self._columns: dict[str, None] = {}
         self._times: tuple[str, str] | None = None
 
-    def read(self, file: BinaryIO) -> None:
+    def read(self, file: BufferedReader) -> None:
         """Read a log."""
         for document in read_documents(file):
             self.skipped += document is None

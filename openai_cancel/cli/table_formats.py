@@ -5,9 +5,9 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import orjson
 from rich.cells import cell_len
 
+from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.output import print_line, printable
 
 COUNT = "responses"
@@ -37,7 +37,7 @@ def cell(value: object) -> str:
     """Return a JSON value as the text of a cell."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if isinstance(value, str) else to_json(value)
 
 
 def print_text(titles: Sequence[str], rows: Callable[[], Iterable[Sequence[Any]]], note: str) -> None:

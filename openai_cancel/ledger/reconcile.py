@@ -150,7 +150,9 @@ class Reconciliation:
             return bool(answer)
         if inspect.iscoroutine(answer):
             answer.close()
-        raise ConfigurationError("select must be an ordinary function, not an async one, which would select everything.")
+        raise ConfigurationError(
+            "select must be an ordinary function, not an async one, which would select everything."
+        )
 
     async def _look_up(self, account: Account, responses: Mapping[str, Response]) -> dict[str, FindingKind]:
         """Return the kinds of those responses that no account tracks or has released."""
