@@ -12,28 +12,37 @@ The first two have the attributes `openai_cancel.verdict`, `server.address` and 
 response was not stopped. The others have the two attributes of the server, and the one of the ledger also has
 `openai_cancel.account`. No attribute contains an id, or text from a server.
 
+They need opentelemetry-api 1.30 or later. If the API or its provider fails, this is logged once and changes nothing
+else.
+
 Names follow https://opentelemetry.io/docs/specs/semconv/general/naming/.
 """
 
+import logging
 import os
 import weakref
-from collections.abc import Mapping
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Protocol, cast
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial, wraps
+from typing import TYPE_CHECKING, ParamSpec, Protocol, cast
 
 from yarl import URL  # aiohttp's own URL type, as in the settings
 
 from openai_cancel.outcome import Outcome
+from openai_cancel.records import fields
 from openai_cancel.version import __version__
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Counter, Histogram, MeterProvider, Observation
     from opentelemetry.metrics import _Gauge as Gauge  # the name under which the API exports it
 
+_P = ParamSpec("_P")
 _Attributes = Mapping[str, str | int]
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """The bucket boundaries of the histogram: from a single request to a deadline of some minutes."""
+
+
+_log = logging.getLogger("openai_cancel")
 
 
 class Holder(Protocol):
@@ -62,6 +71,37 @@ _at_fork = getattr(os, "register_at_fork", dict)  # Windows has no fork
 _at_fork(after_in_child=_holders.clear)  # a child process does not hold the responses of its parent
 
 
+def _harmless(measure: Callable[_P, None]) -> Callable[_P, None]:
+    """Keep errors of OpenTelemetry away from stops and guards. Many processes have an old API, or another provider."""
+
+    @wraps(measure)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            measure(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+            _complain(error)
+
+    return call
+
+
+_known: set[type[Exception]] = set()
+"""The classes of errors that were logged."""
+
+
+def _complain(error: Exception) -> None:
+    """Log an error, once for each class."""
+    kind = type(error)
+    if kind in _known:
+        return
+    _known.add(kind)
+    _log.warning(
+        "OpenTelemetry's metrics raised %s, and are incomplete. They need opentelemetry-api 1.30 or later",
+        kind.__name__,
+        extra=fields("metrics_failed", error=error),
+    )
+
+
+@_harmless
 def observe(holder: Holder) -> None:
     """Measure a holder until it is garbage-collected."""
     key = id(holder)
@@ -70,6 +110,7 @@ def observe(holder: Holder) -> None:
     _current()
 
 
+@_harmless
 def count(outcome: Outcome, base_url: str) -> None:
     """Count an outcome of a stop."""
     attributes: dict[str, str | int] = {"openai_cancel.verdict": outcome.verdict.value, **_server(base_url)}
@@ -81,6 +122,7 @@ def count(outcome: Outcome, base_url: str) -> None:
     instruments.duration.record(outcome.elapsed, attributes)
 
 
+@_harmless
 def set_overdue(counts: Mapping[tuple[str, str], int]) -> None:
     """Set the number of overdue responses of each account and server. Others that were set before become 0."""
     _current().set_overdue(counts)

@@ -48,6 +48,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
     "other_account": _NONE,
     "other_server": _NONE,
     "loop_closed": frozenset({"affected"}),
+    "metrics_failed": frozenset({"error"}),
     "forked": frozenset({"error"}),
     "ledger_failed": frozenset({"error"}),
     "ledger_recovered": _NONE,

@@ -136,6 +136,35 @@ async def test_a_provider_that_is_set_after_the_first_outcome_is_used(session, c
     assert values(read()["openai_cancel.outcomes"], "openai_cancel.verdict") == {("cancelled",): 1}
 
 
+async def test_an_api_that_fails_is_logged_once_and_changes_nothing(
+    session: AsyncSession, ledger: Ledger, create, caplog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OldMeter:
+        def create_counter(self, *_: object) -> object:
+            return object()
+
+        def create_histogram(self, name: str, unit: str, description: str) -> object:
+            raise AssertionError((name, unit, description))  # it is called with an argument that 1.20 does not know
+
+    class OldProvider:
+        def get_meter(self, *_: object) -> OldMeter:
+            return OldMeter()
+
+    set_meter_provider(monkeypatch, OldProvider())
+    monkeypatch.setattr(metrics, "_known", set())
+    assert (await session.stop(create())).stopped
+    with pytest.raises(LookupError):
+        async with session.guard(create()) as guard:
+            raise LookupError
+    assert guard.outcome.stopped
+    assert (await ledger.stats()).groups == ()
+    (record,) = [
+        record for record in caplog.records if record.name == "openai_cancel" and record.levelname == "WARNING"
+    ]
+    assert (record.event, record.error_type) == ("metrics_failed", "TypeError")
+    assert "opentelemetry-api 1.30 or later" in record.getMessage()
+
+
 async def test_counting_a_ledger_sets_the_number_of_overdue_responses(ledger: Ledger, url: str, read: Read) -> None:
     session = AsyncSession(api_key=KEY, base_url="https://one.example/v1", account="a")
     await ledger.track_many(["resp_1", "resp_2"], session=session, ttl=60)
