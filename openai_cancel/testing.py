@@ -83,13 +83,15 @@ def make_error(
         headers: other headers of the answer.
 
     Raises:
-        ValueError: the status is that of a success, and there is neither a message nor a code.
+        ValueError: the status is not a number, or that of a success, and there is neither a message nor a code.
     """
+    if not isinstance(status, int):
+        raise ValueError(f"status must be a number, such as 404; got {status!r}")  # noqa: TRY004 - as for other numbers
     all_headers = CIMultiDict(headers or {})
     if request_id is not None:
         all_headers["x-request-id"] = request_id
     if retry_after is not None:
-        all_headers["retry-after-ms"] = f"{retry_after * 1000:g}"
+        all_headers["retry-after-ms"] = f"{retry_after * 1000:.15g}"
     body = b"" if message is None and code is None else orjson.dumps({"error": {"message": message, "code": code}})
     try:
         decode(Answer(status, all_headers, body), Request("POST", "", {}))

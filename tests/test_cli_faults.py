@@ -45,6 +45,12 @@ def test_an_answer_has_the_headers_and_the_body_of_its_kind() -> None:
     assert "<h1>502</h1>" in page.body
     assert redirect.headers["location"] == "/elsewhere"
     assert (busy.headers["retry-after-ms"], busy.headers["retry-after"]) == ("1500", "2")
+    (exact,), (huge,) = (
+        read_faults("429+retry-after=1234.567"),
+        read_faults(f"{'9' * 400}s+429+retry-after={'9' * 400}"),
+    )
+    assert exact.headers["retry-after-ms"] == "1234567"
+    assert (huge.delay, huge.headers["retry-after"]) == (1e9, "1000000000")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +66,9 @@ def test_an_answer_has_the_headers_and_the_body_of_its_kind() -> None:
         ("cut+503", "cut sends no answer: leave out the rest"),
         ("hang+lost", "hang sends no answer: leave out the rest"),
         ("html", "html and retry-after need a status, such as 503+html"),
+        ("503+404", "404 is the second of its kind: leave out one of them"),
+        ("2s+503+3s", "3s is the second of its kind: leave out one of them"),
+        ("503+retry-after=1+retry-after=2", "retry-after=2 is the second of its kind: leave out one of them"),
         ("retry-after=2", "html and retry-after need a status, such as 503+html"),
     ],
 )

@@ -81,3 +81,10 @@ def test_an_outcome_can_have_any_response_and_error() -> None:
 
 def test_all_lists_the_public_names() -> None:
     assert factories.__all__ == sorted(factories.__all__)
+
+
+def test_the_seconds_of_an_error_are_exact_and_its_status_is_a_number() -> None:
+    assert make_error(503, retry_after=1234.567).retry_after == 1234.567
+    for status in ("404", None, 404.5):
+        with pytest.raises(ValueError, match=r"status must be a number, such as 404; got '?(404|None)"):
+            make_error(status)

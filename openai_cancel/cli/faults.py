@@ -16,6 +16,9 @@ OPERATIONS = ("create", "retrieve", "cancel", "delete", "list")
 COUNT_LIMIT = 100_000
 """The largest number of requests that one fault affects."""
 
+LONGEST = 1e9
+"""The largest number of seconds of a delay, or of a retry-after."""
+
 WHAT = "a status such as 503, a delay such as 2s, retry-after=SECONDS, html, hang, cut, cut-body or lost"
 """The effects of a fault, for messages."""
 
@@ -43,6 +46,8 @@ def read_faults(text: str) -> list[Fault]:
     effects = _Effects()
     for what in whats:
         if not effects.read(what):
+            if any(kind.fullmatch(what) for kind in (_STATUS, _DELAY, _RETRY_AFTER)):
+                raise _wrong(text, f"{what} is the second of its kind: leave out one of them")
             raise _wrong(text, f"{what!r} is none of {WHAT}")
     return [effects.fault(text, operation)] * count
 
@@ -52,18 +57,18 @@ class _Effects:
 
     def __init__(self) -> None:
         self._status: int | None = None
-        self._delay = 0.0
+        self._delay: float | None = None
         self._retry_after: float | None = None
         self._flags: set[str] = set()
 
     def read(self, what: str) -> bool:
-        """Read an effect, and return whether it is one."""
-        if _STATUS.fullmatch(what):
+        """Read an effect, and return whether it is one, and can be added to the others."""
+        if self._status is None and _STATUS.fullmatch(what):
             self._status = int(what)
-        elif delay := _DELAY.fullmatch(what):
-            self._delay = float(delay[1])
-        elif seconds := _RETRY_AFTER.fullmatch(what):
-            self._retry_after = float(seconds[1])
+        elif self._delay is None and (delay := _DELAY.fullmatch(what)):
+            self._delay = min(float(delay[1]), LONGEST)
+        elif self._retry_after is None and (seconds := _RETRY_AFTER.fullmatch(what)):
+            self._retry_after = min(float(seconds[1]), LONGEST)
         elif what in {"html", "hang", "cut", "cut-body", "lost"}:
             self._flags.add(what)
         else:
@@ -88,7 +93,7 @@ class _Effects:
         body, headers = self._answer()
         return Fault(
             on=operation,  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] - it is one of OPERATIONS
-            delay=math.inf if "hang" in flags else self._delay,
+            delay=math.inf if "hang" in flags else self._delay or 0.0,
             act="lost" in flags,
             status=self._status,
             headers=headers,
@@ -105,7 +110,7 @@ class _Effects:
         if f"{self._status}".startswith("3"):
             headers["location"] = "/elsewhere"
         if self._retry_after is not None:
-            headers["retry-after-ms"] = f"{self._retry_after * 1000:g}"
+            headers["retry-after-ms"] = f"{self._retry_after * 1000:.15g}"
             headers["retry-after"] = f"{math.ceil(self._retry_after)}"
         return body, headers
 
