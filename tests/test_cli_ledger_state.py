@@ -1,6 +1,7 @@
 """The commands of `ledger` about all of it: `init`, `stats` and `check`, and how a sweep speaks of others."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from roles import SERVICE, two_roles
 from terminal import Terminal
 
 from openai_cancel import AsyncSession
+from openai_cancel.cli import app
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 
@@ -28,6 +30,29 @@ async def track(url: str, server: Emulator, account: str, *names: str) -> None:
         session = AsyncSession(api_key=KEY, base_url=server.base_url, account=account)
         await ledger.track_many(names, session=session, ttl=60)
     await lapse(url, *names)
+
+
+@pytest.mark.usefixtures("url")
+def test_a_closed_standard_output_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert [app.run(["ledger", command]) for command in ("stats", "list")] == [0, 0]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://me:p@secret?@host/db", "postgresql://me:***@host/db"),
+        ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
+        ("sk-proj-secret-secret", "['***']"),
+        ("resp_123", "['resp_123']"),
+    ],
+)
+async def test_an_argument_in_the_wrong_place_shows_no_secret(run, argument: str, shown: str) -> None:
+    status, out, err = await run("ledger", "check", argument)
+    assert (status, out, "secret" in err) == (2, "", False)
+    assert shown in err
 
 
 class TestInit:

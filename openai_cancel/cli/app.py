@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from openai_cancel.cli.options import OPTIONS
 from openai_cancel.cli.output import complain, print_line, show_warning
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning, LedgerError
 from openai_cancel.version import __version__
+
+_SECRETS = re.compile(r"(://[^\s:/@]*):\S*@|\bsk-[\w-]{12,}")
+"""Passwords in URLs, and keys, in arguments that were not understood."""
 
 _EMULATED = Group("Commands that need no key and no other server", sort_key=0.5)
 
@@ -79,7 +83,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return app(_with_standard_input(arguments), exit_on_error=False, print_error=False) or ExitStatus.OK
     except (CycloptsError, UsageError) as error:
-        problem, status = error, ExitStatus.USAGE
+        # They quote arguments. The standard error of a service ends up in logs.
+        problem, status = _SECRETS.sub(_masked, f"{error}"), ExitStatus.USAGE
     except (ConfigurationError, LedgerError, InsecureTransportWarning) as error:  # PYTHONWARNINGS can raise the latter
         problem, status = error, ExitStatus.CONFIGURATION
     except OSError as error:
@@ -88,6 +93,10 @@ def run(arguments: Sequence[str]) -> int:
         problem, status = "interrupted", ExitStatus.INTERRUPTED
     complain(problem)
     return status
+
+
+def _masked(secret: "re.Match[str]") -> str:
+    return f"{secret[1]}:***@" if secret[1] else "***"
 
 
 def _with_standard_input(arguments: Sequence[str]) -> list[str]:

@@ -1,9 +1,9 @@
 """The command `demo`, which shows what this package does."""
 
-import sys
 from typing import Annotated
 
 from openai_cancel.cli.options import Flag
+from openai_cancel.cli.output import is_read_by_people
 
 
 def demo(*, fast: Annotated[bool, Flag] = False) -> int:
@@ -22,4 +22,4 @@ def demo(*, fast: Annotated[bool, Flag] = False) -> int:
     """
     from openai_cancel.cli.demo_parts import show_parts  # slow to import
 
-    return show_parts(fast=fast or sys.stdout is None or not sys.stdout.isatty())
+    return show_parts(fast=fast or not is_read_by_people())

@@ -1,6 +1,5 @@
 """The commands of `ledger`: list the responses that are recorded, and stop those with an expired lease."""
 
-import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, nullcontext
 from functools import partial
@@ -34,7 +33,7 @@ from openai_cancel.cli.options import (
     check_ids,
     read_labels,
 )
-from openai_cancel.cli.output import complain, print_line, printable
+from openai_cancel.cli.output import complain, is_read_by_people, print_line, printable
 from openai_cancel.cli.reconcile_options import DEFAULT_RECONCILE, ReconcileOptions
 from openai_cancel.errors import ConfigurationError
 
@@ -255,7 +254,7 @@ def list_(
         overdue: Only responses whose lease has expired, so that a sweep of their account should stop them.
         as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
     """
-    show = _as_json if as_json or not sys.stdout.isatty() else _as_line
+    show = _as_line if is_read_by_people() and not as_json else _as_json
     import asyncio
 
     labels = selection.labels

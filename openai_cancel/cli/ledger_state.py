@@ -1,6 +1,5 @@
 """The commands `ledger init`, `stats` and `check`, which are about the whole ledger."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -8,7 +7,7 @@ from cyclopts import Parameter
 from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
 from openai_cancel.cli.options import DEFAULT_LEDGER, AsJson, Flag, LedgerOptions, Seconds
-from openai_cancel.cli.output import complain, print_line, printable
+from openai_cancel.cli.output import complain, is_read_by_people, print_line, printable
 
 if TYPE_CHECKING:
     from openai_cancel.ledger import Ledger, Stats
@@ -73,7 +72,7 @@ def stats(
     found = _count(where, include_ended=not open_only)
     if prometheus:
         print_line(found.to_prometheus().removesuffix("\n"))
-    elif as_json or not sys.stdout.isatty():
+    elif as_json or not is_read_by_people():
         from openai_cancel.cli.documents import to_json
 
         print_line(to_json(found.to_dict()))

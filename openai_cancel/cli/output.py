@@ -82,6 +82,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def is_read_by_people() -> bool:
+    """Return whether standard output is a terminal. A shell may have closed it."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def has_terminal() -> bool:
     """Return whether there is somebody to ask."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()

@@ -10,7 +10,7 @@ from openai_cancel.cli.bad_lines import BadLines
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.ids import BadLine
 from openai_cancel.cli.lines import Line, Result, document_of, line_of
-from openai_cancel.cli.output import complain, discard, print_line, write
+from openai_cancel.cli.output import complain, discard, is_read_by_people, print_line, write
 from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.tally import Tally
 
@@ -59,7 +59,7 @@ class Report:
         self.tally: Tally = Tally()
         self.plain: bool = plain
         self.dry_run: bool = dry_run
-        self._terminal = sys.stdout is not None and sys.stdout.isatty()
+        self._terminal = is_read_by_people()
         self._json = not (quiet or plain or self._terminal) if as_json is None else as_json
         self._quiet = quiet
         self._show_stopped = show_stopped

@@ -17,7 +17,7 @@ from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, RunningOptions, RunOptions
-from openai_cancel.cli.output import complain, has_terminal, print_line, printable
+from openai_cancel.cli.output import complain, has_terminal, is_read_by_people, print_line, printable
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import GIVE_UP_AFTER, HandleMany, Run, open_log
 from openai_cancel.cli.signals import run_until_signalled
@@ -46,7 +46,7 @@ def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool
         filters: which responses.
         as_json: whether to print JSON lines. They are the default if the output is not a terminal.
     """
-    as_json = as_json or sys.stdout is None or not sys.stdout.isatty()
+    as_json = as_json or not is_read_by_people()
     return asyncio.run(run_until_signalled(_list_running(session, filters, as_json=as_json)))
 
 
