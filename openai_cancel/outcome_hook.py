@@ -3,25 +3,48 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
+from typing import Any, cast
 
 from openai_cancel.cancellation import contain, wait_through_cancellation
 from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.records import fields
+from openai_cancel.threads import HelperThread
 
 PATIENCE = 1.0
-"""Seconds that a stop waits for an async function, and that a session waits for all of them when it closes."""
+"""Seconds that a stop waits for a call of an async function, and that a session waits for all when it closes.
+
+Where calls take turns, each has this time when its turn comes.
+"""
 
 MAX_TIME = 10.0
 """Seconds after which a call of an async function is cancelled."""
 
+MAX_WAITING = 10_000
+"""The largest number of calls that wait for their turn. It is reached only if the function hangs."""
+
 _log = logging.getLogger("openai_cancel")
+
+
+class OneByOne:
+    """An `on_outcome` that is called in another thread, and that can be called again once it has returned."""
+
+    def __init__(self, helper: HelperThread, function: OnOutcome) -> None:
+        self._helper = helper
+        self._function = function
+
+    async def __call__(self, outcome: Outcome) -> None:
+        """Call the function in the thread."""
+        result = await self._helper.call(self._function, outcome)
+        if inspect.isawaitable(result):
+            await result
 
 
 class OutcomeHook:
     """Calls a caller's function once with each outcome. If it raises, this is logged, and changes nothing else.
 
-    An async function runs in a task of its own, which outlives the stop.
+    An async function runs in a task of its own, which outlives the stop. Calls in another thread take turns: stops wait
+    for theirs as long as the calls make progress, so that a slow function misses no outcome.
 
     Args:
         on_outcome: the function.
@@ -31,9 +54,14 @@ class OutcomeHook:
         self._on_outcome = on_outcome
         self._calls: set[asyncio.Task[None]] = set()
         self._late: set[asyncio.Task[None]] = set()
+        self._begun: set[asyncio.Task[None]] = set()  # the calls whose turn has come
+        self._turn = asyncio.Lock() if isinstance(on_outcome, OneByOne) else None
 
     def tell(self, outcome: Outcome) -> "asyncio.Task[None] | None":
         """Call the function in the event loop of the session, and return the task of an async one."""
+        if self._turn is not None and len(self._calls) - len(self._begun) >= MAX_WAITING:
+            _complain(outcome, TimeoutError(), " before its turn")
+            return None
         try:
             result = self._on_outcome(outcome)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the function may raise anything
@@ -41,19 +69,24 @@ class OutcomeHook:
             return None
         if not inspect.isawaitable(result):
             return None
-        call = asyncio.create_task(_finish(result, outcome))
+        call = asyncio.create_task(self._finish(result, outcome))
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
+        call.add_done_callback(self._begun.discard)
         call.add_done_callback(self._late.discard)
         return call
 
+    def _waiting(self) -> set["asyncio.Task[None]"]:
+        """Return the calls whose turn has not come."""
+        return set() if self._turn is None else self._calls - self._begun
+
     async def settle(self, call: "asyncio.Task[None] | None") -> None:
-        """Wait up to `PATIENCE` until a call has ended. While earlier calls are late, do not wait."""
-        if call is None or self._late:
-            return
-        await asyncio.wait((call,), timeout=PATIENCE)
-        if not call.done():
-            self._late.add(call)
+        """Wait up to `PATIENCE` until a call has ended, once its turn has come. While calls are late, do not wait."""
+        while call is not None and not self._late and not call.done():
+            waiting = self._waiting()
+            await asyncio.wait((call,), timeout=PATIENCE)
+            if not call.done() and (call not in waiting or waiting <= self._waiting()):
+                self._late.add(call)
 
     async def close(self) -> asyncio.CancelledError | None:
         """Wait up to `PATIENCE` for all calls, cancel the rest, and return the last cancellation meanwhile.
@@ -62,12 +95,37 @@ class OutcomeHook:
         """
         if not self._calls:
             return None
-        waiting = asyncio.create_task(asyncio.wait([*self._calls], timeout=PATIENCE))
+        waiting = asyncio.create_task(self._wait_for_all())
         cancellation = await wait_through_cancellation(waiting)
         calls = [*self._calls]
         for call in calls:
             call.cancel()
         return await wait_through_cancellation(*calls) or cancellation
+
+    async def _wait_for_all(self) -> None:
+        until = asyncio.get_running_loop().time() + MAX_TIME
+        makes_progress = True
+        while self._calls and makes_progress:
+            waiting = self._waiting()
+            await asyncio.wait([*self._calls], timeout=PATIENCE)
+            makes_progress = not waiting <= self._waiting() and asyncio.get_running_loop().time() < until
+
+    async def _finish(self, result: Awaitable[object], outcome: Outcome) -> None:
+        """Wait for an async function, and first for its turn."""
+        if self._turn is None:
+            await _finish(result, outcome)
+            return
+        try:
+            await self._turn.acquire()
+        except asyncio.CancelledError as error:
+            _complain(outcome, error)
+            cast("Coroutine[Any, Any, None]", result).close()
+            raise
+        try:
+            self._begun.add(cast("asyncio.Task[None]", asyncio.current_task()))
+            await _finish(result, outcome)
+        finally:
+            self._turn.release()
 
 
 async def _finish(result: Awaitable[object], outcome: Outcome) -> None:

@@ -31,7 +31,7 @@ from openai_cancel.checks import (
 )
 from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
-from openai_cancel.outcome import OnOutcome, Outcome
+from openai_cancel.outcome import OnOutcome
 from openai_cancel.proxies import environment_proxy
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
@@ -304,8 +304,10 @@ class Settings:
         function = self.on_outcome
         if function is None or inspect.iscoroutinefunction(function):
             return self
+        from openai_cancel.outcome_hook import OneByOne  # keeps the import of the package fast
+
         settings = copy(self)
-        object.__setattr__(settings, "on_outcome", partial(_tell_in, helper, function))
+        object.__setattr__(settings, "on_outcome", OneByOne(helper, function))
         return settings
 
     async def ask_for_key(self) -> Secret:
@@ -330,12 +332,6 @@ def _slow_hash(text: Secret) -> str:
 async def _call_in(helper: HelperThread, function: Callable[[], str | Awaitable[str]]) -> str:
     key = await helper.call(function)
     return await key if inspect.isawaitable(key) else key
-
-
-async def _tell_in(helper: HelperThread, function: OnOutcome, outcome: Outcome) -> None:
-    result = await helper.call(function, outcome)
-    if inspect.isawaitable(result):
-        await result
 
 
 def _is_loopback(host: str) -> bool:

@@ -46,7 +46,8 @@ class Session:
 
     The arguments are those of `AsyncSession`, without `client_session`, which would belong to another event loop. A
     sync `api_key` function runs in a thread of its own, without an event loop, one call at a time. So does a sync
-    `on_outcome`, in another thread; it may block, and is waited for like an async one.
+    `on_outcome`, in another thread; it may block, and is waited for like an async one, from the moment on at which its
+    turn comes. Stops wait for that as long as it makes progress, so that a slow one misses nothing.
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.

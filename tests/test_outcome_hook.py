@@ -389,6 +389,43 @@ class TestBlockingSession:
         await asyncio.to_thread(work)
         assert len(set(loops)) == 2
 
+    async def test_no_outcome_is_lost_for_a_hook_that_is_slower_than_the_stops(
+        self, server: Emulator, create, told: Told, caplog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def hook(outcome: Outcome) -> None:
+            time.sleep(0.01)
+            told.append(outcome)
+
+        def work() -> None:
+            with Session(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
+                assert len([*session.stop_many(names, concurrency=20)]) == len(names)
+
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.1)
+        monkeypatch.setattr(outcome_hook, "MAX_TIME", 0.2)
+        names = [create() for _ in range(60)]
+        await asyncio.to_thread(work)
+        assert told.verdicts == dict.fromkeys(names, "cancelled")
+        assert said(caplog) == []
+
+    async def test_not_any_number_of_calls_wait_for_a_hook_that_hangs(
+        self, server: Emulator, create, caplog, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def work() -> None:
+            with Session(api_key=KEY, base_url=server.base_url, on_outcome=lambda _: released.wait(20)) as session:
+                for name in names:
+                    assert session.stop(name).stopped
+
+        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+        monkeypatch.setattr(outcome_hook, "MAX_WAITING", 1)
+        released = threading.Event()
+        names = [create() for _ in range(3)]
+        await asyncio.to_thread(work)
+        released.set()
+        assert said(caplog)[0] == f"{names[2]}: on_outcome raised TimeoutError before its turn, which is ignored"
+        assert [line.partition(": ")[2] for line in said(caplog)[1:]] == [
+            "on_outcome raised CancelledError, which is ignored"
+        ] * 2
+
     async def test_a_hook_that_calls_the_session_or_blocks_holds_up_nothing(
         self, server: Emulator, create, caplog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
