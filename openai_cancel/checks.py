@@ -106,7 +106,10 @@ def hides_options(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P,
         for name in ("headers", "query"):
             if name in options:
                 options[name] = hidden(options[name])
-        return method(*args, **options)
+        try:
+            return method(*args, **options)
+        finally:
+            del args, options  # what cannot be bound, such as a misspelt option, would show here
 
     return getattr(inspect, "markcoroutinefunction", _mark)(call)
 

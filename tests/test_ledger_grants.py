@@ -27,6 +27,7 @@ async def refusal(url: str) -> str:
     with pytest.raises(LedgerError) as caught:
         async with Ledger(url):
             pass
+    assert caught.value.__context__ is None  # it refers to the connection, which has the password
     return str(caught.value)
 
 

@@ -126,6 +126,14 @@ class TestOptionsOfACall:
         assert leaks(error) == []
 
 
+@pytest.mark.parametrize("call", ["cancel", "retrieve", "stop", "wait"])
+def test_an_option_that_is_misspelt_shows_no_secret(call: str) -> None:
+    session = AsyncSession(api_key="any")
+    with pytest.raises(TypeError) as caught:
+        getattr(session, call)("resp_1", header=OPTIONS["headers"]["headers"])
+    assert leaks(caught.value) == []
+
+
 def new(kind: type, url: str, case: str, **options: Any) -> AsyncSession | Session:
     return kind(base_url=url, **{"api_key": "any"} | options, **CASES[case])
 

@@ -143,10 +143,11 @@ class Connection:
         except BaseException as error:
             explained = self._explain(error)
             self._close()
-            if explained is not None:
-                raise explained from None
-            raise
-        return results
+            if explained is None:
+                raise
+        else:
+            return results
+        raise explained  # outside of the handler, whose error refers to the connection, which has the password
 
     def _explain(self, error: BaseException) -> LedgerError | None:
         with suppress(Exception):  # nobody can be asked
