@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt  # of rich
 
 from openai_cancel.cli import log_lines
 from openai_cancel.cli.app import run
@@ -87,6 +88,26 @@ def test_what_failed_can_be_listed_in_markdown(report, log: str) -> None:
             "| in all |  | 2 |",
         ],
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "![image](http://host/x.png) and [link](javascript:x)",
+        "*a* **b** _c_ __d__ a_b a__b_ _x __e",
+        "`code` ``more|`` ~~gone~~ ~x~",
+        "<b> &lt; &amp; & &#65; <http://host>",
+        r"back\\slash \* \| |",
+    ],
+)
+def test_no_text_is_markup_in_markdown(report, tmp_path: Path, words: str) -> None:
+    log = tmp_path / "log"
+    log.write_text(json.dumps({"id": "resp_1", "stopped": False, "error": {"message": words}}))
+    _, out, _ = report(str(log), "--by", "message", "--format", "markdown")
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse("\n".join(out))
+    cells = [token for token in tokens if token.type == "inline"]
+    assert {child.type for cell in cells for child in cell.children} <= {"text", "text_special"}
+    assert "".join(child.content for child in cells[2].children) == words
 
 
 def test_a_table_of_csv_has_a_header_and_no_total_and_no_formula(report, tmp_path: Path) -> None:

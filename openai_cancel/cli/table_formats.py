@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ TOTAL = "in all"
 """The title of the last row."""
 
 _FORMULA = ("=", "+", "-", "@")
+
+_MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would read as markup, such as the image of a server's message. Underscores inside of words are none."""
 
 
 class PrintTable(Protocol):
@@ -92,7 +96,7 @@ def _all(titles: Sequence[str], rows: Callable[[], Iterable[Sequence[Any]]]) -> 
 
 
 def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace("|", r"\|").replace("<", "&lt;")
+    return _MARKUP.sub(r"\\\g<0>", text).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _record(cells: Iterable[object]) -> str:
