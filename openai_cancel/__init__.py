@@ -192,7 +192,7 @@ else:
             homes = (vars(import_module(f"{__name__}.{module}")) for module in _MODULES)
             found = next(home[name] for home in homes if name in home)
             return globals().setdefault(name, found)
-        if name.startswith("_") or util.find_spec(f"{__name__}.{name}") is None:
+        if name.startswith("_") or not name.isidentifier() or util.find_spec(f"{__name__}.{name}") is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return import_module(f"{__name__}.{name}")
 

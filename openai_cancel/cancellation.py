@@ -1,6 +1,7 @@
 """Time-outs, shields, and waiting that a cancellation does not end."""
 
 import asyncio
+import inspect
 import math
 import sys
 from collections.abc import Awaitable, Generator
@@ -113,6 +114,7 @@ async def contain(awaitable: Awaitable[_T]) -> _T:
     except asyncio.CancelledError:
         task.cancel()
         await asyncio.wait((task,), timeout=CLEANUP_TIME)
+        close_unstarted(awaitable)
         raise
     result, error = task.result()
     del task  # its result refers to the error, and the error's traceback to this frame
@@ -122,6 +124,12 @@ async def contain(awaitable: Awaitable[_T]) -> _T:
         finally:
             del error
     return cast("_T", result)
+
+
+def close_unstarted(awaitable: Awaitable[object]) -> None:
+    """Close a coroutine whose task was cancelled before its first step, as in a loop that ends. Python would warn."""
+    if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+        awaitable.close()
 
 
 async def _capture(awaitable: Awaitable[_T]) -> tuple[_T | None, BaseException | None]:

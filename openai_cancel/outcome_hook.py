@@ -3,10 +3,10 @@
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Coroutine
-from typing import Any, cast
+from collections.abc import Awaitable
+from typing import cast
 
-from openai_cancel.cancellation import contain, wait_through_cancellation
+from openai_cancel.cancellation import close_unstarted, contain, wait_through_cancellation
 from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.records import fields
 from openai_cancel.threads import HelperThread
@@ -74,6 +74,7 @@ class OutcomeHook:
         call.add_done_callback(self._calls.discard)
         call.add_done_callback(self._begun.discard)
         call.add_done_callback(self._late.discard)
+        call.add_done_callback(lambda _: close_unstarted(result))
         return call
 
     def _waiting(self) -> set["asyncio.Task[None]"]:
@@ -119,7 +120,6 @@ class OutcomeHook:
             await self._turn.acquire()
         except asyncio.CancelledError as error:
             _complain(outcome, error)
-            cast("Coroutine[Any, Any, None]", result).close()
             raise
         try:
             self._begun.add(cast("asyncio.Task[None]", asyncio.current_task()))

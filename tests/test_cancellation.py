@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import math
 import sys
 import weakref
@@ -319,3 +320,16 @@ class TestShieldFromAnyio:
         monkeypatch.setitem(sys.modules, "anyio", module)
         with shielded_from_anyio():
             await asyncio.sleep(0)
+
+
+async def test_a_coroutine_that_a_loop_cancels_before_its_first_step_causes_no_warning() -> None:
+    async def work() -> None:
+        raise AssertionError  # it does not begin
+
+    coroutine, before = work(), asyncio.all_tasks()
+    containing = asyncio.create_task(contain(coroutine))
+    await asyncio.sleep(0)
+    for task in asyncio.all_tasks() - before:  # as `asyncio.run` does at its end
+        task.cancel()
+    await asyncio.wait([containing])
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED

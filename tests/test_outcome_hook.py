@@ -1,6 +1,7 @@
 """`on_outcome`: a function of the caller is told of every outcome, once, and can break nothing."""
 
 import asyncio
+import inspect
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -22,6 +23,7 @@ from openai_cancel import (
 )
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
+from openai_cancel.testing import make_outcome
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -348,6 +350,20 @@ class TestOutcomesAreKeptWhileAHookIsWaitedFor:
         assert guard.outcome.verdict is Verdict.CANCELLED
         assert [request.path.endswith("/cancel") for request in server.received] == [False, True]
         assert told.verdicts == dict.fromkeys(server.responses, "cancelled")
+
+    async def test_a_call_that_a_loop_cancels_before_its_first_step_causes_no_warning(self, told: Told) -> None:
+        function = told.later
+        calls = []
+
+        def hook(outcome: Outcome) -> object:
+            calls.append(function(outcome))
+            return calls[-1]
+
+        task = outcome_hook.OutcomeHook(hook).tell(make_outcome())
+        task.cancel()
+        await asyncio.wait([task])
+        assert inspect.getcoroutinestate(calls[0]) == inspect.CORO_CLOSED
+        assert told == []
 
 
 class TestBlockingSession:

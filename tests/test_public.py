@@ -142,3 +142,8 @@ class TestTypedDictsOfOptions:
     def test_no_key_is_required(self) -> None:
         for options in (CallOptions, Options, RequestOptions):
             assert not options.__required_keys__
+
+
+@pytest.mark.parametrize("name", ["nothing", "_nothing", "a.b", "", "é x"])
+def test_a_name_that_does_not_exist_is_an_attribute_error(name: str) -> None:
+    assert not hasattr(openai_cancel, name)
