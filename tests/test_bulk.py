@@ -42,6 +42,7 @@ async def collect(outcomes: AsyncIterator[Outcome]) -> list[Outcome]:
 
 
 class TestIds:
+    @pytest.mark.slow
     async def test_each_id_is_stopped_once_and_none_is_lost(
         self, session: QuickSession, server: Emulator, create
     ) -> None:
@@ -180,6 +181,7 @@ class TestIds:
 
 
 class TestPace:
+    @pytest.mark.slow
     async def test_a_rate_limit_is_respected_with_few_refusals(self) -> None:
         """The server and the session use real sockets and the same clock."""
         clock = QuickClock()

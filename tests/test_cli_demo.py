@@ -16,6 +16,7 @@ from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
 
 
+@pytest.mark.slow
 async def test_the_demo_needs_neither_a_key_nor_a_proxy(run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")

@@ -167,6 +167,7 @@ class TestWhatIsNotImported:
 
 
 class TestCompletion:
+    @pytest.mark.slow
     @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
     def test_it_knows_every_command(self, shell: str) -> None:
         script = app.generate_completion(shell=shell)

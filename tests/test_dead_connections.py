@@ -71,6 +71,7 @@ class TestWithDeadConnectionsInThePool:
         assert {outcome.verdict for outcome in guard.outcomes.values()} == {Verdict.CANCELLED}
         assert not hasattr(caught.value, "__notes__")
 
+    @pytest.mark.slow
     async def test_a_guard_that_trusts_a_connection_has_time_for_a_fresh_one(
         self, relay: Relay, server: Emulator, create, client, dead: int
     ) -> None:
@@ -83,6 +84,7 @@ class TestWithDeadConnectionsInThePool:
                     _ = 1 / 0
         assert guard.outcome.verdict is Verdict.CANCELLED
 
+    @pytest.mark.slow
     async def test_stop_many_stops_all(self, relay: Relay, server: Emulator, create, client, dead: int) -> None:
         ids = [create() for _ in range(dead)]
         async with hasty_session(api_key=KEY, base_url=relay.base_url, **client) as session:

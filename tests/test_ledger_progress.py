@@ -135,6 +135,7 @@ class TestRestart:
 
 
 class TestWrites:
+    @pytest.mark.slow
     async def test_a_response_that_makes_no_progress_is_written_once(self, url: str, server, create) -> None:
         name = create()
         await track(url, server, name)
@@ -144,6 +145,7 @@ class TestWrites:
             assert len(server.received) > 500
         assert len(committed) <= 6  # the row, its history, its mark, and its end
 
+    @pytest.mark.slow
     async def test_progress_with_each_look_takes_ten_writes_for_each_limit(self, url: str, server, create) -> None:
         name = create()
         steps = [

@@ -180,6 +180,7 @@ class TestUnknown:
         found = await calls.reconcile(unknown="stop", select=lambda response: response.id in names[1:3])
         assert sorted(briefly(found)) == sorted(names[1:3]) == sorted(cancelled_ids(server))
 
+    @pytest.mark.slow
     async def test_several_at_once_adopt_and_stop_each_response_once(
         self, session, ledger: Ledger, url: str, server: Emulator, add: Add
     ) -> None:

@@ -143,6 +143,7 @@ class TestWhatIsNotStopped:
         assert await states(ledger) == {running: "tracked"}
         assert await sweep(ledger, session) == {running: Verdict.CANCELLED}
 
+    @pytest.mark.slow
     async def test_several_stops_and_a_sweep_at_once_stop_each_response_once(
         self, session, ledger: Ledger, url: str, server: Emulator, create
     ) -> None:

@@ -97,6 +97,7 @@ class TestClaims:
             await beat(ledger_clock)  # it would fail if it had something to renew
         assert not [record for record in caplog.records if record.name == "openai_cancel"]
 
+    @pytest.mark.slow
     async def test_several_sweeps_at_once_share_the_responses(self, url: str, server: Emulator, create) -> None:
         names = [create() for _ in range(200)]
         async with AsyncExitStack() as opened:

@@ -182,6 +182,7 @@ class TestMigration:
             assert len(await states(ledger)) == len(ROWS_OF_VERSION_1)
             assert await execute(url, select(VERSIONS.c.version)) == [(NEWEST,)]
 
+    @pytest.mark.slow
     async def test_a_migration_may_take_longer_than_a_transaction(
         self, url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

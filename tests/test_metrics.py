@@ -110,6 +110,7 @@ async def test_responses_in_watches_are_measured(server: Emulator, tmp_path, rea
         assert values(read()["openai_cancel.watch.responses"], "server.address") == {("127.0.0.1",): 0}
 
 
+@pytest.mark.slow
 async def test_a_session_that_is_gone_is_measured_no_more(server: Emulator, create, read: Read) -> None:
     async with QuickSession(api_key=KEY, base_url=server.base_url) as session, session.guard(create()):
         pass

@@ -180,6 +180,7 @@ async def talking_session(talking: Emulator) -> AsyncIterator[AsyncSession]:
 
 @pytest.mark.filterwarnings("ignore:Unclosed response:ResourceWarning")  # aiohttp's, of one that is dropped
 class TestDroppedStreams:
+    @pytest.mark.slow
     @pytest.mark.parametrize("read", [0, 1, 3])
     async def test_the_garbage_collector_finds_one_that_was_read_in_part(
         self, client: openai.AsyncOpenAI, talking_session: AsyncSession, read: int
@@ -193,6 +194,7 @@ class TestDroppedStreams:
             del events
             assert await complaints.read() == []
 
+    @pytest.mark.slow
     async def test_a_reader_that_is_cancelled_at_any_moment_leaves_no_trace(
         self, client: openai.AsyncOpenAI, talking_session: AsyncSession
     ) -> None:
@@ -211,6 +213,7 @@ class TestDroppedStreams:
             del task
         assert await complaints.read() == []
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")  # trio's, of one that httpx does not close
     @pytest.mark.parametrize("read", [0, 1])
     @pytest.mark.parametrize("run", ["blocking", "trio"])

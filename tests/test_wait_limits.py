@@ -48,6 +48,7 @@ def known(status: str, **more: Any) -> Fault:
 
 
 class TestIntervals:
+    @pytest.mark.slow
     @pytest.mark.parametrize("drawn", [0.0, 1.0, None])
     async def test_eight_hours_take_at_most_600_looks(self, drawn: float | None) -> None:
         clock = Jittery(1) if drawn is None else QuickClock()

@@ -129,6 +129,7 @@ class TestAbandonedWaits:
         words = "was stopped (cancelled) when the wait ended"
         assert sorted(notes(caught.value)) == sorted(f"openai-cancel: {name} {words}" for name in running)
 
+    @pytest.mark.slow
     async def test_a_cancellation_names_first_what_may_still_be_running(self, server, create) -> None:
         running = [create() for _ in range(30)]
         async with hasty_session(api_key=KEY, base_url=server.base_url) as session:

@@ -69,6 +69,7 @@ async def test_the_responses_are_stopped_and_the_block_raises_an_error(
     assert pickle.loads(pickle.dumps(caught.value)).outcome.verdict is Verdict.CANCELLED
 
 
+@pytest.mark.slow
 async def test_it_is_asked_about_once_a_second(session: QuickSession, create: Callable[..., str]) -> None:
     client = Client()
     async with session.guard(create(), abandoned=client.has_left):
