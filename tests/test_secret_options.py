@@ -12,7 +12,7 @@ import pytest
 from conftest import HastyClock
 from exposure import MARKER, leaks
 
-from openai_cancel import AsyncSession, ConfigurationError, OpenAICancelError, Outcome, Session
+from openai_cancel import AsyncSession, ConfigurationError, OpenAICancelError, Outcome, Session, WaitTimeoutError
 
 # A local variable with these values would show in the traceback, so the tests refer to them by name.
 OPTIONS: dict[str, dict[str, Any]] = {
