@@ -207,7 +207,6 @@ class Bulk(ABC, Generic[_R]):
             result = await self.work(name)
         except BaseException as error:
             if self._left:
-                self._note_fate(name, error)
                 raise
             self._failure = self._failure or error  # for example of the key function: no other id would do better
             self._reader.cancel()  # it may be waiting for the source
@@ -215,11 +214,6 @@ class Bulk(ABC, Generic[_R]):
             self._fates.pop(name, None)
             for _ in range(self._asked.pop(name)):
                 self._results.put_nowait(result)
-
-    def _note_fate(self, name: str, error: BaseException) -> None:
-        """Keep the note of a guard, which says whether its response was stopped when the iteration ended."""
-        for note in getattr(error, "__notes__", ()):
-            self._fates[name] = Fate(note.removeprefix("openai-cancel: "), stopped=" was stopped " in note)
 
 
 class _StopMany(Bulk[Outcome]):

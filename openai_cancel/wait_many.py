@@ -112,10 +112,16 @@ class _WaitMany(Bulk[WaitResult]):
             seen = response
             return None if self._on_update is None else self._on_update(response)
 
+        guard = self._guard(response_id)
         try:
-            await wait(self.caller, self._guard(response_id), response_id, limits=self._limits, on_update=update)
+            await wait(self.caller, guard, response_id, limits=self._limits, on_update=update)
         except (WaitTimeoutError, AbandonedError, APIError) as error:
             return WaitResult(response_id=response_id, response=seen, error=detached(error))
+        except BaseException as error:
+            was_stopped = guard.outcome is not None and guard.outcome.stopped
+            for note in getattr(error, "__notes__", ()):  # the guard says what became of the response
+                self._fates[response_id] = Fate(note.removeprefix("openai-cancel: "), was_stopped)
+            raise
         return WaitResult(response_id=response_id, response=seen, error=None)
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> WaitResult:
