@@ -107,4 +107,4 @@ async def test_ctrl_c_quits_the_demo_and_leaves_no_process() -> None:
         await terminal.shows("A run that fails")
         terminal.press("\x03")
         assert await terminal.end() == 130
-    assert "Stop thousands" not in terminal.screen
+    assert "Stop many" not in terminal.screen

@@ -153,6 +153,7 @@ class TestSQLite:
             ("sqlite:///ledger.db?timeout", "has no option 'timeout'"),
             ("sqlite:///ledger.db?timeout=", "has no option 'timeout'"),
             ("sqlite:///\udcff.db", "not the URL of a file"),
+            ("sqlite:///a\x00b.db", "not the URL of a file"),
             ("sqlite:///ledger.db?mode=ro", r"like sqlite:///file:ledger\.db\?mode=rw&uri=true"),
             ("sqlite:///ledger.db?timeout=5", "has no option 'timeout'"),
             ("sqlite://ledger.db", "in memory"),

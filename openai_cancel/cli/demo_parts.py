@@ -229,6 +229,6 @@ async def _kill_a_guard(url: str, base_url: str) -> str:
 PARTS: dict[str, Part] = {
     "Cancel a response": show_cancel,
     "A run that fails leaves nothing behind": show_guard,
-    "Stop thousands of responses": show_bulk,
+    "Stop many responses at once": show_bulk,
     "A process is killed, and another one cleans up": show_ledger,
 }

@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 from openai_cancel.errors import ConfigurationError
 
 _LIKE = "use a URL like sqlite:///ledger.db"
+_NOT_A_FILE = f"That is not the URL of a file of SQLite: {_LIKE}."
 
 _SETTINGS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL")
 """Readers do not wait for writers, and a commit waits until the data is on the disk.
@@ -116,7 +117,9 @@ def read_sqlite_url(url: str) -> SQLite:
         parsed = make_url(url)
         shown = str(parsed)
     except (ArgumentError, ValueError):  # a ValueError if the URL is not UTF-8, or the port is not a number
-        raise ConfigurationError(f"That is not the URL of a file of SQLite: {_LIKE}.") from None
+        raise ConfigurationError(_NOT_A_FILE) from None
+    if "\0" in (parsed.database or ""):
+        raise ConfigurationError(_NOT_A_FILE)
     in_memory = (parsed.database or "").removeprefix("file:") in {"", ":memory:"}
     if in_memory or parsed.query.get("mode") == "memory" or parsed.query.get("vfs") == "memdb":
         raise ConfigurationError(f"A ledger cannot be kept in memory, which ends with the process: {_LIKE}.")
