@@ -2,7 +2,9 @@
 
 The client's public method `send`, through which all requests pass, is replaced as long as somebody listens. Requests
 that create a response in the background run in a task of their own: if the task that has made one is cancelled, the
-answer with the id still arrives. See https://www.python-httpx.org/api/#asyncclient.
+answer with the id still arrives. An event hook reads the id before other hooks, the authentication or a subclass see
+the answer, since these may raise. See https://www.python-httpx.org/api/#asyncclient and
+https://www.python-httpx.org/advanced/event-hooks/.
 """
 
 import asyncio
@@ -77,7 +79,7 @@ def tap(client: Any, listener: Listener) -> None:
         taps = _taps.setdefault(client, [])
         if not taps or not taps[-1].is_installed:
             taps.append((_AsyncTap if is_async(client) else _BlockingTap)(client))
-            client.send = taps[-1].send
+            taps[-1].install()
         taps[-1].listeners = [*taps[-1].listeners, listener]
 
 
@@ -98,11 +100,15 @@ class _Creation:
 
     Attributes:
         listeners: those who want to know its id.
+        is_streamed: whether the caller of `send` reads the body.
+        is_answered: whether the answer was looked at.
         response_id: the id, once it was seen.
     """
 
-    def __init__(self, listeners: list[Listener]) -> None:
+    def __init__(self, listeners: list[Listener], *, is_streamed: bool) -> None:
         self.listeners = listeners
+        self.is_streamed = is_streamed
+        self.is_answered = False
         self.response_id: str | None = None
 
 
@@ -116,16 +122,31 @@ class _Tap:
         self._own: Any = self._attributes.get("send")  # if somebody else has replaced it, too
         self._real: Callable[..., Any] = client.send
         self._warnings: set[str] = set()
+        self._mark = f"openai_cancel.{id(self)}"
+        """The key of the extension of a request that has its `_Creation`, which redirects keep."""
 
     send: Callable[..., Any]
+    _on_response: Callable[[Any], Any]
 
     @property
     def is_installed(self) -> bool:
         """Whether requests still pass through it."""
         return bool(self._attributes.get("send") == self.send)
 
+    def install(self) -> None:
+        """Replace the client's `send`, and add the event hook."""
+        self._client.send = self.send
+        self._add_hook()
+
+    def _add_hook(self) -> None:
+        hooks = self._client.event_hooks
+        if self._on_response not in hooks["response"]:
+            hooks["response"] = [self._on_response, *hooks["response"]]  # a request may be going over the list
+
     def remove(self) -> None:
         """Leave the client as it was. If somebody has replaced `send` since, requests pass through to no effect."""
+        hooks = self._client.event_hooks
+        hooks["response"] = [hook for hook in hooks["response"] if hook != self._on_response]
         if self.is_installed:
             del self._client.send
             if self._own is not None:
@@ -166,11 +187,13 @@ class _Tap:
         self._warnings.add(warning)
         return is_first
 
-    def _begin(self, request: Any, listeners: list[Listener]) -> _Creation:
-        creation = _Creation(listeners)
+    def _begin(self, request: Any, listeners: list[Listener], *, stream: bool) -> _Creation:
+        creation = _Creation(listeners, is_streamed=stream)
         encodings = {name.strip().lower() for name in request.headers.get("accept-encoding", "").split(",")}
         if not encodings <= {"", "identity", "gzip"}:
             request.headers["accept-encoding"] = "gzip"  # the id has to be read from the middle of the body
+        request.extensions[self._mark] = creation
+        self._add_hook()  # somebody may have set others
         for listener in listeners:
             listener.expect(creation)
         return creation
@@ -275,7 +298,7 @@ class _AsyncTap(_Tap):
             response = await self._real(request, stream=stream, **options)
             _observe(response, Sight(response, partial(_leave, listeners, response_id)))
             return response
-        creation = self._begin(request, listeners)
+        creation = self._begin(request, listeners, stream=stream)
         if not in_asyncio():
             return await self._create(creation, request, stream=stream, options=options)
         task = asyncio.create_task(self._create(creation, request, stream=stream, options=options))
@@ -291,29 +314,40 @@ class _AsyncTap(_Tap):
 
     async def _create(self, creation: _Creation, request: Any, *, stream: bool, options: Mapping[str, Any]) -> Any:
         """Send the request, and read so much of the answer that the id is known."""
+        response = None
         try:
             response = await self._real(request, stream=True, **options)
-        except BaseException:
-            _end(creation)
-            raise
-        try:
-            sight = Sight(response)
-            if not (stream or sight.knows_encoding):
-                await response.aread()  # httpx knows more encodings
-            body = _observe(response, sight)
-            if body is not None:
-                await body.read_ahead()
-            for listener, work in self._join(creation, sight):
-                with _without_failure():
-                    await listener.home.run_async(work)
+            if not creation.is_answered:
+                await self._see(creation, response)
             if not stream:
                 await response.aread()
         except BaseException:
             _end(creation)
-            _abandon(creation)  # the body was cut off after the id, and nobody else has read that
-            await response.aclose()
+            _abandon(creation)  # something failed after the id was seen, and nobody else has that
+            if response is not None:
+                await response.aclose()
             raise
+        finally:
+            request.extensions.pop(self._mark, None)
         return response
+
+    async def _on_response(self, response: Any) -> None:
+        """Look at the answer to a creation. This is an event hook."""
+        creation = response.request.extensions.get(self._mark)
+        if creation is not None and response.is_success and not creation.is_answered:
+            await self._see(creation, response)
+
+    async def _see(self, creation: _Creation, response: Any) -> None:
+        creation.is_answered = True
+        sight = Sight(response)
+        if not (creation.is_streamed or sight.knows_encoding):
+            await response.aread()  # httpx knows more encodings
+        body = _observe(response, sight)
+        if body is not None:
+            await body.read_ahead()
+        for listener, work in self._join(creation, sight):
+            with _without_failure():
+                await listener.home.run_async(work)
 
     async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
         """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
@@ -341,27 +375,38 @@ class _BlockingTap(_Tap):
             response = self._real(request, stream=stream, **options)
             _observe(response, Sight(response, partial(_leave, listeners, response_id)))
             return response
-        creation = self._begin(request, listeners)
+        creation = self._begin(request, listeners, stream=stream)
+        response = None
         try:
             response = self._real(request, stream=True, **options)
-        except BaseException:
-            _end(creation)
-            raise
-        try:
-            sight = Sight(response)
-            if not (stream or sight.knows_encoding):
-                response.read()  # httpx knows more encodings
-            body = _observe(response, sight)
-            if body is not None:
-                body.read_ahead()
-            for listener, work in self._join(creation, sight):
-                with _without_failure():
-                    listener.home.run_blocking(work)
+            if not creation.is_answered:
+                self._see(creation, response)
             if not stream:
                 response.read()
         except BaseException:  # also Ctrl-C
             _end(creation)
             _abandon(creation)
-            response.close()
+            if response is not None:
+                response.close()
             raise
+        finally:
+            request.extensions.pop(self._mark, None)
         return response
+
+    def _on_response(self, response: Any) -> None:
+        """Look at the answer to a creation. This is an event hook."""
+        creation = response.request.extensions.get(self._mark)
+        if creation is not None and response.is_success and not creation.is_answered:
+            self._see(creation, response)
+
+    def _see(self, creation: _Creation, response: Any) -> None:
+        creation.is_answered = True
+        sight = Sight(response)
+        if not (creation.is_streamed or sight.knows_encoding):
+            response.read()  # httpx knows more encodings
+        body = _observe(response, sight)
+        if body is not None:
+            body.read_ahead()
+        for listener, work in self._join(creation, sight):
+            with _without_failure():
+                listener.home.run_blocking(work)
