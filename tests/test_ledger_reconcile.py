@@ -28,6 +28,7 @@ from openai_cancel import (
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Finding, Ledger, reconcile
 from openai_cancel.ledger.bloom_filter import BloomFilter
+from openai_cancel.ledger.selection import Place
 from openai_cancel.ledger.table import RESPONSES, Account
 
 Add = Callable[..., str]
@@ -366,6 +367,22 @@ class TestEnded:
         found = await reconciled(ledger, session)
         assert found == dict.fromkeys(names, ("ended", "strike_off", True))
         assert set((await states(ledger)).values()) == {"already_finished"}
+
+    async def test_a_row_that_is_recorded_again_meanwhile_is_looked_at_once(
+        self, session, ledger: Ledger, server: Emulator, monkeypatch: pytest.MonkeyPatch, add: Add
+    ) -> None:
+        pages = [Place(), Place()]  # the second one has the rows of the first one, too
+        real = reconcile.free_rows
+        monkeypatch.setattr(reconcile, "PAGE_SIZE", 1)
+        monkeypatch.setattr(
+            reconcile,
+            "free_rows",
+            lambda account, after, **limit: real(account, pages.pop() if pages else after, **limit),
+        )
+        name = add(runs_for=0)
+        await ledger.track(name, session=session, ttl=900)
+        server.faults.append(Fault(on="retrieve", delay=0.2, status=None))
+        assert await reconciled(ledger, session) == {name: ("ended", "strike_off", True)}
 
 
 class TestFailures:

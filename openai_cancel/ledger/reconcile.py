@@ -280,7 +280,8 @@ class Reconciliation:
         while True:
             page = await self.leases.database.read(free_rows(account, after, limit=PAGE_SIZE))
             for row in page:
-                if row.digest not in self._seen:
+                # A row that is deleted and recorded again meanwhile is read twice.
+                if row.digest not in self._seen and row.response_id not in rows:
                     rows[row.response_id] = row
                     yield row.response_id
             if len(page) < PAGE_SIZE:
