@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import itertools
 import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +36,13 @@ settings.load_profile("same")
 # A shell starts background jobs with SIGINT ignored, which all processes of the tests would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# In asyncio's debug mode, each future keeps the stack of its creation, which takes a third of the time of the tests.
+_walk_stack = traceback.walk_stack
+traceback.walk_stack = lambda frame: itertools.islice(_walk_stack(frame), 10)
+
+# What is imported and collected stays.
+gc.disable()
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the recorded bodies in {SHARED.name}")
 
@@ -143,8 +152,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep the garbage collector from looking at thousands of tests again and again."""
-    gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from conftest import KEY, until
+from conftest import KEY, HastyClock, until
 from manual_clock import ManualClock
 
 from openai_cancel import AsyncSession, Session, Verdict
@@ -16,11 +16,25 @@ HEARTBEAT = 20.0
 """Seconds between two heartbeats, a third of a lease, unless a test sets another lease."""
 
 
+def settings(server: Emulator, **options: Any) -> dict[str, Any]:
+    """Return the options of a session that tries again at once.
+
+    Its account has a name, because a fingerprint is slow to compute on purpose.
+    """
+    return {
+        "api_key": KEY,
+        "base_url": server.base_url,
+        "max_retries": 0,
+        "account": "tests",
+        "clock": HastyClock(),
+        **options,
+    }
+
+
 @asynccontextmanager
 async def open_session(server: Emulator, ledger: Ledger, **options: Any) -> AsyncIterator[AsyncSession]:
-    """Open a session with a ledger. Its account has a name, because a fingerprint is slow to compute on purpose."""
-    options = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0, "account": "tests", **options}
-    async with AsyncSession(ledger=ledger, **options) as session:
+    """Open a session with a ledger."""
+    async with AsyncSession(ledger=ledger, **settings(server, **options)) as session:
         yield session
 
 
@@ -126,15 +140,14 @@ Calls = AsyncCalls | BlockingCalls
 
 
 @asynccontextmanager
-async def open_calls(kind: str, url: str, server: Emulator) -> AsyncIterator[Calls]:
+async def open_calls(kind: str, url: str, server: Emulator, **options: Any) -> AsyncIterator[Calls]:
     """Open a ledger for a session of a kind, `async` or `blocking`."""
     ledger = Ledger(url, labels={"service": "tests"})
-    options: dict[str, Any] = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0, "account": "tests"}
     if kind == "async":
-        async with AsyncSession(ledger=ledger, **options) as session:
+        async with open_session(server, ledger, **options) as session:
             yield AsyncCalls(ledger, session)
         return
-    blocking = Session(ledger=ledger, **options)
+    blocking = Session(ledger=ledger, **settings(server, **options))
     await asyncio.to_thread(blocking.open)
     try:
         yield BlockingCalls(blocking)

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
-from conftest import KEY
+from conftest import KEY, QuickClock
 from ledger_database import commits, without_table
 from ledgers import beat, entries, open_session, states, sweep
 from manual_clock import ManualClock
@@ -44,11 +44,12 @@ class TestRecords:
                 assert len(committed) == 1
             assert len(committed) == 2
 
-    async def test_outcomes_are_recorded(self, session, ledger: Ledger, create) -> None:
+    async def test_outcomes_are_recorded(self, server: Emulator, ledger: Ledger, create) -> None:
         running, over = create(), create(runs_for=0)
-        with pytest.raises(ZeroDivisionError):
-            async with session.guard(running, over, "resp_none"):
-                raise ZeroDivisionError
+        async with open_session(server, ledger, clock=QuickClock()) as session:
+            with pytest.raises(ZeroDivisionError):
+                async with session.guard(running, over, "resp_none"):
+                    raise ZeroDivisionError
         found = await entries(ledger)
         assert {name: entry.state for name, entry in found.items()} == {
             running: "cancelled", over: "already_finished", "resp_none": "tracked"

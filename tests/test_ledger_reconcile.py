@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
+import attrs
 import pytest
 from aged import add_aged
 from conftest import QuickClock, until
@@ -25,7 +26,7 @@ from openai_cancel import (
     UnsupportedError,
     Verdict,
 )
-from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.emulator import DIALECTS, Emulator, Fault, Script
 from openai_cancel.ledger import Finding, Ledger, reconcile
 from openai_cancel.ledger.bloom_filter import BloomFilter
 from openai_cancel.ledger.selection import Place
@@ -38,7 +39,8 @@ Add = Callable[..., str]
 async def server(request: pytest.FixtureRequest, clock: QuickClock) -> AsyncIterator[Emulator]:
     """An emulator that lists, with a clock that stands still."""
     script = Script(runs_for=math.inf)
-    async with Emulator(script=script, clock=clock.monotonic, dialect=getattr(request, "param", "ogx")) as emulator:
+    dialect = attrs.evolve(DIALECTS[getattr(request, "param", "ogx")], cancel_takes=0)
+    async with Emulator(script=script, clock=clock.monotonic, dialect=dialect) as emulator:
         yield emulator
 
 
@@ -56,14 +58,14 @@ def add(server: Emulator, clock: QuickClock) -> Add:
 
 
 @pytest.fixture(params=["async", "blocking"])
-async def calls(request: pytest.FixtureRequest, url: str, server: Emulator) -> AsyncIterator[Calls]:
-    async with open_calls(request.param, url, server) as opened:
+async def calls(request: pytest.FixtureRequest, url: str, server: Emulator, clock: QuickClock) -> AsyncIterator[Calls]:
+    async with open_calls(request.param, url, server, clock=clock) as opened:
         yield opened
 
 
 @pytest.fixture
-async def session(server: Emulator, ledger: Ledger) -> AsyncIterator[AsyncSession]:
-    async with open_session(server, ledger) as opened:
+async def session(server: Emulator, ledger: Ledger, clock: QuickClock) -> AsyncIterator[AsyncSession]:
+    async with open_session(server, ledger, clock=clock) as opened:
         yield opened
 
 

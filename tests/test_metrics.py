@@ -31,7 +31,6 @@ def set_meter_provider(monkeypatch: pytest.MonkeyPatch, provider: MeterProvider 
 
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryMetricReader]:
-    gc.collect()  # what other tests have left is not measured
     reader = InMemoryMetricReader()
     provider = MeterProvider(metric_readers=[reader], shutdown_on_exit=False)
     set_meter_provider(monkeypatch, provider)
