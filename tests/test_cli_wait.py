@@ -79,6 +79,7 @@ async def test_a_time_out_says_of_each_response_whether_it_was_stopped(run, serv
     assert "It was not stopped (forbidden: 403" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cancel", "fate"), [(200, "It was stopped (cancelled)."), (403, "It was not stopped (forbidden")]
 )

@@ -42,7 +42,7 @@ async def client(request: pytest.FixtureRequest):
 class TestWithDeadConnectionsInThePool:
     @pytest.fixture(autouse=True)
     def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "PATIENCE", 1.0)
+        monkeypatch.setattr(pool, "PATIENCE", 0.4)
 
     async def test_a_cancel_reaches_the_server_with_its_second_attempt(
         self, relay: Relay, server: Emulator, create, client, dead: int
@@ -133,6 +133,7 @@ async def test_the_error_says_that_the_connection_may_be_dead(relay: Relay, serv
 
 
 class TestASlowServer:
+    @pytest.mark.slow
     async def test_it_is_not_taken_for_a_dead_connection_again_and_again(
         self, server: Emulator, create, client, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -38,6 +38,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class TestADatabaseThatHangs:
+    @pytest.mark.slow
     async def test_closing_ends_within_the_timeout_and_says_what_was_not_written(
         self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -65,6 +66,7 @@ class TestADatabaseThatHangs:
         async with Ledger(url) as again:
             assert await states(again) == dict.fromkeys(names, "tracked")
 
+    @pytest.mark.slow
     async def test_all_jobs_of_a_batch_that_is_done_one_by_one_are_named(
         self, tmp_path: Path, server: Emulator, create, caplog: pytest.LogCaptureFixture
     ) -> None:

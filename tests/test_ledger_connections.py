@@ -53,6 +53,7 @@ def read_only(postgres: Postgres, switch: str) -> None:
 class TestADeadConnection:
     """On a busy machine, more than one attempt may take too long, and there are more connections."""
 
+    @pytest.mark.slow
     async def test_the_next_operation_uses_a_fresh_one_within_the_timeout(
         self, relay: Relay, server: Emulator, create
     ) -> None:
@@ -99,6 +100,7 @@ class TestADeadConnection:
             assert await ledger.release("resp_1", session=session)
             assert relay.connections >= 2
 
+    @pytest.mark.slow
     async def test_an_attempt_that_has_begun_has_the_whole_time(
         self, relay: Relay, server: Emulator, postgres: Postgres
     ) -> None:

@@ -211,6 +211,7 @@ class TestStreams:
         server.received.clear()
         return next(reversed(server.responses))
 
+    @pytest.mark.slow
     async def test_events_that_an_earlier_process_has_heard_are_no_progress(
         self, url: str, server, streamed: str
     ) -> None:

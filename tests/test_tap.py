@@ -274,6 +274,7 @@ async def read_all(events: AsyncIterator[Any]) -> None:
 
 
 class TestTimeouts:
+    @pytest.mark.slow
     async def test_a_time_out_of_the_client_is_the_same(self, odd: Server, client: openai.AsyncOpenAI) -> None:
         async def answer(request: web.Request) -> web.StreamResponse:
             write = await chunks(request, EVENTS)

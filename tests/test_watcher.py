@@ -12,10 +12,18 @@ import anyio
 import pytest
 from conftest import QuickSession, notes, until
 
-from openai_cancel import AbandonedError, AsyncSession, ConfigurationError, Verdict
+from openai_cancel import AbandonedError, AsyncSession, ConfigurationError, Verdict, watcher
 from openai_cancel.emulator import Emulator, Fault
 
-pytestmark = pytest.mark.usefixtures("no_task_is_left")
+pytestmark = pytest.mark.usefixtures("no_task_is_left", "impatience")
+
+SECOND = watcher.POLL_INTERVAL
+
+
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask more often than once a second."""
+    monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.02)
 
 
 class Client:
@@ -70,7 +78,10 @@ async def test_the_responses_are_stopped_and_the_block_raises_an_error(
 
 
 @pytest.mark.slow
-async def test_it_is_asked_about_once_a_second(session: QuickSession, create: Callable[..., str]) -> None:
+async def test_it_is_asked_about_once_a_second(
+    session: QuickSession, create: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "POLL_INTERVAL", SECOND)
     client = Client()
     async with session.guard(create(), abandoned=client.has_left):
         await asyncio.sleep(1.5)
