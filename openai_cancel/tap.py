@@ -79,8 +79,9 @@ def tap(client: Any, listener: Listener) -> None:
         taps = _taps.setdefault(client, [])
         if not taps or not taps[-1].is_installed:
             taps.append((_AsyncTap if is_async(client) else _BlockingTap)(client))
-            taps[-1].install()
+            client.send = taps[-1].send
         taps[-1].listeners = [*taps[-1].listeners, listener]
+        taps[-1].set_hook()
 
 
 def untap(client: Any, listener: Listener) -> None:
@@ -133,20 +134,16 @@ class _Tap:
         """Whether requests still pass through it."""
         return bool(self._attributes.get("send") == self.send)
 
-    def install(self) -> None:
-        """Replace the client's `send`, and add the event hook."""
-        self._client.send = self.send
-        self._add_hook()
-
-    def _add_hook(self) -> None:
+    def set_hook(self) -> None:
+        """Put the event hook before all others, or remove it if nobody listens."""
         hooks = self._client.event_hooks
-        if self._on_response not in hooks["response"]:
-            hooks["response"] = [self._on_response, *hooks["response"]]  # a request may be going over the list
+        others = [hook for hook in hooks["response"] if hook != self._on_response]
+        # A new list, since a request may be iterating over the old one.
+        hooks["response"] = [self._on_response, *others] if self.listeners else others
 
     def remove(self) -> None:
         """Leave the client as it was. If somebody has replaced `send` since, requests pass through to no effect."""
-        hooks = self._client.event_hooks
-        hooks["response"] = [hook for hook in hooks["response"] if hook != self._on_response]
+        self.set_hook()
         if self.is_installed:
             del self._client.send
             if self._own is not None:
@@ -193,7 +190,9 @@ class _Tap:
         if not encodings <= {"", "identity", "gzip"}:
             request.headers["accept-encoding"] = "gzip"  # the id has to be read from the middle of the body
         request.extensions[self._mark] = creation
-        self._add_hook()  # somebody may have set others
+        if self._on_response not in self._client.event_hooks["response"]:  # somebody has set others
+            with _lock:
+                self.set_hook()
         for listener in listeners:
             listener.expect(creation)
         return creation
