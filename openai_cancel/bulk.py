@@ -3,7 +3,7 @@
 import asyncio
 import math
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -59,8 +59,12 @@ def stop_many(
     max_retries: int | None = None,
     on_update: OnUpdate | None = None,
     give_up_after: float = math.inf,
+    keep: Callable[[Outcome], object] | None = None,
 ) -> AsyncGenerator[Outcome, None]:
-    """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`."""
+    """Stop any number of responses, and yield their outcomes. For the arguments, see `AsyncSession.stop_many`.
+
+    The function `keep` is called with each outcome as it comes, also with those that nobody takes.
+    """
     pace = Pace(concurrency, caller.clock, give_up_after)
     bulk = _StopMany(
         caller,
@@ -71,6 +75,7 @@ def stop_many(
         poll=poll,
         max_retries=max_retries,
         on_update=on_update,
+        keep=keep,
     )
     return bulk.run(response_ids)
 
@@ -230,6 +235,7 @@ class _StopMany(Bulk[Outcome]):
         poll: float,
         max_retries: int | None,
         on_update: OnUpdate | None,
+        keep: Callable[[Outcome], object] | None,
     ) -> None:
         super().__init__(caller, pace)
         self._deadline = deadline
@@ -238,6 +244,7 @@ class _StopMany(Bulk[Outcome]):
         self._poll = poll
         self._max_retries = max_retries
         self._on_update = on_update
+        self._keep: Callable[[Outcome], object] = keep or (lambda _: None)
 
     async def work(self, response_id: str) -> Outcome:
         """Stop a response."""
@@ -250,11 +257,12 @@ class _StopMany(Bulk[Outcome]):
             poll=self._poll,
             max_retries=self._max_retries,
             on_update=self._on_update,
-            keep=self._keep,
+            keep=self._note,
         )
 
-    def _keep(self, outcome: Outcome) -> None:
+    def _note(self, outcome: Outcome) -> None:
         self._fates[outcome.response_id] = self.fate(outcome)
+        self._keep(outcome)
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> Outcome:
         """Return the outcome of an id that cannot be sent."""
@@ -267,6 +275,7 @@ class _StopMany(Bulk[Outcome]):
             elapsed=0.0,
             request_id=None,
         )
+        self._keep(outcome)
         publish(self.caller, outcome, dry_run=self._dry_run)
         return outcome
 

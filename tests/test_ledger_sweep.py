@@ -200,6 +200,19 @@ class TestResponsesThatAreNotStopped:
         assert {(entry.state, entry.owner, entry.attempts) for entry in found.values()} == {("tracked", None, 0)}
         assert len(await sweep(ledger, session)) == 19
 
+    async def test_outcomes_that_nobody_has_taken_are_recorded_and_not_told_again(
+        self, server: Emulator, ledger: Ledger, track_lapsed
+    ) -> None:
+        told: list[str] = []
+        names = await track_lapsed(20)
+        async with open_session(server, ledger, on_outcome=lambda outcome: told.append(outcome.response_id)) as session:
+            async with aclosing(ledger.sweep(session, concurrency=20)) as outcomes:
+                await anext(outcomes)
+                await until(lambda: len(told) == 20)
+            assert set((await states(ledger)).values()) == {"cancelled"}
+            assert await sweep(ledger, session) == {}
+        assert sorted(told) == sorted(names)
+
     async def test_a_cancelled_sweep_gives_its_claims_back(
         self, session, ledger: Ledger, server: Emulator, track_lapsed
     ) -> None:

@@ -93,12 +93,12 @@ class Sweep:
             deadline=self.deadline,
             confirm=self.confirm,
             max_retries=self.max_retries,
+            keep=self._record,
         )
         try:
             with self.leases.renewing(self._owner):
                 async with aclosing(outcomes):
                     async for outcome in outcomes:
-                        self._record(outcome)
                         yield outcome
                         while len(self._unwritten) > MAX_UNWRITTEN:
                             await self._wait_for_oldest()
