@@ -56,6 +56,11 @@ def _aiohttp_client(**options: Any) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(http_client=openai.DefaultAioHttpClient(), **options)
 
 
+def _blocking_client(**options: Any) -> openai.OpenAI:
+    """Return a client whose requests end soon after another thread has closed it, which does not wake them."""
+    return openai.OpenAI(timeout=15, **options)
+
+
 async def poll(client: openai.AsyncOpenAI, name: str, step: Step) -> None:
     while not step():
         await asyncio.sleep(EVERY)
@@ -323,7 +328,7 @@ def import_frameworks() -> None:
 
 HAS_FRAMEWORKS = find_spec("pydantic_ai") is not None
 
-BLOCKS: dict[str, Any] = {"blocks": True, "client": openai.OpenAI}
+BLOCKS: dict[str, Any] = {"blocks": True, "client": _blocking_client}
 PYDANTIC_AI = {"framework": "pydantic_ai.models.openai"}
 AGNO = {"framework": "agno.models.openai"}
 AGENT_FRAMEWORK = {"framework": "agent_framework.openai"}
