@@ -353,8 +353,8 @@ class TestClients:
             answer.stream = another_stream(answer.stream)
 
         odd.answer = documents(CREATED + DELTA, **EVENTS)
-        client._client.event_hooks = {"response": [replace]}
         async with odd.session.guard(client) as guard:
+            client._client.event_hooks["response"].insert(0, replace)  # before ours
             async with await client.responses.create(**REQUEST, stream=True) as events:
                 assert [event.type async for event in events] == ["response.created", "response.output_text.delta"]
             async with await client.responses.create(**REQUEST, stream=True):
@@ -459,8 +459,8 @@ async def test_a_blocking_stream_of_another_kind_is_looked_at(odd: Server, block
             return [event.type for event in events]
 
     odd.answer = documents(CREATED + DELTA, **EVENTS)
-    blocking._client.event_hooks = {"response": [replace]}
     async with odd.session.guard(blocking) as guard:
+        blocking._client.event_hooks["response"].insert(0, replace)  # before ours
         assert await asyncio.to_thread(read) == ["response.created", "response.output_text.delta"]
         assert guard.armed
 
