@@ -2,8 +2,8 @@
 
 The client's public method `send`, through which all requests pass, is replaced as long as somebody listens. Requests
 that create a response in the background run in a task of their own: if the task that has made one is cancelled, the
-answer with the id still arrives. An event hook reads the id before other hooks, the authentication or a subclass see
-the answer, since these may raise. See https://www.python-httpx.org/api/#asyncclient and
+answer with the id still arrives. An event hook reads the id before other hooks, the client's `auth` or a subclass
+get the answer, since these may raise. See https://www.python-httpx.org/api/#asyncclient and
 https://www.python-httpx.org/advanced/event-hooks/.
 """
 
@@ -102,14 +102,14 @@ class _Creation:
     Attributes:
         listeners: those who want to know its id.
         is_streamed: whether the caller of `send` reads the body.
-        is_answered: whether the answer was looked at.
+        was_seen: whether its answer was looked at.
         response_id: the id, once it was seen.
     """
 
     def __init__(self, listeners: list[Listener], *, is_streamed: bool) -> None:
         self.listeners = listeners
         self.is_streamed = is_streamed
-        self.is_answered = False
+        self.was_seen = False
         self.response_id: str | None = None
 
 
@@ -316,7 +316,7 @@ class _AsyncTap(_Tap):
         response = None
         try:
             response = await self._real(request, stream=True, **options)
-            if not creation.is_answered:
+            if not creation.was_seen:
                 await self._see(creation, response)
             if not stream:
                 await response.aread()
@@ -333,11 +333,11 @@ class _AsyncTap(_Tap):
     async def _on_response(self, response: Any) -> None:
         """Look at the answer to a creation. This is an event hook."""
         creation = response.request.extensions.get(self._mark)
-        if creation is not None and response.is_success and not creation.is_answered:
+        if creation is not None and response.is_success and not creation.was_seen:
             await self._see(creation, response)
 
     async def _see(self, creation: _Creation, response: Any) -> None:
-        creation.is_answered = True
+        creation.was_seen = True
         sight = Sight(response)
         if not (creation.is_streamed or sight.knows_encoding):
             await response.aread()  # httpx knows more encodings
@@ -378,7 +378,7 @@ class _BlockingTap(_Tap):
         response = None
         try:
             response = self._real(request, stream=True, **options)
-            if not creation.is_answered:
+            if not creation.was_seen:
                 self._see(creation, response)
             if not stream:
                 response.read()
@@ -395,11 +395,11 @@ class _BlockingTap(_Tap):
     def _on_response(self, response: Any) -> None:
         """Look at the answer to a creation. This is an event hook."""
         creation = response.request.extensions.get(self._mark)
-        if creation is not None and response.is_success and not creation.is_answered:
+        if creation is not None and response.is_success and not creation.was_seen:
             self._see(creation, response)
 
     def _see(self, creation: _Creation, response: Any) -> None:
-        creation.is_answered = True
+        creation.was_seen = True
         sight = Sight(response)
         if not (creation.is_streamed or sight.knows_encoding):
             response.read()  # httpx knows more encodings

@@ -41,7 +41,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 _walk_stack = traceback.walk_stack
 traceback.walk_stack = lambda frame: itertools.islice(_walk_stack(frame), 10)
 
-# What is imported and collected stays.
+# While modules are imported and tests collected, hardly anything becomes garbage.
 gc.disable()
 
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"needs the recorded bodies in {SHARED.name}")

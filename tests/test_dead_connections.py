@@ -42,7 +42,7 @@ async def client(request: pytest.FixtureRequest):
 class TestWithDeadConnectionsInThePool:
     @pytest.fixture(autouse=True)
     def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "PATIENCE", 0.4)
+        monkeypatch.setattr(pool, "PATIENCE", 0.4)  # dead connections use up all of it
 
     async def test_a_cancel_reaches_the_server_with_its_second_attempt(
         self, relay: Relay, server: Emulator, create, client, dead: int

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import openai
 import pytest
-from conftest import KEY, until
+from conftest import KEY, cancels, until
 from openai_clients import REQUEST, async_client, inside, states
 
 from openai_cancel import AsyncSession
@@ -146,6 +146,25 @@ async def test_a_hook_may_read_the_body_and_fail(
         with pytest.raises(FAILURES):
             await client.responses.create(**REQUEST)
         await until(lambda: states(server) == ["cancelled"])
+
+
+async def test_a_call_that_is_cancelled_and_then_fails_has_its_response_stopped_once(
+    server: Emulator, session: AsyncSession, client: openai.AsyncOpenAI
+) -> None:
+    async def wait_and_fail(_: object) -> None:
+        await cancelled.wait()
+        raise CarelessError
+
+    cancelled = asyncio.Event()
+    client._client.event_hooks["response"].append(wait_and_fail)
+    async with session.guard(client) as guard:
+        creating = asyncio.create_task(client.responses.create(**REQUEST))
+        await until(lambda: guard.armed)
+        creating.cancel()
+        await asyncio.wait([creating])
+        cancelled.set()
+        await until(lambda: states(server) == ["cancelled"])
+    assert cancels(server) == 2  # the creation, and one cancel
 
 
 async def test_guards_in_a_guard_see_an_answer_once(

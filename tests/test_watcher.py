@@ -18,11 +18,12 @@ from openai_cancel.emulator import Emulator, Fault
 pytestmark = pytest.mark.usefixtures("no_task_is_left", "impatience")
 
 SECOND = watcher.POLL_INTERVAL
+"""The interval outside of tests."""
 
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask more often than once a second."""
+    """Ask more often, since most tests wait for the second question."""
     monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.02)
 
 
