@@ -158,7 +158,7 @@ class TestFiles:
         over, stopped, left = create(runs_for=0), create(), create()
         log = tmp_path / "log"
         arguments = ("--log", str(log), "--resume", "--timeout", "0.1")
-        assert (await run("wait", over, *arguments))[0] == 0
+        assert (await run("wait", over, *arguments[:3]))[0] == 0
         assert (await run("wait", stopped, *arguments))[0] == 1
         assert (await run("wait", left, *arguments, "--on-abandon", "leave"))[0] == 1
         lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -173,7 +173,8 @@ class TestFiles:
     ) -> None:
         over, running = create(runs_for=0), create()
         log = tmp_path / "log"
-        await run("wait", over, running, "--log", str(log), "--timeout", "0.1", "--on-abandon", "leave")
+        await run("wait", over, "--log", str(log))
+        await run("wait", running, "--log", str(log), "--timeout", "0.1", "--on-abandon", "leave")
         status, out, _ = await run("stop", over, running, "--log", str(log), "--resume")
         assert (status, [json.loads(line)["id"] for line in out.splitlines()]) == (0, [running])
         assert server.responses[running].cancelled

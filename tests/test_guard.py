@@ -5,6 +5,7 @@ import gc
 import itertools
 import logging
 import math
+import re
 import traceback
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -175,7 +176,10 @@ class TestResponseThatIsNotStopped:
                 async with session.guard(create(), grace=0.3):
                     raise ValueError("mine")
         assert 0.25 < loop.time() - began < 3
-        assert "was not stopped (unknown: No complete answer within the deadline" in notes(caught.value)[0]
+        # Which of the two depends on whether the first request was sent before the deadline.
+        assert re.search(
+            r"was not stopped \(unknown: (No complete answer within the|The) deadline", notes(caught.value)[0]
+        )
 
     async def test_a_client_that_was_closed_inside_the_block_is_named_in_the_note(self, server, create) -> None:
         async with (

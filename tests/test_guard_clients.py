@@ -7,6 +7,7 @@ from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 from conftest import KEY, QuickClock, hasty_session, notes, until
 from openai_clients import REQUEST, TRANSPORTS, async_client, blocking_client, inside, states
 from pydantic import BaseModel
@@ -391,13 +392,20 @@ class TestCreationsUnderWay:
     async def test_a_creation_that_ends_after_the_grace_is_stopped_then(
         self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI
     ) -> None:
-        server.faults = [Fault(on="create", delay=0.4)]
+        class HeldFault(Fault):
+            async def strike(self, request: web.Request, handler: Callable[[web.Request], Any]) -> web.StreamResponse:
+                await released.wait()
+                return await super().strike(request, handler)
+
+        released = asyncio.Event()
+        server.faults = [HeldFault(on="create")]
         with pytest.raises(ZeroDivisionError):
-            async with real_session.guard(client, grace=0.2):
+            async with real_session.guard(client, grace=0.1):
                 task = asyncio.create_task(create(client))
                 await until(lambda: server.received)
                 raise ZeroDivisionError
         assert states(server) == []
+        released.set()
         assert await task in server.responses
         assert states(server) == ["cancelled"]
 
