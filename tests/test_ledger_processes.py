@@ -40,7 +40,7 @@ def start_guarding(python: str, server: Emulator, start_process: StartProcess):
 async def test_a_sweep_stops_exactly_the_tracked_responses_of_a_killed_process(
     url: str, server: Emulator, create, start_guarding, seed: int
 ) -> None:
-    names = [create() for _ in range(200)]
+    names = [create() for _ in range(2_000)]  # more than it can guard before it is killed, also on a busy machine
     process = await start_guarding(url, names)
     for _ in range(random.Random(seed).randint(1, 60)):
         assert await process.stdout.readline()
