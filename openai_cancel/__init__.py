@@ -118,9 +118,10 @@ as the response runs unless you set a `timeout`, and the ids in a log that the c
 - The message of an error, as shown and in a ledger: 1,000 characters.
 - Connections: `max_connections`, 100. Streams of `wait(stream=True)` use at most half of them.
 - An attempt: `timeout`, 30 s. A new connection: `connect_timeout`, 5 s. All attempts of a call: `deadline`, 60 s.
-- Retries: `max_retries`, 4. The wait before each: 8 s, or up to 60 s if the server asks for it.
+- Retries: `max_retries`, 4. The wait before each: up to 8 s, or up to 60 s if the server asks for it.
 - A `stop`: its own `deadline`, 60 s. The stops of a guard: `grace`, 10 s.
-- `stop_many`: 64 responses under way, and as many outcomes that are not yet consumed (`concurrency`).
+- `stop_many`: 64 responses at a time, and as many outcomes that are not yet consumed (`concurrency`).
+- `wait_many`: 1,000 responses at a time (`concurrency`).
 - A line in a file of ids: 16,777,216 characters. An id in it: 4,096 characters.
 - A ledger: 5 s for a transaction, and for its close (`timeout`); 10,000 operations that wait; 10,000 rows that are
   written later. A sweep gives up a response after 12 attempts (`max_attempts`).
@@ -129,7 +130,8 @@ as the response runs unless you set a `timeout`, and the ids in a log that the c
 
 This project follows [Semantic Versioning](https://semver.org). That covers what `openai_cancel`,
 `openai_cancel.models`, `openai_cancel.ledger`, `openai_cancel.emulator` and `openai_cancel.testing` export, the options
-and exit statuses of the command, and the tables of a ledger. Names that begin with an underscore, and all other
+and exit statuses of the command, the tables of a ledger, the names of log events, log fields and metrics, and the
+fixture and the marker for pytest. Names that begin with an underscore, and all other
 modules, may change at any time. A new field or class of a response is a minor version.
 """
 

@@ -149,7 +149,7 @@ class Guard:
         return self._tracker is None or await self._tracker.note_progress(response_id, mark, ago)
 
     def disarm(self) -> None:
-        """Let all responses run on that are guarded so far."""
+        """Stop guarding the responses so far, and let them run on. Later ones are guarded again."""
         if self._tracker and self._entered:
             self._tracker.release_soon(self._stops.unsettled())
         self._stops.ids.clear()

@@ -53,6 +53,13 @@ class TestKey:
                 "key, any value will do. To try the command without a key, run: openai-cancel demo\n"
             )
 
+    async def test_with_the_variables_of_azure_the_message_names_its_option(
+        self, run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("OPENAI_API_KEY")
+        monkeypatch.setenv("AZURE_OPENAI_API_KEY", KEY)
+        assert "or --ask-key. For Azure OpenAI, add --azure URL. If the server" in (await run("stop", "x"))[2]
+
     async def test_credentials_in_the_custom_headers_make_a_key_unnecessary(
         self, run, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
     ) -> None:

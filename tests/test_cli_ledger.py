@@ -196,14 +196,26 @@ class TestEntries:
         first, second = sorted(listed, key=lambda line: line["id"])
         assert (first["id"], first["state"], first["labels"]) == ("resp_1", "tracked", {"job": "7=8"})
         assert 890 < second["lease_left"] <= 900
-        assert re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00", second["created"])
+        assert second["expires"] is None
         status, out, err = await run("ledger", "release", "resp_1", "resp_3")
         assert (status, out, err) == (1, "", "openai-cancel: 'resp_3' is not in the ledger, or has ended.\n")
         assert (await run("ledger", "release", "resp_2"))[0] == 0
         assert (await run("ledger", "list"))[:2] == (0, "")
+        released = "resp_1  released  job=7=8\nresp_2  released  job=7=8\n"
+        assert (await run("ledger", "list", "--all", "--no-json"))[1] == released
         assert len((await run("ledger", "list", "--all"))[1].splitlines()) == 2
         assert (await run("ledger", "purge", "--older-than", "7d"))[1] == "0 deleted\n"
         assert (await run("ledger", "purge", "--older-than", "0.000001s"))[1] == "2 deleted\n"
+
+    async def test_times_are_of_one_format(self, run, url: str, server: Emulator, create) -> None:
+        async with (
+            Ledger(url) as ledger,
+            AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger, ledger_required=True) as session,
+            session.guard(create(), max_age=60),
+        ):
+            line = json.loads((await run("ledger", "list"))[1])
+        for moment in ("created", "changed", "expires"):
+            assert re.fullmatch(r"20\d\d-\d\d-\d\dT[\d:]+\.\d{3}\+00:00", line[moment])
 
     @pytest.mark.slow
     async def test_ids_are_read_from_files_and_from_standard_input(
@@ -224,7 +236,11 @@ class TestEntries:
         assert sorted(line["id"] for line in listed) == ["resp_1", "resp_2"]
         assert len((await run("ledger", "list", "--state", "tracked"))[1].splitlines()) == 4
         assert await run("ledger", "list", "--older-than", "1h") == (0, "", "")
-        assert (await run("ledger", "release", "resp_1"))[0] == 0
+        release = await start_process(COMMAND, "ledger", "release", "-", stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        assert await release.communicate(b"resp_1\n") == (b"", b"")
+        status, out, err = await run("ledger", "release", "--file", f"{tmp_path}/more.csv")
+        assert (status, out) == (1, "")
+        assert f"{tmp_path}/more.csv: 1 row has no id: line 3" in err
         purge = ["ledger", "purge", "--older-than", "0.000001s"]
         assert (await run(*purge, "--state", "cancelled"))[1] == "0 deleted\n"
         assert (await run(*purge, "--label", "job=8"))[1] == "0 deleted\n"
@@ -262,16 +278,19 @@ class TestEntries:
         ("arguments", "status", "words"),
         [
             (["add", "resp_1", "--ttl", "5m", "--label", "job"], 2, "'job' is not a label: write --label NAME=VALUE."),
-            (["add", "resp_1", "--ttl", "5m", "--label", "a=\n"], 3, "--label must not contain line breaks"),
+            (["add", "resp_1", "--ttl", "5m", "--label", "a=\n"], 2, "--label must not contain line breaks"),
             (["add", "resp_1"], 2, "--ttl"),
             (["add", "--ttl", "5m"], 2, "No ids: pass ids, or use --file"),
             (["add", "--file", "/nowhere", "--ttl", "5m"], 2, "/nowhere: No such file or directory"),
             (["list", "--label", "job"], 2, "'job' is not a label"),
             (["list", "--state", "gone"], 2, "--state"),
-            (["purge", "--older-than", "1d", "--label", "a=\n"], 3, "--label must not contain line breaks"),
-            (["add", "..", "--ttl", "5m"], 3, "'..' cannot be a response id"),
-            (["release", "resp_1", "--account", ""], 3, "--account must not be empty."),
-            (["release", "resp_1", "--account", "a\nb"], 3, "--account must not contain line breaks"),
+            (["purge", "--older-than", "1d", "--label", "a=\n"], 2, "--label must not contain line breaks"),
+            (["purge", "--older-than", "1d", "--state", "stopping"], 2, "in which responses have ended, not stopping."),
+            (["add", "..", "--ttl", "5m"], 2, "'..' cannot be a response id"),
+            (["release", ".."], 2, "'..' cannot be a response id"),
+            (["release"], 2, "No ids: pass ids, or use --file"),
+            (["release", "resp_1", "--account", ""], 2, "--account must not be empty."),
+            (["release", "resp_1", "--account", "a\nb"], 2, "--account must not contain line breaks"),
             (["list", "--ledger", "mysql://x"], 3, "--ledger: A ledger cannot be kept in 'mysql'"),
         ],
     )

@@ -49,6 +49,7 @@ def not_stopped() -> AbandonedError:
             unfinished(failed(APIConnectionError("lost"), attrs.evolve(REFUSED, error=None))),
             "'resp_1': lost It was not stopped (unknown).",
         ),
+        (unfinished(failed(APIConnectionError("no way"), REFUSED)), "'resp_1': no way It was not stopped (unknown)."),
         (
             unfinished(WaitTimeoutError("resp_1 was queued (queued_timeout).", limit="queued_timeout")),
             "'resp_1': resp_1 was queued (--queued-timeout). It was left running.",

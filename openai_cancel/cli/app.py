@@ -12,7 +12,7 @@ from typing import Literal
 from cyclopts import App, CycloptsError, Group
 
 from openai_cancel.cli import commands, demo, emulate, report_log
-from openai_cancel.cli.exit_status import ExitStatus, UsageError
+from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.help_pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.options import OPTIONS
@@ -85,7 +85,9 @@ def run(arguments: Sequence[str]) -> int:
     except (CycloptsError, UsageError) as error:
         # They quote arguments. The standard error of a service ends up in logs.
         problem, status = _SECRETS.sub(_masked, f"{error}"), ExitStatus.USAGE
-    except (ConfigurationError, LedgerError, InsecureTransportWarning) as error:  # PYTHONWARNINGS can raise the latter
+    except (ConfigurationError, LedgerError) as error:
+        problem, status = error, exit_status(error)
+    except InsecureTransportWarning as error:  # PYTHONWARNINGS can raise it
         problem, status = error, ExitStatus.CONFIGURATION
     except OSError as error:
         problem, status = f"cannot write: {error.strerror}", ExitStatus.NOT_STOPPED
@@ -99,9 +101,13 @@ def _masked(secret: "re.Match[str]") -> str:
     return f"{secret[1]}:***@" if secret[1] else "***"
 
 
+_READ_IDS = frozenset({("stop",), ("status",), ("wait",), ("ledger", "add"), ("ledger", "release")})
+"""The commands that take ids from files."""
+
+
 def _with_standard_input(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with `--file=-` in place of a single `-` among the ids."""
-    if not ({*arguments[:1]} & {"stop", "status", "wait"} or [*arguments[:2]] == ["ledger", "add"]):
+    if tuple(arguments[:1]) not in _READ_IDS and tuple(arguments[:2]) not in _READ_IDS:
         return [*arguments]
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [

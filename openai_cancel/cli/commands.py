@@ -17,6 +17,7 @@ from openai_cancel.cli.options import (
     FilterOptions,
     Flag,
     Ids,
+    JsonOrText,
     RunningOptions,
     RunOptions,
     Seconds,
@@ -68,7 +69,7 @@ def stop(
 def list_(
     *,
     filters: FilterOptions = DEFAULT_FILTERS,
-    as_json: AsJson = False,
+    as_json: JsonOrText = None,
     connection: Connection = DEFAULT_CONNECTION,
 ) -> int:
     """List the responses that run, on servers that list them, such as ogx, Microsoft Foundry and Fireworks.
@@ -79,7 +80,7 @@ def list_(
     ```
 
     Args:
-        as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
+        as_json: Print JSON lines. This is the default if the output is not a terminal. --no-json prints a table.
     """
     filters.check()
     from openai_cancel.cli.running import list_running

@@ -80,15 +80,15 @@ def emulate(
     lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     try:
         with showing_records(lines, logging.getLogger("openai_emulator")) if log_requests else nullcontext():
-            asyncio.run(_emulate(emulator, "any" if api_key is None else "..."))
+            asyncio.run(_emulate(emulator, "any" if api_key is None else None))
     except (OSError, UnicodeError) as error:  # the latter if the host is not a valid name
         reason = getattr(error, "strerror", error)
         raise ConfigurationError(f"Cannot listen on {host}, port {port}: {reason}.") from error
 
 
-async def _emulate(emulator: "Emulator", key: str) -> None:
+async def _emulate(emulator: "Emulator", key: str | None) -> None:
     import asyncio
 
     async with emulator:
-        print_line(f"OPENAI_BASE_URL={emulator.base_url} OPENAI_API_KEY={key}")
+        print_line(f"OPENAI_BASE_URL={emulator.base_url}{f' OPENAI_API_KEY={key}' if key else ''}")
         await asyncio.Event().wait()

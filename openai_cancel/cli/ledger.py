@@ -18,13 +18,13 @@ from openai_cancel.cli.options import (
     DEFAULT_SELECTION,
     OPTIONS,
     AccountOptions,
-    AsJson,
     Connection,
     Count,
     Files,
     FilterOptions,
     Flag,
     Ids,
+    JsonOrText,
     LedgerOptions,
     Pairs,
     RunOptions,
@@ -33,9 +33,8 @@ from openai_cancel.cli.options import (
     check_ids,
     read_labels,
 )
-from openai_cancel.cli.output import complain, is_read_by_people, print_line, printable
+from openai_cancel.cli.output import complain, print_line, printable, writes_json
 from openai_cancel.cli.reconcile_options import DEFAULT_RECONCILE, ReconcileOptions
-from openai_cancel.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from openai_cancel.cli.ids import BadLine, Source
@@ -237,7 +236,7 @@ def list_(
     ended: Annotated[bool, Flag, Parameter("--all")] = False,
     older_than: Seconds | None = None,
     overdue: Annotated[bool, Flag] = False,
-    as_json: AsJson = False,
+    as_json: JsonOrText = None,
     selection: SelectionOptions = DEFAULT_SELECTION,
     where: LedgerOptions = DEFAULT_LEDGER,
 ) -> None:
@@ -252,9 +251,9 @@ def list_(
         ended: Also list the responses that have ended or were released.
         older_than: Only responses that were first recorded this long ago, such as 30m, 2h or 7d, or earlier.
         overdue: Only responses whose lease has expired, so that a sweep of their account should stop them.
-        as_json: Print a JSON line for each response. This is the default if the output is not a terminal.
+        as_json: Print JSON lines. This is the default if the output is not a terminal. --no-json prints text.
     """
-    show = _as_line if is_read_by_people() and not as_json else _as_json
+    show = _as_json if writes_json(as_json) else _as_line
     import asyncio
 
     labels = selection.labels
@@ -323,16 +322,17 @@ def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: "Ca
     try:
         return Source(ids, files, complain=complain_of_line, skip=lambda _: False)
     except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+        raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError.of_file(error) from error
 
 
 @ledger.command
 def release(
-    ids: Ids,
+    ids: Ids = (),
     /,
     *,
+    file: Files = (),
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
     connection: Connection = DEFAULT_CONNECTION,
@@ -343,26 +343,34 @@ def release(
 
     ```
     openai-cancel ledger release resp_123
-    openai-cancel ledger release resp_123 resp_456 --account batch
+    openai-cancel ledger release --file ids.txt --account batch
     ```
 
     Args:
-        ids: The ids of the responses.
+        ids: The ids of the responses. - reads them from standard input.
+        file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
     """
     import asyncio
 
-    session = account.session(connection)
+    from openai_cancel.cli.bad_lines import BadLines
 
-    async def run() -> ExitStatus:
+    check_ids(ids, file)
+    session = account.session(connection)
+    bad = BadLines()
+
+    async def run(source: "Source") -> ExitStatus:
         status = ExitStatus.OK
-        async with where.make() as opened:
-            for response_id in ids:
+        async with where.make() as opened, aclosing(source.read()) as names:
+            async for response_id in names:
                 if not await opened.release(response_id, session=session):
                     complain(f"{response_id!r} is not in the ledger, or has ended.")
                     status = ExitStatus.NOT_STOPPED
         return status
 
-    return asyncio.run(run())
+    with _open_source(ids, file, bad.note) as source:
+        status = asyncio.run(run(source))
+    bad.sum_up("the first ones show what is wrong")
+    return ExitStatus.NOT_STOPPED if bad.count else status
 
 
 @ledger.command
@@ -385,6 +393,8 @@ def purge(
     import asyncio
 
     labels = selection.labels
+    if selection.state in ("tracked", "stopping"):
+        raise UsageError(f"--state must be a state in which responses have ended, not {selection.state}.")
 
     async def run() -> int:
         async with where.make() as opened:
@@ -399,8 +409,9 @@ def _as_json(entry: "Entry") -> str:
     from openai_cancel.cli.documents import to_json
 
     document = attrs.asdict(entry)
-    for moment in ("created", "changed"):
-        document[moment] = document[moment].isoformat(timespec="milliseconds")
+    for moment in ("created", "changed", "expires"):
+        if document[moment] is not None:
+            document[moment] = document[moment].isoformat(timespec="milliseconds")
     return to_json({"id": document.pop("response_id"), **document})
 
 

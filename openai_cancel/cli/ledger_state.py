@@ -6,8 +6,8 @@ from cyclopts import Parameter
 
 from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
-from openai_cancel.cli.options import DEFAULT_LEDGER, AsJson, Flag, LedgerOptions, Seconds
-from openai_cancel.cli.output import complain, is_read_by_people, print_line, printable
+from openai_cancel.cli.options import DEFAULT_LEDGER, Flag, JsonOrText, LedgerOptions, Seconds
+from openai_cancel.cli.output import complain, print_line, printable, writes_json
 
 if TYPE_CHECKING:
     from openai_cancel.ledger import Ledger, Stats
@@ -51,7 +51,7 @@ def init(
 def stats(
     *,
     open_only: Annotated[bool, Flag] = False,
-    as_json: AsJson = False,
+    as_json: JsonOrText = None,
     prometheus: Annotated[bool, Flag] = False,
     where: LedgerOptions = DEFAULT_LEDGER,
 ) -> None:
@@ -64,7 +64,7 @@ def stats(
 
     Args:
         open_only: Do not count responses that have ended, for which the whole table is read.
-        as_json: Print a JSON document. This is the default if the output is not a terminal.
+        as_json: Print a JSON document. This is the default if the output is not a terminal. --no-json prints text.
         prometheus: Print the text format of Prometheus.
     """
     if as_json and prometheus:
@@ -72,7 +72,7 @@ def stats(
     found = _count(where, include_ended=not open_only)
     if prometheus:
         print_line(found.to_prometheus().removesuffix("\n"))
-    elif as_json or not is_read_by_people():
+    elif writes_json(as_json):
         from openai_cancel.cli.documents import to_json
 
         print_line(to_json(found.to_dict()))

@@ -248,7 +248,8 @@ class WaitLine:
             return ""
         if outcome.stopped:
             return f" It was stopped ({outcome.verdict})."
-        return f" It was not stopped ({outcome.verdict}{f': {outcome.error}' if outcome.error else ''})."
+        told = outcome.error is None or f"{outcome.error}" == f"{self.error}"
+        return f" It was not stopped ({outcome.verdict}{'' if told else f': {outcome.error}'})."
 
 
 @attrs.frozen

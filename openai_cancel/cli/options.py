@@ -111,7 +111,7 @@ Quiet = Annotated[bool, Flag, Parameter(alias="-q", group=OUTPUT)]
 """The option `--quiet`."""
 
 JsonOrText = Annotated[bool | None, Parameter("--json", negative="--no-json", show_default=False, group=OUTPUT)]
-"""The options `--json` and `--no-json`."""
+"""The options `--json` and `--no-json`. None, the default, is JSON unless the output is a terminal."""
 
 
 @Parameter(name="*", group=LIMITS)
@@ -122,7 +122,7 @@ class RunOptions:
     Attributes:
         concurrency: The number of responses to handle at once. The rate adapts to the limit of the server.
         deadline: The time that each response may take.
-        as_json: Print a JSON line for each outcome. This is the default into a pipe. --no-json prints text and totals.
+        as_json: Print JSON lines, the default if the output is not a terminal. --no-json prints text and totals.
         quiet: Print only what goes wrong.
     """
 
@@ -142,9 +142,9 @@ class FileOptions:
 
     Attributes:
         file: Files of ids: one id per line, JSON, or CSV with a column id or response_id. - is standard input.
-        log: Append a JSON line for each outcome to this file, with the other columns of its row, for `report`.
-        resume: Skip the ids that the log shows as stopped.
-        rerun_failed: Read the ids that this log shows as not stopped. Results are appended to it, unless --log is set.
+        log: Append a JSON line for each result to this file, with the other columns of its row, for `report`.
+        resume: Skip the responses that have ended according to the log.
+        rerun_failed: Read the ids that have not ended according to this log. Without --log, results are appended to it.
     """
 
     file: Files = ()
@@ -329,6 +329,7 @@ class Connection:
 
         Raises:
             ConfigurationError: a setting is missing or cannot work. The message names the option or the variable.
+            UsageError: options cannot be combined.
         """
         from openai_cancel.session import AsyncSession  # brings aiohttp, which takes long to import
 
@@ -359,15 +360,16 @@ class Connection:
                 "--ask-key, and replace this key."
             )
         if self.azure is None and self.api_version is not None:
-            raise ConfigurationError("--api-version requires --azure.")
+            raise UsageError("--api-version requires --azure.")
         if self.azure is not None and (self.base_url or self.organization or self.project):
-            raise ConfigurationError("--azure cannot be combined with --base-url, --organization or --project.")
+            raise UsageError("--azure cannot be combined with --base-url, --organization or --project.")
         variable = "OPENAI_API_KEY" if self.azure is None else "AZURE_OPENAI_API_KEY"
         has_key = self.key_file or self.ask_key or os.environ.get(variable) or _custom_headers_have_credentials()
         if not has_key:
+            azure = "For Azure OpenAI, add --azure URL. " if os.environ.get("AZURE_OPENAI_API_KEY") else ""
             raise ConfigurationError(
-                f"No API key: set {variable}, or use --key-file or --ask-key. If the server needs no key, any value "
-                "will do. To try the command without a key, run: openai-cancel demo"
+                f"No API key: set {variable}, or use --key-file or --ask-key. {azure}If the server needs no key, any "
+                "value will do. To try the command without a key, run: openai-cancel demo"
             )
 
     def _check_values(self) -> None:
@@ -449,9 +451,10 @@ class AccountOptions:
 
         Raises:
             ConfigurationError: a setting is missing or cannot work.
+            UsageError: the name is empty, or options cannot be combined.
         """
         if self.account == "":
-            raise ConfigurationError("--account must not be empty.")
+            raise UsageError("--account must not be empty.")
         check_text(self.account, "--account")
         return connection.session(account=self.account, max_connections=max_connections)
 
@@ -466,7 +469,7 @@ class SelectionOptions:
 
     Attributes:
         label: Only responses with this label, as NAME=VALUE. Can be repeated: they have all of the labels.
-        state: Only responses in this state. The last seven are verdicts about their end.
+        state: Only responses in this state. Those that are tracked or stopping are open; all others have ended.
     """
 
     label: Pairs = ()
@@ -489,8 +492,7 @@ def read_labels(pairs: Sequence[str]) -> dict[str, str]:
     """Return the labels of --label options.
 
     Raises:
-        UsageError: one is not of the form NAME=VALUE.
-        ConfigurationError: one contains control characters.
+        UsageError: one is not of the form NAME=VALUE, or contains control characters.
     """
     for pair in pairs:
         if "=" not in pair:
@@ -525,12 +527,14 @@ def check_text(text: str | None, source: str) -> None:
     """Refuse a text that contains control characters.
 
     Raises:
-        ConfigurationError: it does. The message names the source.
+        UsageError: it does, and is the value of an option. The message names it.
+        ConfigurationError: it does, and is an environment variable. The message names it.
     """
     from openai_cancel.checks import CONTROL  # brings yarl, which help does without
 
     if text is not None and CONTROL.search(text):
-        raise ConfigurationError(f"{source} must not contain line breaks or other control characters.")
+        kind = UsageError if source.startswith("--") else ConfigurationError
+        raise kind(f"{source} must not contain line breaks or other control characters.")
 
 
 def _given(value: str | None, option: str, variable: str) -> tuple[str | None, str]:

@@ -87,6 +87,11 @@ def is_read_by_people() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
+def writes_json(as_json: bool | None) -> bool:  # noqa: FBT001 - it is the value of an option
+    """Return whether to print JSON: by default, if standard output is not a terminal."""
+    return not is_read_by_people() if as_json is None else as_json
+
+
 def has_terminal() -> bool:
     """Return whether there is somebody to ask."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()

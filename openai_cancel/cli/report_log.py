@@ -13,7 +13,10 @@ def report(
     logs: Annotated[tuple[str, ...], Parameter(show_default=False, allow_leading_hyphen=True)],
     /,
     *,
-    by: Annotated[tuple[str, ...], Parameter(negative=(), metavar="NAME")] = ("verdict", "error"),
+    by: Annotated[tuple[str, ...], Parameter(negative=(), metavar="NAME", show_default=", ".join)] = (
+        "verdict",
+        "error",
+    ),
     failed: Annotated[bool, Flag] = False,
     style: Annotated[Format, Parameter("--format", metavar="FORMAT", group=OUTPUT)] = "text",
 ) -> int:

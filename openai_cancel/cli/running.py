@@ -17,7 +17,7 @@ from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, RunningOptions, RunOptions
-from openai_cancel.cli.output import complain, has_terminal, is_read_by_people, print_line, printable
+from openai_cancel.cli.output import complain, has_terminal, print_line, printable, writes_json
 from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import GIVE_UP_AFTER, HandleMany, Run, open_log
 from openai_cancel.cli.signals import run_until_signalled
@@ -38,16 +38,15 @@ VALUES = 5
 """The number of values of metadata that the question names, the most frequent ones."""
 
 
-def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool) -> int:
+def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool | None) -> int:
     """Print the responses that match, as a table or as JSON lines, and return the exit status.
 
     Args:
         session: makes the requests. It is not open yet.
         filters: which responses.
-        as_json: whether to print JSON lines. They are the default if the output is not a terminal.
+        as_json: whether to print JSON lines. None prints them if the output is not a terminal.
     """
-    as_json = as_json or not is_read_by_people()
-    return asyncio.run(run_until_signalled(_list_running(session, filters, as_json=as_json)))
+    return asyncio.run(run_until_signalled(_list_running(session, filters, as_json=writes_json(as_json))))
 
 
 async def _list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool) -> int:

@@ -23,7 +23,7 @@ class WaitOptions:
         poll: The longest time between two looks at a response. They are frequent at first.
         on_abandon: What to do with responses that are still running after a time-out or Ctrl-C.
         concurrency: The number of responses to wait for at once.
-        as_json: Print a JSON line for each response. For files, this is the default into a pipe. --no-json prints text.
+        as_json: Print JSON lines. For files, it is the default if the output is not a terminal. --no-json prints text.
         quiet: Print only what goes wrong.
     """
 

@@ -1,6 +1,6 @@
 """The classes of a response and of everything in it.
 
-There is a class for each of the 159 kinds of objects that a `Response` can contain, so it is typed to the last field.
+There is a class for every kind of object that a `Response` can contain, so it is typed to the last field.
 
 ```python
 from openai_cancel import Session
@@ -17,7 +17,7 @@ for item in response.output or ():
         case FunctionCall(name=name, arguments=arguments):
             print("called", name, arguments)
 print(response.items(FunctionCall), response.problems, response.extra)
-print(response.to_dict())  # exactly the server's document: store this, and not the output of an attrs serializer
+print(response.to_dict())  # exactly the server's document: store this, and not the output of `attrs.asdict`
 ```
 
 Unexpected data does not fail. A missing field is None, and an object of an unknown `type` is an `Unknown`. If a value
