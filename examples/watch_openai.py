@@ -1,4 +1,4 @@
-"""A service whose responses survive nothing that kills it: `watch_openai.py LEDGER QUESTION...`.
+"""A service that records its responses, for a sweep in case it is killed: `watch_openai.py LEDGER QUESTION...`.
 
 Kill it, and run `openai-cancel ledger sweep` with the same ledger a minute later: everything that ran is stopped.
 """

@@ -18,7 +18,7 @@ async def ask(client: openai.AsyncOpenAI, question: str) -> str:
 
 
 async def main(seconds: float, question: str) -> None:
-    """Wait for the answer for some seconds. An exception, such as a time-out, stops the response."""
+    """Wait for the answer for some seconds. An exception, such as a timeout, stops the response."""
     async with openai.AsyncOpenAI() as client, AsyncSession.from_openai(client) as session:
         try:
             async with session.guard(client):

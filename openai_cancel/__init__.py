@@ -32,14 +32,13 @@ with Session(base_url=os.environ["OPENAI_BASE_URL"], api_key="any") as session: 
 
 For Azure OpenAI, use `AsyncSession.azure(endpoint, api_key=…)`, or pass `token_provider=…` for Entra ID.
 `AsyncSession.from_openai(client)` copies the key, base URL, organization, project, headers and query of an `openai`
-client, but not its time-outs or its transport.
+client, but not its timeouts or its transport.
 
 # Retries
 
-Connection errors, time-outs, 408, 429 and 5xx are retried, with growing random waits, or as `retry-after` asks. An
-`x-should-retry` header takes precedence. Not retried are 409, which here means "cannot be cancelled", 501, a used-up
-quota, and an untrusted certificate. Retrying the wrong error wastes a minute. Not retrying the right one leaves paid
-work running.
+Connection errors, timeouts, 408, 429 and 5xx are retried with exponential backoff and jitter, or after the time in
+`retry-after`. An `x-should-retry` header takes precedence. 409, which here means "cannot be cancelled", 501, an
+exhausted quota and an untrusted certificate are not retried.
 
 # Questions about cancelling
 

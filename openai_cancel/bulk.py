@@ -20,7 +20,7 @@ from openai_cancel.wire import ResponseId
 _R = TypeVar("_R")
 
 FATES = 20
-"""The largest number of responses for each of which an exception gets a note."""
+"""The maximum number of responses for each of which an exception gets a note."""
 
 
 class Fate(NamedTuple):

@@ -84,7 +84,7 @@ class Caller:
         policy: the limits of a call.
         timeout: seconds that one attempt may take, from connect to the last byte of the body.
         transport: sends the requests.
-        clock: the source of time and chance.
+        clock: the clock and the source of randomness.
         pace: the pace that this caller shares with others; None for no limit.
         is_repeated: whether the code that makes a call repeats it if it fails.
         endings: tells others which responses have ended.
@@ -206,7 +206,7 @@ class Caller:
     ) -> Response | OpenAICancelError:
         """Ask once for the events of a response: `GET /responses/{response_id}?stream=true`.
 
-        The time-out of an attempt holds until the stream begins.
+        The timeout of an attempt holds until the stream begins.
 
         Args:
             response_id: the id, or an object that has it as `.id`.

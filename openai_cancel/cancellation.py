@@ -1,4 +1,4 @@
-"""Time-outs, shields, and waiting that a cancellation does not end."""
+"""Timeouts, shields, and waiting that a cancellation does not end."""
 
 import asyncio
 import inspect
@@ -18,10 +18,10 @@ _T = TypeVar("_T")
 
 
 class TimeoutScheduler:
-    """One timer of the event loop for any number of time-outs.
+    """One timer of the event loop for any number of timeouts.
 
     `asyncio.timeout` creates a timer for each block, and a cancelled timer stays in the loop's heap until its time has
-    come. That costs a tenth of a whole exchange, and time-outs of requests almost never expire.
+    come. That costs a tenth of a whole exchange, and timeouts of requests almost never expire.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Timeout:
         scheduler: the timer that it shares with others.
         seconds: how long the block may take.
         until: the time of the event loop at which the block ends.
-        expired: whether this time-out has ended the block.
+        expired: whether this timeout has ended the block.
         is_lifted: whether the block may take as long as it likes.
     """
 
@@ -105,7 +105,7 @@ class Timeout:
 async def contain(awaitable: Awaitable[_T]) -> _T:
     """Await foreign code, such as a caller's key function, in a task of its own.
 
-    Foreign code may swallow a cancellation. In a task of its own it can swallow neither the time-out of the call that
+    Foreign code may swallow a cancellation. In a task of its own it can swallow neither the timeout of the call that
     awaits it nor the cancellation of the caller's task: this function ends `CLEANUP_TIME` seconds after either.
     """
     task = asyncio.create_task(_capture(awaitable))

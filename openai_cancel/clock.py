@@ -6,7 +6,7 @@ import time
 
 
 class Clock:
-    """The source of time and chance for everything that a session does.
+    """The clock and the source of randomness for everything that a session does.
 
     A subclass can make tests of retries and polling fast and deterministic:
 
@@ -23,7 +23,7 @@ class Clock:
     session = AsyncSession(clock=FastClock())
     ```
 
-    Time-outs of requests are timers of the event loop and do not use it.
+    Timeouts of requests are timers of the event loop and do not use it.
     """
 
     def monotonic(self) -> float:

@@ -2,7 +2,7 @@
 
 ```text
 OpenAICancelError
- ├─ ConfigurationError          refused before anything was sent: keys, URLs, headers, time-outs
+ ├─ ConfigurationError          refused before anything was sent: keys, URLs, headers, timeouts
  │   └─ InvalidResponseIdError  (also ValueError)
  ├─ SessionStateError           (also RuntimeError) not open, closed, another event loop or process
  ├─ APIError                    a request failed
@@ -239,9 +239,9 @@ class UnprocessableEntityError(APIStatusError):
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests, or the quota is used up."""
+    """429: too many requests, or the quota is exhausted."""
 
-    hint = "Wait before the next request. If the quota is used up, change the plan or the billing."
+    hint = "Wait before the next request. If the quota is exhausted, check your plan and billing details."
 
 
 class UnsupportedError(APIStatusError):
@@ -282,7 +282,7 @@ class ListingError(APIError):
 class AbandonedError(OpenAICancelError):
     """Nobody waits for a block any more, as the function `abandoned` of its guard reports. The responses were stopped.
 
-    A web framework that calls a handler for it logs no traceback.
+    Register a handler for it in your web framework, which otherwise logs a traceback.
 
     Attributes:
         outcome: the `Outcome` of stopping the response, or of the first one of several; None if none was guarded.

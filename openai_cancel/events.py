@@ -33,7 +33,7 @@ class EventParser:
     event that no empty line has ended is not an event.
 
     Args:
-        limit: the largest number of bytes of an event's data, and of any line. An event above it is left out.
+        limit: the maximum number of bytes of an event's data, and of any line. An event above it is left out.
 
     Attributes:
         type: the type of the event that is not complete yet; empty if it is not known.

@@ -36,7 +36,7 @@ _log = logging.getLogger("openai_cancel")
 
 
 class Guard:
-    """Stops responses if its block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
+    """Stops responses if its block is left by an exception: an error, a timeout, a cancelled task, Ctrl-C.
 
     The responses are stopped first. Then the same exception is raised. While the responses are being stopped, further
     cancellations of the task are held back; they take effect afterwards. A response that could not be stopped is
@@ -216,7 +216,7 @@ class Guard:
                 stops.raise_exit(error)
             elif stops.ids:
                 _log.warning(
-                    "%r could stop nothing: its event loop is closed", self,
+                    "%r could not stop its responses: its event loop is closed", self,
                     extra=fields("loop_closed", affected=len(stops.ids)),
                 )  # fmt: skip
         finally:

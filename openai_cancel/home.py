@@ -117,7 +117,7 @@ class Arrivals:
         """Wait until the next one arrives, and return the last cancellation of this task, which does not end the wait.
 
         Args:
-            seconds: the longest time to wait.
+            seconds: the maximum time to wait.
         """
         change = self._change
         if change is None or change.done():  # otherwise another task waits for it, too

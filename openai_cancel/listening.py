@@ -45,7 +45,7 @@ class Listener:
     Args:
         caller: makes the requests.
         response_id: the id of the response.
-        poll: the longest time between two connections, in seconds.
+        poll: the maximum time between two connections, in seconds.
         after: the number of the last event that an earlier wait has received, so that only later ones are requested.
 
     Attributes:

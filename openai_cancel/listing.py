@@ -88,7 +88,7 @@ class Filters:
         if newer_than is not None:
             check_seconds("newer_than", newer_than)
         if older_than is not None and newer_than is not None and older_than >= newer_than:
-            raise ConfigurationError("older_than must be less than newer_than: otherwise no response can be both.")
+            raise ConfigurationError("older_than must be less than newer_than: otherwise no response can match both.")
         if not isinstance(model, str | None):
             raise ConfigurationError(f"model must be the name of a model, not {type(model).__name__}.")
         metadata = {} if metadata is None else metadata
@@ -217,7 +217,7 @@ class _Listing:
             if page.has_more is False or (not page.responses and page.has_more is None):
                 return
             if not page.responses:
-                raise ListingError("The server's list has lost its place: it promises more, and the page is empty.")
+                raise ListingError("The server's list is inconsistent: it reports more responses, but a page is empty.")
             cursors = await self._next(page.responses, is_stuck=not responses)
             if cursors[0].after == mark:
                 raise _repeats()

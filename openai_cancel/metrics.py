@@ -139,7 +139,7 @@ class _Instruments:
             explicit_bucket_boundaries_advisory=_SECONDS,
         )  # fmt: skip
         self._overdue: Gauge = meter.create_gauge(
-            "openai_cancel.ledger.overdue", "{response}", "Responses whose lease in the ledger has lapsed."
+            "openai_cancel.ledger.overdue", "{response}", "Responses whose lease in the ledger has expired."
         )
         self._set: dict[tuple[str, str], None] = {}
         for kind, words in (("guard", "guards and waits"), ("watch", "watches")):

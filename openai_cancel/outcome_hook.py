@@ -21,7 +21,7 @@ MAX_TIME = 10.0
 """Seconds after which a call of an async function is cancelled."""
 
 MAX_WAITING = 10_000
-"""The largest number of calls that wait for their turn. It is reached only if the function hangs."""
+"""The maximum number of calls that wait for their turn. It is reached only if the function hangs."""
 
 _log = logging.getLogger("openai_cancel")
 

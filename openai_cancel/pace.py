@@ -39,8 +39,8 @@ class Pace:
     limits requests a second. Only `turn` waits.
 
     Attributes:
-        concurrency: the largest number of responses that are worked on at once.
-        clock: the source of time and chance.
+        concurrency: the maximum number of responses that are worked on at once.
+        clock: the clock and the source of randomness.
         give_up_after: seconds in which every request must fail for want of an answer before `give_up` is called.
         give_up: is called with the error of the last request if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.

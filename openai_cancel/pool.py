@@ -90,7 +90,7 @@ class Pool(Connections, aiohttp.TCPConnector):
     """A connector that tells attempts whether their connection was used before.
 
     It also drops idle connections with unsolicited data, which would be read as the next answer. A gateway may report
-    a time-out after it has answered, or be tricked into sending one answer too many.
+    a timeout after it has answered, or be tricked into sending one answer too many.
 
     Attributes:
         attempts: the attempts that are under way, by the task that makes the exchange.

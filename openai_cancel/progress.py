@@ -25,7 +25,7 @@ class Progress:
         response_id: the id.
         now: the time at which the wait begins.
         history: what the ledger knows from earlier waits.
-        limit: the longest time without progress, in seconds; infinite if there is no limit, and nothing to write.
+        limit: the maximum time without progress, in seconds; infinite if there is no limit, and nothing to write.
 
     Attributes:
         changed: the time of the last progress.

@@ -21,7 +21,7 @@ LEAST_POLL = 0.25
 """The shortest time between two looks, in seconds."""
 
 MAX_POLL = 60.0
-"""The longest time between two looks, in seconds, unless the caller sets another one."""
+"""The maximum time between two polls, in seconds, unless the caller sets another one."""
 
 LAST_LOOK = 2.0
 """Seconds for one more look after a limit: the process may have been frozen, and the response has ended meanwhile."""

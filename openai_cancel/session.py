@@ -57,7 +57,7 @@ class AsyncSession:
         deadline: seconds that all attempts of a `cancel` or `retrieve` may take together. `stop` has its own.
         max_retries: the number of attempts after the first one.
         max_body_bytes: the size of the largest body that is read, in bytes. A larger one is an error.
-        max_connections: the largest number of connections. Further calls wait for one within their `timeout`.
+        max_connections: the maximum number of connections. Further calls wait for one within their `timeout`.
         proxy: the URL of an HTTP proxy. Defaults to the HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY variables.
         trace_configs: callbacks for requests and connections, see
             https://docs.aiohttp.org/en/stable/tracing_reference.html.
@@ -70,12 +70,12 @@ class AsyncSession:
         on_outcome: a function, sync or async, that is called once with each `Outcome`, for example to count them: those
             of `stop`, `stop_many`, `guard`, `wait`, `wait_many`, `watch`, and the sweeps and stops of a ledger. It is
             not called for dry runs, nor for responses that another process has stopped. A sync function runs in the
-            event loop and should not block. An async one is waited for up to a second, on top of a deadline or
-            `grace`. Then it runs on, and is cancelled after 10 seconds, or a second after the session begins to
-            close. Exceptions of the function are logged, and change nothing else.
+            event loop and should not block. A stop waits up to a second for an async function, in addition to its
+            deadline or `grace`. Then the function continues in the background. It is cancelled after 10 seconds, or
+            a second after the session starts to close. Exceptions of the function are logged, and change nothing else.
         client_session: an `aiohttp.ClientSession` for the requests, for example with your own proxies, certificates or
             middlewares. It is never closed here.
-        clock: the source of time and chance, for tests.
+        clock: the clock and the source of randomness, for tests.
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
@@ -87,7 +87,7 @@ class AsyncSession:
       sees each attempt: https://docs.aiohttp.org/en/stable/client_middleware_cookbook.html.
     - `trace_configs`: aiohttp's callbacks, to measure requests and connections.
     - `api_key`: a function, for keys that rotate. `headers` and `query`, for each request.
-    - `clock`: the source of time and chance.
+    - `clock`: the clock and the source of randomness.
     - `on_outcome`, to learn of each outcome; `on_update` and `abandoned` of single calls, to see each state, and to end
       a block.
 
@@ -342,9 +342,9 @@ class AsyncSession:
 
         A ledger that a session has opened is closed by the last session that uses it.
 
-        If blocks of guards still run, their responses are stopped first, as their owners will not be able to do it;
-        and stops of guards that are under way are waited for. Each guard has its `grace` for it. Responses that were
-        not stopped are logged as warnings. Then the watches end. Meanwhile a cancellation of the task is held back.
+        If blocks of guards still run, their responses are stopped first, each within the `grace` of its guard, and
+        stops that are under way are finished. Responses that could not be stopped are logged as warnings. Then the
+        watches end. A cancellation of the task takes effect after that.
 
         Other calls that are under way fail before their next attempt at the latest.
 
@@ -488,7 +488,7 @@ class AsyncSession:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Outcome:
-        """Make sure that a response no longer runs, and report its fate.
+        """Make sure that a response no longer runs, and return what happened.
 
         It cancels and polls until the server reports that the work is over, and cancels again where that helps. It
         never raises for the answer of a server; the verdict describes it.
@@ -499,7 +499,7 @@ class AsyncSession:
             confirm: seconds after which a cancelled response is checked again, or fewer if the deadline is near. If it
                 runs again, it is cancelled once more. Azure, LiteLLM and ogx have been seen to continue.
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
-            poll: the longest time between two looks, in seconds, at least 0.25.
+            poll: the maximum time between two polls, in seconds, at least 0.25.
             on_update: a function, sync or async, that is called with each `Response` that was received. Its exceptions
                 are logged and do not end the stop. The time that it takes counts towards the deadline.
             timeout: as for `cancel`.
@@ -509,7 +509,7 @@ class AsyncSession:
             query: as for `cancel`.
 
         Returns:
-            The outcome. Its `verdict` describes the fate of the response, and `stopped` whether the work is over.
+            The outcome. Its `verdict` says what happened to the response, and `stopped` whether the work is over.
 
         Raises:
             InvalidResponseIdError: the id cannot be sent.
@@ -548,7 +548,7 @@ class AsyncSession:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Guard:
-        """Stop responses if a block is left by an exception: an error, a time-out, a cancelled task, Ctrl-C.
+        """Stop responses if a block is left by an exception: an error, a timeout, a cancelled task, Ctrl-C.
 
         ```python
         async with session.guard(client):
@@ -579,13 +579,14 @@ class AsyncSession:
                 is then only logged; `Guard.outcomes` has the details.
             max_age: seconds since a response was first recorded in the session's ledger after which a sweep stops it,
                 although its process lives. It survives restarts of the process, and the earliest limit of several
-                guards counts. The `outcome` of the guard then says so, and its block goes on. None for no limit but
-                that of the ledger.
+                guards counts. The `outcome` of the guard then says so, and its block goes on. None for the `max_age`
+                of the ledger, if it has one.
             abandoned: a function, sync or async, that returns whether nobody waits for the block any more. It is called
                 about once a second. Once it returns true, the block is cancelled, and raises an `AbandonedError` after
                 its responses were stopped. Pass the `request.is_disconnected` of FastAPI and Starlette, the
                 `request.receive` of Litestar, or `lambda: request.transport is None` with aiohttp.web: they do not
-                cancel a handler whose client has disconnected. Read the body of the request before the block. Quart
+                cancel a handler whose client has disconnected. Read the body of the request before the block, because
+                the function consumes its messages. Quart
                 and the async views of Django are cancelled, and need no function. Sync views notice nothing.
             max_retries: as for `stop`.
             headers: as for `cancel`.
@@ -593,8 +594,8 @@ class AsyncSession:
 
         Raises:
             InvalidResponseIdError: an id cannot be sent.
-            ConfigurationError: an option cannot work, such as `max_age` without a ledger; or a client is none, or is
-                one of another server or account.
+            ConfigurationError: an option cannot work, such as `max_age` without a ledger; or an argument is not a
+                supported client, or belongs to another server or account.
             SessionStateError: the session's ledger is not open. The block raises it if the session is not open.
             LedgerError: the block raises it if the ledger is required and fails.
             AbandonedError: the block raises it if `abandoned` has returned true.
@@ -721,34 +722,34 @@ class AsyncSession:
     ) -> Response:
         """Wait until a response ends.
 
-        Errors that may pass do not end the wait. If it ends before the response does, because of a time-out, a
+        Transient errors do not end the wait. If it ends before the response does, because of a timeout, a
         cancellation of the task, or a server that refuses three times in a row, the response is stopped.
 
-        It looks often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
-        has passed. With `stream=True` it follows the events of the response instead, and looks when they tell the end.
+        It polls often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
+        has passed. With `stream=True` it follows the events of the response instead of polling.
 
         Args:
             response_id: the id, or an object that has it as `.id`.
             timeout: seconds to wait; None to wait as long as the response takes.
-            queued_timeout: seconds after which the wait ends, as for a time-out, if the response is still `queued`;
-                None for no such limit. A response with a completion window may rightly be queued for hours. With a
+            queued_timeout: seconds before the wait times out if the response is still `queued`; None for no such
+                limit. A response with a completion window may rightly be queued for hours. With a
                 ledger, the time counts from the first record of the response, also after a restart of the process.
-            stalled_timeout: seconds without any change of its status, its output or its times of updates after which
-                the wait ends, as for a time-out; None for no such limit. With a ledger, the time without a change
-                counts also before a restart of the process, by the clock of the database.
-            poll: the longest time between two looks, in seconds, at least 0.25. A server may ask for a shorter or a
+            stalled_timeout: seconds without a change of its status, its output or its update times before the wait
+                times out; None for no such limit. With a ledger, the time before a restart of the process counts, too,
+                by the clock of the database.
+            poll: the maximum time between two polls, in seconds, at least 0.25. A server may ask for a shorter or a
                 longer one, up to this.
-            stream: whether to follow the events of the response (`GET …?stream=true`), to notice its end at once,
-                usually with two requests. A stream that was cut is resumed. While no events come, it looks at the usual
-                intervals from 8 seconds on, because a connection can die without a sign. A last look checks the end
-                that events report. A server that does not stream this response is polled; OpenAI and Azure stream those
-                that were created with `stream=True`. A stream takes a connection: at most half of them are used for
-                streams, and further waits poll. Events are progress for `stalled_timeout`.
+            stream: whether to follow the server-sent events of the response (`GET …?stream=true`) instead of polling,
+                to notice its end at once, usually with two requests. A stream that breaks is resumed. One more request
+                confirms the end. While no events arrive, the response is polled, at intervals of 8 seconds or more,
+                because a connection can die without a sign. If the server does not stream the response, it is polled;
+                OpenAI and Azure stream only those created with `stream=True`. At most half of the connections are
+                used for streams; further waits poll. Events count as progress for `stalled_timeout`.
             on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
                 one, and with those that events carry, of which it may miss all but the last. Its exceptions are logged
                 and do not end the wait.
             on_abandon: `leave` lets the response run on if the wait ends before it.
-            grace: seconds that stopping the response may take, after the time-out.
+            grace: seconds that stopping the response may take, after the timeout.
             max_age: as for `guard`. The wait returns the response when a sweep has stopped it.
             abandoned: as for `guard`. It ends the wait.
             max_retries: as for `cancel`.
@@ -828,8 +829,8 @@ class AsyncSession:
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
-            concurrency: the largest number of responses that are waited for at once.
-            max_rate: the largest number of requests a second.
+            concurrency: the maximum number of responses that are waited for at once.
+            max_rate: the maximum number of requests a second.
             timeout: as for `wait`, for each response, from the time at which it is first asked for.
             queued_timeout: as for `wait`.
             stalled_timeout: as for `wait`.
@@ -918,7 +919,7 @@ class AsyncSession:
 
         Args:
             response_ids: an iterable or an async iterable of ids, or of objects that have them as `.id`.
-            concurrency: the largest number of responses that are worked on at once. Those above the session's
+            concurrency: the maximum number of responses that are worked on at once. Those above the session's
                 `max_connections` wait for a connection.
             deadline: seconds that each response may take.
             confirm: as for `stop`.
@@ -994,7 +995,7 @@ class AsyncSession:
             newer_than: only responses that were created less than so many seconds ago. The list is read only so far.
             model: only responses of this model.
             metadata: only responses whose metadata has these values, and perhaps others.
-            limit: the largest number of responses.
+            limit: the maximum number of responses.
             timeout: as for `cancel`, for each page.
             deadline: as for `cancel`, for each page.
             max_retries: as for `cancel`, for each page.

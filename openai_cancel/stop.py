@@ -73,7 +73,7 @@ async def stop(
         deadline: seconds that everything may take together.
         confirm: seconds after which a cancelled response is checked again.
         dry_run: only look, and cancel nothing.
-        poll: the longest time between two looks, in seconds.
+        poll: the maximum time between two polls, in seconds.
         max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
         on_update: a function that is called with each response that was received.
         young: whether the response was created a moment ago, so that a server may not know it yet.

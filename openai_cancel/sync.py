@@ -45,9 +45,9 @@ class Session:
     blocks that loop. A session does not survive a `fork`: open one in the child process.
 
     The arguments are those of `AsyncSession`, without `client_session`, which would belong to another event loop. A
-    sync `api_key` function runs in a thread of its own, without an event loop, one call at a time. So does a sync
-    `on_outcome`, in another thread; it may block, and is waited for like an async one, from the moment on at which its
-    turn comes. Stops wait for that as long as it makes progress, so that a slow one misses nothing.
+    sync `api_key` function runs in a thread of its own, without an event loop, one call at a time. A sync `on_outcome`
+    does so in another thread, and may block. A stop waits for its turn while the calls before it make progress, and
+    then up to a second for its own call.
 
     Raises:
         ConfigurationError: a setting is missing or cannot work. Nothing was sent.
@@ -422,7 +422,7 @@ class Session:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Response:
-        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a time-out.
+        """Wait until a response ends. See `AsyncSession.wait`. Ctrl-C stops the response, like a timeout.
 
         `on_update` is called in the session's thread.
         """
@@ -650,7 +650,7 @@ class BlockingGuard:
             if error is None:
                 raise
             with suppress(Exception):  # some exceptions cannot take a note
-                error.add_note(f"openai-cancel: {self._guard!r} could stop nothing: {failure}")
+                error.add_note(f"openai-cancel: {self._guard!r} could not stop its responses: {failure}")
 
 
 class BlockingWatch:

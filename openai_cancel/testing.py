@@ -83,7 +83,7 @@ def make_error(
         headers: other headers of the answer.
 
     Raises:
-        ValueError: the status is not a number, or that of a success, and there is neither a message nor a code.
+        ValueError: the status is not an int; or it is that of a success, and neither a message nor a code was passed.
     """
     if not isinstance(status, int):
         raise ValueError(f"status must be a number, such as 404; got {status!r}")  # noqa: TRY004 - as for other numbers

@@ -39,7 +39,7 @@ class Transport:
 
     Attributes:
         client: the client, once the pool is open.
-        scheduler: the time-outs of its event loop, once the pool is open.
+        scheduler: the timeouts of its event loop, once the pool is open.
     """
 
     scheduler: TimeoutScheduler

@@ -75,8 +75,8 @@ class WaitLimits(NamedTuple):
     Attributes:
         timeout: the time until the response must have ended.
         queued_timeout: the time until it must have left the queue.
-        stalled_timeout: the longest time without progress.
-        poll: the longest time between two looks.
+        stalled_timeout: the maximum time without progress.
+        poll: the maximum time between two polls.
     """
 
     timeout: float = math.inf

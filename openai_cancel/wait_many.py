@@ -70,8 +70,8 @@ def wait_many(
     Args:
         caller: makes the requests.
         response_ids: the ids.
-        concurrency: the largest number of waits at once.
-        max_rate: the largest number of requests a second.
+        concurrency: the maximum number of waits at once.
+        max_rate: the maximum number of requests a second.
         limits: the limits of each wait.
         guard: returns the guard of a wait, which stops its response if the wait ends before.
         on_update: as for `AsyncSession.wait`.

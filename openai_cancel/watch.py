@@ -124,7 +124,7 @@ class Watch:
             raise cancellation
 
     def end(self) -> None:
-        """End the watch without a look at its responses, whose leases lapse."""
+        """End the watch without a look at its responses, whose leases expire."""
         self._untap()
         if not self._is_closed:
             self._is_closed = True

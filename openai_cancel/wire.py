@@ -40,7 +40,7 @@ from openai_cancel.settings import Settings
 from openai_cancel.version import __version__
 
 MESSAGE_LIMIT = 1000
-"""The largest number of characters of an error's message. Its `body` is complete."""
+"""The maximum number of characters of an error's message. Its `body` is complete."""
 
 _BOM = b"\xef\xbb\xbf"  # some frameworks write one, and RFC 8259 lets a reader ignore it
 

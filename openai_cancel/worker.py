@@ -152,7 +152,7 @@ class LoopThread:
         self._home.check()
         if self.thread.is_current or any(helper.is_current for helper in self._helpers):
             raise SessionStateError(
-                "A function that the session calls, such as api_key, cannot call the session: it would wait for itself."
+                "A function that the session calls, such as api_key, cannot call the session: this would deadlock."
             )
 
     def _serve(self) -> None:

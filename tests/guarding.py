@@ -1,4 +1,4 @@
-"""A process for tests to kill: it guards one response after another, several at the same time.
+"""A process for tests to kill: it guards one response all the time, and the others in turns.
 
     python tests/guarding.py LEDGER BASE_URL KEY < IDS
 
@@ -7,6 +7,8 @@ It prints each id as soon as it is guarded.
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from openai_cancel import AsyncSession
 from openai_cancel.ledger import Ledger
@@ -21,14 +23,20 @@ async def main(url: str, base_url: str, key: str) -> None:
         AsyncSession(base_url=base_url, api_key=key, ledger=ledger) as session,
     ):
 
+        @asynccontextmanager
+        async def guarding(name: str) -> AsyncIterator[None]:
+            async with session.guard(name):
+                sys.stdout.write(f"{name}\n")
+                sys.stdout.flush()
+                yield
+
         async def work() -> None:
             for name in ids:
-                async with session.guard(name):
-                    sys.stdout.write(f"{name}\n")
-                    sys.stdout.flush()
+                async with guarding(name):
                     await asyncio.sleep(0.001)
 
-        await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
+        async with guarding(next(ids)):
+            await asyncio.gather(*(work() for _ in range(CONCURRENCY)))
 
 
 if __name__ == "__main__":

@@ -340,7 +340,7 @@ class TestKeyFunctions:
 
         def work(session: Session) -> None:
             sessions.append(session)
-            with pytest.raises(SessionStateError, match="it would wait for itself"):
+            with pytest.raises(SessionStateError, match="this would deadlock"):
                 session.cancel("x")
 
         await in_thread(server, work, api_key=lambda: sessions[0].cancel("y"))

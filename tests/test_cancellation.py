@@ -1,4 +1,4 @@
-"""Time-outs, foreign code in a task of its own, and waiting that a cancellation does not end."""
+"""Timeouts, foreign code in a task of its own, and waiting that a cancellation does not end."""
 
 import asyncio
 import gc

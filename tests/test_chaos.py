@@ -297,7 +297,7 @@ class TestConnections:
     async def test_stop_many_stops_all_through_all_faults_at_once(self, server: Emulator) -> None:
         """The requests share a pool of connections. Which request meets which fault is left to chance.
 
-        Time-outs and refusals are left out: two refusals in a row would be a verdict.
+        Timeouts and refusals are left out: two refusals in a row would be a verdict.
         """
         others = {APITimeoutError, APIStatusError}
         faults = [FAULTS[name] for name, kind in EXPECTED.items() if kind not in others and name not in LARGE]

@@ -51,7 +51,7 @@ async def test_a_shell_completes_commands_and_options_once_it_is_installed(
     (tmp_path / ".local/share/fish/generated_completions").mkdir(parents=True)  # or it reads all manuals first
     async with shell(name, tmp_path) as first:
         first.type("openai-cancel --install-completion\n")
-        await first.shows("The completion is in .*[#$%>] ")
+        await first.shows("Completion installed in .*[#$%>] ")
     async with shell(name, tmp_path) as second:
         second.type("openai-cancel st\t\t")
         await second.shows(r"\bstatus\b.*\bstop\b.*")

@@ -182,12 +182,12 @@ class TestCompletion:
         status, _, err = await run("--install-completion")
         assert (status, err) == (
             2,
-            "openai-cancel: The shell is not known: use --shell bash, --shell zsh or --shell fish.\n",
+            "openai-cancel: Cannot detect the shell: use --shell bash, --shell zsh or --shell fish.\n",
         )
 
     async def test_it_is_installed_for_a_shell(self, run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("HOME", f"{tmp_path}")
         status, out, err = await run("--install-completion", "--shell", "fish")
         script = tmp_path / ".config/fish/completions/openai-cancel.fish"
-        assert (status, out, err) == (0, f"The completion is in {script}. A new shell uses it.\n", "")
+        assert (status, out, err) == (0, f"Completion installed in {script}. Restart the shell to use it.\n", "")
         assert "ledger" in await asyncio.to_thread(script.read_text)

@@ -37,7 +37,7 @@ def test_if_the_file_fails_ids_count_as_new(monkeypatch: pytest.MonkeyPatch, cap
     assert not ids.add("a")
     ids.close()
     assert capsys.readouterr().err == (
-        "openai-cancel: ids that occur again are not recognized any more: database or disk is full\n"
+        "openai-cancel: repeated ids are no longer recognized: database or disk is full\n"
     )
     with pytest.raises(sqlite3.ProgrammingError):
         small.execute("SELECT 1")  # it is closed

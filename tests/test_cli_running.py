@@ -165,7 +165,7 @@ class TestStop:
         status, out, err = await run("stop", "--running", "--all", "--yes")
         assert status == expected
         assert [json.loads(line)["id"] for line in out.splitlines()] == [name] * min(times + 1, 3)
-        assert err.count("1 run again although they were stopped") == min(times, 3)
+        assert err.count("1 are running again after they were stopped") == min(times, 3)
         assert re.search(r"cancelled +1\b", err)  # the response counts once
         assert re.search(r"in all +1 ", err)
 
@@ -295,7 +295,7 @@ class TestQuestion:
     async def test_nothing_found_needs_no_question(self) -> None:
         async with Terminal("stop", "--running", "--all") as terminal:
             assert await terminal.end() == 0
-        assert "no response that runs was found" in terminal.screen
+        assert "no running response was found" in terminal.screen
 
 
 class TestFindings:

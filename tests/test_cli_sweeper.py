@@ -75,10 +75,10 @@ async def test_it_says_when_it_begins_and_each_round_and_that_it_is_idle_and_whe
         task.cancel()
         await asyncio.wait([task])
     assert len(seen) == 3
-    failure = "the sweep has failed, and is tried again in 30 s: The ledger's database failed: "
+    failure = "sweep failed; retrying in 30 s: The ledger's database failed: "
     # On a busy machine, asyncio's debug mode logs, too.
     messages = [record.getMessage() for record in caplog.records if record.name.startswith("openai_cancel")]
-    said = [failure if line.startswith("the sweep has failed") else line for line in messages]
+    said = [failure if line.startswith("sweep failed") else line for line in messages]
     assert [line.partition(", and running")[0] for line in said if not line.startswith("claimed")] == [
         "sweeping every 30 s: a ledger",
         "2 responses in 0.0 s: 2 cancelled",
@@ -88,7 +88,7 @@ async def test_it_says_when_it_begins_and_each_round_and_that_it_is_idle_and_whe
         failure,
         "the ledger works again",
         "1 response in 0.0 s: 1 cancelled",
-        "the sweeper ends",
+        "sweeper stopped",
     ]
 
 

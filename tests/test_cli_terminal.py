@@ -136,7 +136,7 @@ class TestSignals:
             terminal.press("\x03")
             await terminal.shows("finishing the 4 responses under way; press Ctrl-C again to quit at once")
             assert await terminal.end() == 130
-        assert "openai-cancel: interrupted: the same command with --resume continues" in terminal.screen
+        assert "openai-cancel: interrupted: run the same command with --resume to continue" in terminal.screen
         assert {json.loads(line)["id"] for line in log.read_text().splitlines()} == set(identifiers[:4])
         assert len(server.received) == 4
         assert re.search(r"in all +4", terminal.screen)

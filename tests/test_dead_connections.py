@@ -116,7 +116,7 @@ async def test_without_another_attempt_a_used_connection_has_the_whole_time(
         relay.freeze()
         with pytest.raises(APITimeoutError, match=r"No complete answer within 0\.3 s"):
             await session.cancel(name)
-        assert (await session.cancel(name)).status == "cancelled"  # the time-out has dropped the idle connections
+        assert (await session.cancel(name)).status == "cancelled"  # the timeout has dropped the idle connections
 
 
 async def test_the_error_says_that_the_connection_may_be_dead(relay: Relay, server: Emulator, create) -> None:

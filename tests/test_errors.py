@@ -72,7 +72,7 @@ def test_an_exception_keeps_everything_when_it_is_pickled_or_copied(kind: type[O
 
 def test_the_text_has_the_status_the_message_a_hint_and_the_request_id() -> None:
     assert str(example(RateLimitError)) == (
-        "429: Slow down. Wait before the next request. If the quota is used up, change the plan or the billing. "
+        "429: Slow down. Wait before the next request. If the quota is exhausted, check your plan and billing details. "
         "(request id req_1)"
     )
     assert str(APIStatusError("41000 tokens", status=410, headers={}, body=b"")) == "410: 41000 tokens."

@@ -139,7 +139,7 @@ except ValueError as error:
             create(),
         )
         assert len(out) == len(log) == 1
-        assert f"could stop nothing: {log[0]}" in out[0]
+        assert f"could not stop its responses: {log[0]}" in out[0]
         assert ADVICE in log[0]
         assert server.received == []
 

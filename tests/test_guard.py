@@ -469,4 +469,4 @@ def test_a_guard_whose_event_loop_is_closed_logs_that_it_stopped_nothing(caplog:
     coroutine = loop.run_until_complete(main())
     loop.close()
     coroutine.close()
-    assert "<Guard resp_a> could stop nothing: its event loop is closed" in caplog.text
+    assert "<Guard resp_a> could not stop its responses: its event loop is closed" in caplog.text

@@ -1,4 +1,4 @@
-"""A guard in a task that is cancelled: by `cancel()`, time-outs, task groups, anyio, or a loop that shuts down."""
+"""A guard in a task that is cancelled: by `cancel()`, timeouts, task groups, anyio, or a loop that shuts down."""
 
 import asyncio
 import math
@@ -178,7 +178,7 @@ class TestTimeout:
     async def test_a_timeout_that_ends_together_with_the_guard_cancels_nothing_afterwards(
         self, session, server, create
     ) -> None:
-        """The time-out has taken its cancellation back, so it must not be delivered later."""
+        """The timeout has taken its cancellation back, so it must not be delivered later."""
         server.faults += [Fault(on="cancel", delay=0.1)] * 2
         with pytest.raises(ValueError, match="mine"):
             async with asyncio.timeout(0.03), session.guard(create()):
@@ -190,7 +190,7 @@ class TestTimeout:
     async def test_a_cancellation_swallowed_before_the_block_is_not_delivered_again(
         self, session, server, create
     ) -> None:
-        """The task counts the swallowed one for ever. The time-out's own is taken back by the time-out."""
+        """The task counts the swallowed one for ever. The timeout's own is taken back by the timeout."""
 
         async def work() -> str:
             with suppress(asyncio.CancelledError):

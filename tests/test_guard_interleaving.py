@@ -121,8 +121,8 @@ async def test_random_cancellations_delays_and_faults_leave_no_orphan(
 
 COMPOSITIONS: dict[str, Callable[[AsyncSession, str, str], tuple[Any, ...]]] = {
     "nested": lambda session, one, two: (session.guard(one), session.guard(two)),
-    "around a time-out": lambda session, one, two: (session.guard(one), asyncio.timeout(5), session.guard(two)),
-    "in a time-out": lambda session, one, two: (asyncio.timeout(0.004), session.guard(one), session.guard(two)),
+    "around a timeout": lambda session, one, two: (session.guard(one), asyncio.timeout(5), session.guard(two)),
+    "in a timeout": lambda session, one, two: (asyncio.timeout(0.004), session.guard(one), session.guard(two)),
     "in a cancel scope": lambda session, one, two: (
         anyio.move_on_after(0.004), session.guard(one), session.guard(two)
     ),

@@ -1,4 +1,4 @@
-"""The end of a ledger: it comes within the time-out, or soon after a cancellation, and it says what was not written."""
+"""The end of a ledger: it comes within the timeout, or soon after a cancellation, and it says what was not written."""
 
 import asyncio
 import contextlib

@@ -29,7 +29,7 @@ async def session(server: Emulator, ledger: Ledger) -> AsyncIterator[AsyncSessio
 
 @pytest.fixture
 def track_lapsed(session: AsyncSession, ledger: Ledger, url: str, create):
-    """Create responses, track them, and let their leases lapse."""
+    """Create responses, track them, and let their leases expire."""
 
     async def track_lapsed(count: int) -> list[str]:
         names = [create() for _ in range(count)]

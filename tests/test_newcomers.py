@@ -78,7 +78,7 @@ async def test_at_night_5000_rows_are_stopped_within_a_rate_limit_and_handed_ove
         out, err = await first.communicate()
         assert first.returncode == 130
         assert b"finishing the " in err
-        assert b"interrupted: the same command with --resume continues" in err
+        assert b"interrupted: run the same command with --resume to continue" in err
         assert b"30 rows have no id: lines 102, 103, 104, 105, 106, " in err
         assert sum(work.cancelled is None for work in server.responses.values()) > 0
 

@@ -464,7 +464,7 @@ class TestBlockingSession:
         released = threading.Event()
         session = Session(api_key=KEY, base_url=server.base_url, on_outcome=hook)
         await asyncio.to_thread(work)
-        assert "cannot call the session: it would wait for itself" in errors[0]
+        assert "cannot call the session: this would deadlock" in errors[0]
         assert len(said(caplog)) == 2
         released.set()
 

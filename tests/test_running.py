@@ -347,7 +347,7 @@ class TestBrokenLists:
         server, session = ogx
         server.faults = [shown("a", more=True), shown(more=True)]
         found = []
-        with pytest.raises(ListingError, match="lost its place: it promises more, and the page is empty"):
+        with pytest.raises(ListingError, match="is inconsistent: it reports more responses, but a page is empty"):
             await put_ids(found, session.running())
         assert found == ["a"]
 

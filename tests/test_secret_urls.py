@@ -59,7 +59,7 @@ KEYS: dict[str, Callable[[], Any]] = {
     "lambda": lambda secret=MARKER: key_with(secret),
 }
 BAD: dict[str, dict[str, Any]] = {
-    "time-out": {"timeout": -1},
+    "timeout": {"timeout": -1},
     "header": {"headers": {"a b": "c"}},
     "parameter": {"query": {"a": "\n"}},
     "ledger": {"ledger": 5},
@@ -178,6 +178,6 @@ class TestKeyFunctions:
     async def test_another_option_that_is_refused_shows_no_argument(
         self, kind: type, make, option: str, case: str
     ) -> None:
-        error = await failure_of(make, kind, f"{option}: {case}", "time-out")
+        error = await failure_of(make, kind, f"{option}: {case}", "timeout")
         assert isinstance(error, ConfigurationError)
         assert leaks(error) == []

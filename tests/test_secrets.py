@@ -177,7 +177,7 @@ class TestErrorsAndLogs:
     @pytest.mark.parametrize(
         "options",
         [{"api_key": f"{KEY}\n"}, {"api_key": KEY, "timeout": -1}, {"api_key": KEY, "headers": {"a b": "c"}}],
-        ids=["newline", "time-out", "header"],
+        ids=["newline", "timeout", "header"],
     )
     @pytest.mark.parametrize("make", [AsyncSession, AsyncSession.azure, Session])
     def test_a_setting_that_is_refused_does_not_show_the_key(self, make: Any, options: dict[str, Any]) -> None:

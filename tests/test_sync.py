@@ -118,7 +118,7 @@ class TestInTheThreadOfTheTest:
     def test_a_key_function_that_calls_its_own_session_gets_an_error(self, url: str) -> None:
         with (
             Session(api_key=lambda: session.cancel("y"), base_url=url) as session,
-            pytest.raises(SessionStateError, match="it would wait for itself"),
+            pytest.raises(SessionStateError, match="this would deadlock"),
         ):
             session.cancel("x")
 
@@ -189,7 +189,9 @@ class TestGuard:
                 patched.setattr(sys, "is_finalizing", lambda: True)
                 raise ZeroDivisionError
         [note] = caught.value.__notes__
-        assert note.startswith("openai-cancel: <Guard resp_1> could stop nothing: The interpreter is shutting down")
+        assert note.startswith(
+            "openai-cancel: <Guard resp_1> could not stop its responses: The interpreter is shutting down"
+        )
 
 
 class TestForgettingToClose:

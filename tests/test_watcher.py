@@ -368,7 +368,7 @@ def test_a_loop_that_is_closed_around_a_watched_block_is_reported(caplog: pytest
         runner.run(main())
         coroutine.close()
         runner.run(session.close())
-    assert "could stop nothing" in caplog.text
+    assert "could not stop its responses" in caplog.text
 
 
 class Request:

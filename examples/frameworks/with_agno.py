@@ -1,4 +1,4 @@
-"""Ask an agent of Agno, and stop its response after a time-out: `with_agno.py SECONDS QUESTION`."""
+"""Ask an agent of Agno, and stop its response after a timeout: `with_agno.py SECONDS QUESTION`."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""Ask an agent of Pydantic AI, and stop its response after a time-out: `with_pydantic_ai.py SECONDS QUESTION`."""
+"""Ask an agent of Pydantic AI, and stop its response after a timeout: `with_pydantic_ai.py SECONDS QUESTION`."""
 
 import asyncio
 import sys

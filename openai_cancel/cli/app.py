@@ -58,8 +58,8 @@ def install_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -
     try:
         path = app.install_completion(shell=shell)
     except ShellDetectionError:
-        raise UsageError("The shell is not known: use --shell bash, --shell zsh or --shell fish.") from None
-    print_line(f"The completion is in {path}. A new shell uses it.")
+        raise UsageError("Cannot detect the shell: use --shell bash, --shell zsh or --shell fish.") from None
+    print_line(f"Completion installed in {path}. Restart the shell to use it.")
 
 
 for _flag in ("--help", "--version", "--install-completion"):

@@ -14,10 +14,10 @@ OPERATIONS = ("create", "retrieve", "cancel", "delete", "list")
 """The operations that a fault can affect. Without one, it affects any."""
 
 COUNT_LIMIT = 100_000
-"""The largest number of requests that one fault affects."""
+"""The maximum number of requests that one fault affects."""
 
 LONGEST = 1e9
-"""The largest number of seconds of a delay, or of a retry-after."""
+"""The maximum number of seconds of a delay, or of a retry-after."""
 
 WHAT = "a status such as 503, a delay such as 2s, retry-after=SECONDS, html, hang, cut, cut-body or lost"
 """The effects of a fault, for messages."""

@@ -44,6 +44,6 @@ class IdSet:
             inserted = self._others.execute("INSERT OR IGNORE INTO seen VALUES (?)", (response_id,))
         except sqlite3.Error as error:
             self._failed = True
-            complain(f"ids that occur again are not recognized any more: {error}")
+            complain(f"repeated ids are no longer recognized: {error}")
             return True
         return inserted.rowcount == 1

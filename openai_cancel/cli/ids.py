@@ -31,16 +31,16 @@ CHUNK = 2**18
 """The number of bytes to read at once."""
 
 LINE_LIMIT = 2**24
-"""The largest number of characters in a line. A longer line is skipped."""
+"""The maximum number of characters in a line. A longer line is skipped."""
 
 RECORD_LIMIT = 1000
-"""The largest number of lines in a record of a table, whose quoted fields may contain line breaks."""
+"""The maximum number of lines in a record of a table, whose quoted fields may contain line breaks."""
 
 ID_LIMIT = 4096
-"""The largest number of characters in an id. Real ids have up to 465."""
+"""The maximum number of characters in an id. Real ids have up to 465."""
 
 COLUMN_LIMIT = 1000
-"""The largest number of characters in another column of a row. Longer text is cut, and a longer JSON value left out."""
+"""The maximum number of characters in another column of a row. Longer text is cut, and a longer JSON value left out."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 VALUE_LIMIT = 2**24
-"""The largest number of characters in a value. Only the value that is being read is kept in memory."""
+"""The maximum number of characters in a value. Only the value that is being read is kept in memory."""
 
 Line: TypeAlias = tuple[int, str]
 """The number of a line, from 1, and its text."""

@@ -73,8 +73,8 @@ def sweep(
     openai-cancel ledger sweep --every 30s
     ```
 
-    Ids that the server does not know are no failure. If leases of other accounts or servers have expired, it says so:
-    each needs a sweep with its own key.
+    An id that the server does not know is not a failure. Expired leases of other accounts or servers are reported: each
+    of these needs a sweep with its own key.
 
     Args:
         every: Keep running, and sweep again after this time, such as 30s, 5m or 1h. Many sweeps can share the work.

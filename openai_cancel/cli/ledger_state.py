@@ -82,18 +82,18 @@ def stats(
 
 
 def check(*, overdue: Seconds = NEGLECTED, where: LedgerOptions = DEFAULT_LEDGER) -> int:
-    """Check that somebody sweeps: no response of any account may be overdue for long. It needs no key.
+    """Fail if a response of any account has been overdue for longer than --overdue. It needs no key.
 
     ```
     openai-cancel ledger check
     openai-cancel ledger check --overdue 10m
     ```
 
-    It is a health check for sweepers on any hosts, for a probe or a check of Nagios: the exit status is 1 if
-    responses are overdue for longer.
+    Use it as a health check of the sweepers on all hosts, such as a Kubernetes probe or a Nagios check. If responses
+    are overdue for longer, the exit status is 1.
 
     Args:
-        overdue: The longest time that a response may be overdue.
+        overdue: The maximum time that a response may be overdue.
     """
     found = _count(where, include_ended=False)
     late = found.overdue_longer_than(overdue)

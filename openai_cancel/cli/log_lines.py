@@ -12,7 +12,7 @@ from openai_cancel.cli.output import complain
 from openai_cancel.models.fields import parse_exactly
 
 LINE_LIMIT = 2**28
-"""The largest number of bytes of a line. A longer one is skipped. A line of `wait` has the whole response."""
+"""The maximum number of bytes of a line. A longer one is skipped. A line of `wait` has the whole response."""
 
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

@@ -14,7 +14,7 @@ from openai_cancel.cli.log_lines import read_documents, report_skipped
 from openai_cancel.cli.table_formats import TABLE_FORMATS, cell
 
 KNOWN = 50
-"""The largest number of names of columns that an error lists."""
+"""The maximum number of names of columns that an error lists."""
 
 
 def print_table(logs: Sequence[str], by: Sequence[str], *, failed: bool, style: str) -> int:

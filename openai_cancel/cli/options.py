@@ -198,7 +198,7 @@ class FilterOptions:
         model: Only responses of this model.
         metadata: Only responses with this metadata, as NAME=VALUE. Can be repeated: they have all of it.
         status: Only responses with this status, in place of queued and in_progress. Can be repeated.
-        limit: The largest number of responses.
+        limit: The maximum number of responses.
     """
 
     older_than: Seconds | None = None
@@ -234,7 +234,7 @@ class FilterOptions:
             if "=" not in pair:
                 raise UsageError(f"{pair!r} is not metadata: write --metadata NAME=VALUE.")
         if self.older_than is not None and self.newer_than is not None and self.older_than >= self.newer_than:
-            raise UsageError("--older-than must be less than --newer-than: otherwise no response can be both.")
+            raise UsageError("--older-than must be less than --newer-than: otherwise no response can match both.")
 
     def select(self, session: "AsyncSession") -> "AsyncGenerator[Response, None]":
         """Start an iteration over the responses."""
@@ -329,7 +329,6 @@ class Connection:
 
         Raises:
             ConfigurationError: a setting is missing or cannot work. The message names the option or the variable.
-            UsageError: options cannot be combined.
         """
         from openai_cancel.session import AsyncSession  # brings aiohttp, which takes long to import
 
@@ -360,9 +359,9 @@ class Connection:
                 "--ask-key, and replace this key."
             )
         if self.azure is None and self.api_version is not None:
-            raise UsageError("--api-version requires --azure.")
+            raise ConfigurationError("--api-version requires --azure.")
         if self.azure is not None and (self.base_url or self.organization or self.project):
-            raise UsageError("--azure cannot be combined with --base-url, --organization or --project.")
+            raise ConfigurationError("--azure cannot be combined with --base-url, --organization or --project.")
         variable = "OPENAI_API_KEY" if self.azure is None else "AZURE_OPENAI_API_KEY"
         has_key = self.key_file or self.ask_key or os.environ.get(variable) or _custom_headers_have_credentials()
         if not has_key:
@@ -451,10 +450,9 @@ class AccountOptions:
 
         Raises:
             ConfigurationError: a setting is missing or cannot work.
-            UsageError: the name is empty, or options cannot be combined.
         """
         if self.account == "":
-            raise UsageError("--account must not be empty.")
+            raise ConfigurationError("--account must not be empty.")
         check_text(self.account, "--account")
         return connection.session(account=self.account, max_connections=max_connections)
 
@@ -492,7 +490,8 @@ def read_labels(pairs: Sequence[str]) -> dict[str, str]:
     """Return the labels of --label options.
 
     Raises:
-        UsageError: one is not of the form NAME=VALUE, or contains control characters.
+        UsageError: one is not of the form NAME=VALUE.
+        ConfigurationError: one contains control characters.
     """
     for pair in pairs:
         if "=" not in pair:
@@ -527,14 +526,12 @@ def check_text(text: str | None, source: str) -> None:
     """Refuse a text that contains control characters.
 
     Raises:
-        UsageError: it does, and is the value of an option. The message names it.
-        ConfigurationError: it does, and is an environment variable. The message names it.
+        ConfigurationError: it does. The message names the source.
     """
     from openai_cancel.checks import CONTROL  # brings yarl, which help does without
 
     if text is not None and CONTROL.search(text):
-        kind = UsageError if source.startswith("--") else ConfigurationError
-        raise kind(f"{source} must not contain line breaks or other control characters.")
+        raise ConfigurationError(f"{source} must not contain line breaks or other control characters.")
 
 
 def _given(value: str | None, option: str, variable: str) -> tuple[str | None, str]:

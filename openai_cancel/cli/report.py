@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PROBLEM_LIMIT = 20
-"""The largest number of failed responses that are shown if the ids come from files. A log has all of them."""
+"""The maximum number of failed responses that are shown if the ids come from files. A log has all of them."""
 
 
 class Report:

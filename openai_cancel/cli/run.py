@@ -112,7 +112,7 @@ def handle_responses(
         asyncio.run(run.handle_all(source, session, handle_many))
     report.sum_up()
     if run.was_interrupted and files.has_log and not files.rerun_failed:
-        complain("interrupted: the same command with --resume continues")
+        complain("interrupted: run the same command with --resume to continue")
     return run.status
 
 

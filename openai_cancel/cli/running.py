@@ -29,7 +29,7 @@ SHOWN = 20
 """The number of responses that are shown before the question whether to stop them."""
 
 ROUNDS = 3
-"""The largest number of times that a response is stopped if it runs again although it was stopped."""
+"""The maximum number of times that a response is stopped if it runs again although it was stopped."""
 
 SETTLING = 1.0
 """Seconds after which the list is read again, to find responses that run although they were stopped."""
@@ -121,7 +121,7 @@ def stop_running(
                 # The question is asked while no loop runs, so that Ctrl-C is a KeyboardInterrupt.
                 runner.run(source.read_ahead())
                 if not source.found.ids:
-                    complain("no response that runs was found")
+                    complain("no running response was found")
                     return source.status(ExitStatus.OK)
                 if not ask(source.found):
                     return source.status(ExitStatus.NOT_STOPPED)
@@ -260,7 +260,7 @@ class RunningSource:
         names = [name for name in running if name in self._given]
         self._foreground = foreground  # they were counted before
         if names:
-            complain(f"{len(names):,} run again although they were stopped")
+            complain(f"{len(names):,} are running again after they were stopped")
         self.again = len(names)
         self.found = Findings(names)
         self.total = self.yielded + self.skipped

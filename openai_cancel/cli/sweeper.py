@@ -61,7 +61,7 @@ class Sweeper:
                 await self._sweep_once()
                 await self.clock.sleep(self.every)
         finally:
-            _log.info("the sweeper ends", extra=fields("sweeper_ended"))
+            _log.info("sweeper stopped", extra=fields("sweeper_ended"))
 
     async def _sweep_once(self) -> None:
         began = self.clock.monotonic()
@@ -74,7 +74,7 @@ class Sweeper:
             await self._check_others()
         except LedgerError as error:
             _log.error(
-                "the sweep has failed, and is tried again in %g s: %s", self.every, error,
+                "sweep failed; retrying in %g s: %s", self.every, error,
                 extra=fields("sweeper_failed", error=error),
             )  # fmt: skip
             self._last_message = self.clock.monotonic()

@@ -12,7 +12,7 @@ from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.wait_options import WaitOptions
 
 MAX_CONNECTIONS = 64
-"""The largest number of requests at once, however many responses are waited for."""
+"""The maximum number of requests at once, however many responses are waited for."""
 
 
 def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOptions, connection: Connection) -> int:

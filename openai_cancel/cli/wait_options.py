@@ -20,8 +20,8 @@ class WaitOptions:
         timeout: The time to wait for each response. Without it, there is no limit.
         queued_timeout: The time after which a response that is still queued counts as timed out.
         stalled_timeout: The time without any change of a response after which it counts as timed out.
-        poll: The longest time between two looks at a response. They are frequent at first.
-        on_abandon: What to do with responses that are still running after a time-out or Ctrl-C.
+        poll: The maximum time between two polls of a response. They are frequent at first.
+        on_abandon: What to do with responses that are still running after a timeout or Ctrl-C.
         concurrency: The number of responses to wait for at once.
         as_json: Print JSON lines. For files, it is the default if the output is not a terminal. --no-json prints text.
         quiet: Print only what goes wrong.

@@ -29,7 +29,7 @@ With pytest, no setup is needed. The fixture `openai_emulator` starts a server f
 emulator. See `openai_cancel.pytest_plugin`.
 
 To test retries and polling without real waits, pass a subclass of `openai_cancel.Clock` as the `clock=` of a session.
-It replaces the monotonic time, the sleeps and the random numbers of the session. Time-outs of requests do not use it.
+It replaces the monotonic time, the sleeps and the random numbers of the session. Timeouts of requests do not use it.
 
 # As a process
 

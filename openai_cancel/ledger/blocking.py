@@ -119,7 +119,7 @@ class BlockingLedger:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> Generator[Outcome, None, None]:
-        """Stop the responses whose lease has lapsed, and yield the outcomes as they come. See `Ledger.sweep`.
+        """Stop the responses whose lease has expired, and yield the outcomes as they come. See `Ledger.sweep`.
 
         ```python
         for outcome in session.ledger.sweep():

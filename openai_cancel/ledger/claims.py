@@ -30,7 +30,7 @@ class Claims:
         owner: the holder of the claims, which are leases.
         duration: seconds that a lease lasts.
         batch: the number of rows that are claimed at once.
-        clock: the source of time and chance.
+        clock: the clock and the source of randomness.
         health: whether the database works.
     """
 
@@ -41,8 +41,8 @@ class Claims:
     clock: Clock
     health: Health
 
-    async def lapsed(self, account: Account) -> AsyncGenerator[list[Claimed], None]:
-        """Claim the rows of an account whose lease has lapsed, until there are none."""
+    async def expired(self, account: Account) -> AsyncGenerator[list[Claimed], None]:
+        """Claim the rows of an account whose lease has expired, until there are none."""
         command = claim(self.owner, self.duration, account, limit=self.batch)
         while rows := await self._persist(self.database.execute, command):
             yield _claimed(rows)

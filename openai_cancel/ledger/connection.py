@@ -114,7 +114,7 @@ class Connection:
             reads_only: whether all of them only read.
         """
         self.has_begun = self.is_committing = False
-        # The error message of a lock says more than that of a time-out, and should come first.
+        # The error message of a lock says more than that of a timeout, and should come first.
         self._until = time.monotonic() + self._timeout * 0.8
         return asyncio.create_task(self._thread.call(self._transact, jobs, reads_only))
 

@@ -22,10 +22,10 @@ from openai_cancel.ledger.sqlite import read_sqlite_url
 from openai_cancel.ledger.table import Command
 
 BATCH_SIZE = 100
-"""The largest number of jobs that share a transaction."""
+"""The maximum number of jobs that share a transaction."""
 
 MAX_QUEUED = 10_000
-"""The largest number of jobs that wait. It is reached only if the database hangs."""
+"""The maximum number of jobs that wait. It is reached only if the database hangs."""
 
 PROBE_SHARE = 0.2
 """The part of the time of a transaction in which a connection that was idle must answer to its begin.
@@ -34,7 +34,7 @@ What stands between this process and the database may have forgotten the connect
 """
 
 DRAIN_SHARE = 0.9
-"""The part of the time-out in which a database that closes does the jobs that wait."""
+"""The part of the timeout in which a database that closes does the jobs that wait."""
 
 CANCELLED_CLOSE_TIME = 0.5
 """Seconds that a close has left when it is cancelled."""
@@ -103,7 +103,7 @@ class Database:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Accept no more jobs, do those that wait, and close the connection, all within the time-out.
+        """Accept no more jobs, do those that wait, and close the connection, all within the timeout.
 
         If it is cancelled, it has half a second left. The jobs that are not done then fail.
         """

@@ -23,7 +23,7 @@ class Entry:
         attempts: the number of attempts to stop it.
         created: when it was first tracked, in UTC, by the clock of the database.
         changed: when its state last changed, in UTC, by the clock of the database.
-        lease_left: seconds until the lease lapses, negative if it has lapsed; None if no sweep will claim it.
+        lease_left: seconds until the lease expires, negative if it has expired; None if no sweep will claim it.
         error: the reason why it could not be stopped, or None.
         request_id: the server's id of the last request, or None.
         expires: when a sweep stops it although its lease is renewed, in UTC, by the clock of the database: the end of

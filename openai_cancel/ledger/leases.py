@@ -35,13 +35,13 @@ from openai_cancel.outcome import Outcome
 from openai_cancel.records import fields
 
 MAX_MISSED = 100_000
-"""The largest number of changes that are kept, to be written later, while the database fails."""
+"""The maximum number of changes that are kept, to be written later, while the database fails."""
 
 REPORTED = 100
-"""The largest number of changes in a line of the log."""
+"""The maximum number of changes in a line of the log."""
 
 MAX_LOOKED_AT = 500
-"""The largest number of rows that one statement looks at."""
+"""The maximum number of rows that one statement looks at."""
 
 Written = asyncio.Future[Rows]
 """The result of a write, for which `Leases.wait` waits."""
@@ -107,9 +107,9 @@ class Leases:
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
-        """Write what is still to be written, and close the database. Leases that are still held lapse.
+        """Write what is still to be written, and close the database. Leases that are still held expire.
 
-        It takes no longer than the time-out of the database, and half a second if it is cancelled. What could not be
+        It takes no longer than the timeout of the database, and half a second if it is cancelled. What could not be
         written is logged.
         """
         self._heart.cancel()
@@ -204,7 +204,7 @@ class Leases:
                 lost += not isinstance(change, Record)
         if lost:
             _log.error(
-                "the ends of %s guards are lost: their leases lapse", f"{lost:,}",
+                "the ends of %s guards are lost: their leases expire", f"{lost:,}",
                 extra=fields("ledger_unwritten", affected=lost),
             )  # fmt: skip
 

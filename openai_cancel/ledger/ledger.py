@@ -1,7 +1,7 @@
 """`Ledger`: a durable record of running responses, which outlives the processes that guard them.
 
 Each row has a lease. A guard renews the lease of its row while it lives, and ends it when its block ends. If its
-process dies, the lease lapses. Then a `sweep`, on any host, claims the row, stops the response, and records the
+process dies, the lease expires. Then a `sweep`, on any host, claims the row, stops the response, and records the
 outcome. A claim is a lease, too: other sweeps claim the rows of a sweep that died.
 """
 
@@ -64,7 +64,7 @@ class Ledger:
             and renews its lease: the largest `max_age` of the guards and waits that use this ledger. None for no limit.
         timeout: seconds that a transaction may take, and the close.
         labels: stored with each row, for example the name of the service.
-        clock: the source of time and chance, for tests.
+        clock: the clock and the source of randomness, for tests.
 
     Raises:
         ConfigurationError: an argument cannot work.
@@ -123,8 +123,8 @@ class Ledger:
     async def close(self) -> None:
         """Write what is still to be written, and close the ledger. Closing twice does nothing.
 
-        This takes no longer than the time-out, and a second if it is cancelled. The ids of the responses whose new
-        state could not be written are logged as a warning. Leases of responses that are still guarded lapse.
+        This takes no longer than the timeout, and a second if it is cancelled. The ids of the responses whose new
+        state could not be written are logged as a warning. Leases of responses that are still guarded expire.
 
         Raises:
             SessionStateError: the ledger belongs to another event loop.
@@ -203,7 +203,7 @@ class Ledger:
         ttl: float,
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Let a sweep stop a response after some time, unless it is released before. It needs no guard.
+        """Record a response that needs no guard. A sweep stops it after some time, unless it is released first.
 
         While a guard holds the response, the lease of the guard counts, and after its normal end this time again.
 
@@ -238,7 +238,7 @@ class Ledger:
         ttl: float,
         labels: Mapping[str, str] | None = None,
     ) -> int:
-        """Let sweeps on any hosts stop any number of responses after some time, like `track`.
+        """Record any number of responses, like `track`. Sweeps on any hosts stop them after some time.
 
         The ids are read as they are needed, and memory does not grow with their number. They are recorded in
         transactions of 1,000.
@@ -311,7 +311,7 @@ class Ledger:
             labels: only responses that have these labels, and perhaps others.
             state: only responses in this state, such as `tracked` or `cancelled`, also if they have ended.
             older_than: only responses that were first tracked this many seconds ago, or earlier.
-            overdue: only responses whose lease has lapsed, so that a sweep of their account should stop them.
+            overdue: only responses whose lease has expired, so that a sweep of their account should stop them.
 
         Raises:
             LedgerError: the database failed.
@@ -426,7 +426,7 @@ class Ledger:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[Outcome, None]:
-        """Stop the responses whose lease has lapsed, record their outcomes, and yield them as they come.
+        """Stop the responses whose lease has expired, record their outcomes, and yield them as they come.
 
         ```python
         async for outcome in ledger.sweep(session):
@@ -591,7 +591,7 @@ class Ledger:
             newer_than: as for `AsyncSession.running`.
             model: as for `AsyncSession.running`.
             metadata: as for `AsyncSession.running`.
-            limit: the largest number of unknown responses.
+            limit: the maximum number of unknown responses.
             select: a function, not an async one, that is called with each unknown response in the event loop of the
                 session, and returns whether to yield and handle it; None for all.
             dry_run: change nothing, and stop nothing.

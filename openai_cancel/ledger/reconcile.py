@@ -37,7 +37,7 @@ PAGE_SIZE = 500
 """The number of rows that are read at once."""
 
 MAX_LOOKED_UP = 500
-"""The largest number of digests of a statement."""
+"""The maximum number of digests of a statement."""
 
 OnUnknown: TypeAlias = Literal["report", "adopt", "stop"]
 """The fate of responses that run and that the ledger does not know."""
@@ -54,14 +54,14 @@ class Reconciliation:
         leases: the leases of the process.
         caller: makes the calls.
         account: returns the account whose rows are compared.
-        clock: the source of time and chance.
+        clock: the clock and the source of randomness.
         unknown: the fate of unknown responses.
         ttl: seconds until a sweep may stop those that are adopted.
         labels: the labels of new rows.
         max_age: the limit of the ledger.
         filters: the conditions for unknown responses, but for `older_than`.
         older_than: the least age of unknown responses.
-        limit: the largest number of unknown responses.
+        limit: the maximum number of unknown responses.
         select: returns whether to handle a response; or None for all.
         dry_run: whether to change nothing.
         max_attempts: as for `Ledger.sweep`.

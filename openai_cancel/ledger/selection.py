@@ -74,7 +74,7 @@ class Selection:
         state: their state, or None for any.
         older_than: seconds since a time that the statement defines, or None.
         account: the account of their responses, or None for any.
-        overdue: whether their lease has lapsed.
+        overdue: whether their lease has expired.
     """
 
     labels: Mapping[str, str]
@@ -151,7 +151,7 @@ def purge(selection: Selection, *, limit: int) -> Command:
 
     Args:
         selection: the rows. Their age counts from their last change.
-        limit: the largest number of rows.
+        limit: the maximum number of rows.
     """
     old = select(_table.digest).where(_table.lease_until.is_(None), *selection.conditions(since=_table.changed))
     old = old.order_by(_table.changed).limit(limit)  # the order of an index, so that no page reads what others deleted
@@ -189,7 +189,7 @@ def claim_selected(
         seconds: the length of the new leases.
         since: the time at which the stop began.
         after: the place after which rows are claimed.
-        limit: the largest number of rows.
+        limit: the maximum number of rows.
     """
     rows = select(_table.digest).where(*_claimable(selection, since))
     return take(

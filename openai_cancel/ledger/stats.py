@@ -21,9 +21,9 @@ class Group:
         base_url: the address of the server.
         state: see `Entry`.
         count: the number of responses.
-        overdue: the number of them whose lease has lapsed. A sweep of the account should stop these.
+        overdue: the number of them whose lease has expired. A sweep of the account should stop these.
         oldest: seconds since the oldest one was first recorded.
-        overdue_for: seconds since the first of their leases has lapsed; 0.0 if none has.
+        overdue_for: seconds since the first of their leases has expired; 0.0 if none has.
     """
 
     account: str
@@ -70,12 +70,12 @@ class Stats:
 
     @property
     def overdue(self) -> int:
-        """The number of responses whose lease has lapsed."""
+        """The number of responses whose lease has expired."""
         return sum(group.overdue for group in self.groups)
 
     @property
     def overdue_for(self) -> float:
-        """Seconds since the first of their leases has lapsed; 0.0 if none has."""
+        """Seconds since the first of their leases has expired; 0.0 if none has."""
         return max((group.overdue_for for group in self.groups), default=0.0)
 
     @property
@@ -96,7 +96,7 @@ class Stats:
         return Stats(tuple(group for group in self.groups if (group.account, group.base_url) != (account, base_url)))
 
     def overdue_longer_than(self, seconds: float) -> "Stats":
-        """Return the numbers of the groups whose first lease has lapsed longer ago."""
+        """Return the numbers of the groups whose first lease has expired longer ago."""
         return Stats(tuple(group for group in self.groups if group.overdue_for > seconds))
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,9 +123,9 @@ class Stats:
         }
         lines = [
             *_family("responses", "Responses in the ledger, by state.", states, lambda stats: stats.groups[0].count),
-            *_family("overdue", "Responses whose lease has lapsed.", servers, lambda stats: stats.overdue),
+            *_family("overdue", "Responses whose lease has expired.", servers, lambda stats: stats.overdue),
             *_family(
-                "overdue_seconds", "Seconds since the first of these leases has lapsed.", servers,
+                "overdue_seconds", "Seconds since the first of these leases has expired.", servers,
                 lambda stats: stats.overdue_for,
             ),
             *_family(

@@ -1,4 +1,4 @@
-"""`Sweep`: stop the responses whose lease has lapsed, and record their outcomes."""
+"""`Sweep`: stop the responses whose lease has expired, and record their outcomes."""
 
 import logging
 import secrets
@@ -26,10 +26,10 @@ INITIAL_BACKOFF = 30.0
 """Seconds until a response that could not be stopped may be claimed again. They double with each further attempt."""
 
 MAX_BACKOFF = 3600.0
-"""The largest number of those seconds."""
+"""The maximum number of those seconds."""
 
 MAX_UNWRITTEN = 256
-"""The largest number of outcomes that wait for the database. The sweep pauses if there are more."""
+"""The maximum number of outcomes that wait for the database. The sweep pauses if there are more."""
 
 _log = logging.getLogger("openai_cancel.ledger")
 
@@ -42,9 +42,9 @@ class Sweep:
         leases: the leases of the process.
         caller: makes the calls.
         account: returns the account whose responses are claimed.
-        selection: the rows that are claimed, whoever holds their leases; None for those whose lease has lapsed.
+        selection: the rows that are claimed, whoever holds their leases; None for those whose lease has expired.
         source: claims rows for an owner and yields them; or None to claim the rows of the account and the selection.
-        clock: the source of time and chance.
+        clock: the clock and the source of randomness.
         batch: the number of responses that are claimed at once.
         max_attempts: the number of attempts after which a response is given up.
         concurrency: as for `AsyncSession.stop_many`.
@@ -73,7 +73,7 @@ class Sweep:
     _refused: bool = False
 
     def __attrs_post_init__(self) -> None:
-        # A sweep is an owner of its own: a claim whose answer was lost lapses when the sweep ends, not the process.
+        # A sweep is an owner of its own: a claim whose answer was lost expires when the sweep ends, not the process.
         self._owner = f"{self.leases.owner}:{secrets.token_hex(4)}"
         self._claims = Claims(
             database=self.leases.database,
@@ -127,7 +127,7 @@ class Sweep:
         if self.source is not None:
             claims = self.source(self._owner)
         elif selection is None:
-            claims = self._claims.lapsed(account)
+            claims = self._claims.expired(account)
         else:
             claims = self._claims.selected(attrs.evolve(selection, account=account))
         async with aclosing(claims):

@@ -45,7 +45,7 @@ FINAL_VERDICTS = frozenset({Verdict.CANCELLED, Verdict.ALREADY_FINISHED, Verdict
 """The verdicts that another attempt would not change."""
 
 BY_LEASE, BY_LIMIT, BY_STOP, BY_HAND = "lease", "max_age", "stop", "release"
-"""Why an owner has lost its row: the lease had lapsed, `max_age` was over, or somebody has stopped or released it."""
+"""Why an owner has lost its row: the lease had expired, `max_age` was over, or somebody has stopped or released it."""
 
 MAX_ERROR_LENGTH = 1000
 """The number of characters of an error that are stored."""
@@ -389,7 +389,7 @@ class Claimed(NamedTuple):
 
 
 def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Command:
-    """Return the command that claims rows whose lease has lapsed, the oldest leases first.
+    """Return the command that claims rows whose lease has expired, the oldest leases first.
 
     Its rows are those of `Claimed`.
 
@@ -397,9 +397,9 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
         owner: the new holder of the leases.
         seconds: the length of the new leases.
         account: the account of the responses.
-        limit: the largest number of rows.
+        limit: the maximum number of rows.
     """
-    lapsed = (
+    expired = (
         select(_table.digest)
         .where(_table.lease_until < DatabaseTime())
         .where(_table.account == account.name, _table.base_url == account.base_url)
@@ -408,7 +408,7 @@ def claim(owner: str, seconds: float, account: Account, *, limit: int) -> Comman
     )
     # A row whose sweep was interrupted keeps the reason of the first one.
     reason = func.coalesce(_table.reason, case((_table.expires < _now, BY_LIMIT), else_=BY_LEASE))
-    return take(lapsed, owner, seconds, reason)
+    return take(expired, owner, seconds, reason)
 
 
 def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnElement[str] | str) -> Command:

@@ -95,7 +95,7 @@ class LeaseTracker:
     async def settle(self, response_ids: Collection[str], outcomes: Mapping[str, Outcome]) -> None:
         """Record the outcomes of responses. A sweep may claim those at once that were not stopped."""
         settlements = [self._settled(name, outcomes.get(name)) for name in response_ids]
-        # If this fails, the leases lapse, and a sweep does the rest.
+        # If this fails, the leases expire, and a sweep does the rest.
         await self._wait(self._let_go(settlements), required=False)
 
     def _records(self, response_ids: Collection[str]) -> list[Record]:
@@ -147,5 +147,5 @@ class LeaseTracker:
         if running is loop:
             function(changes)
             return
-        with suppress(RuntimeError):  # the loop is closed, and the leases lapse
+        with suppress(RuntimeError):  # the loop is closed, and the leases expire
             loop.call_soon_threadsafe(function, changes)

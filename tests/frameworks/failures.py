@@ -199,14 +199,14 @@ def cuts(driver: Driver) -> Iterable[Fault]:
 
 
 FAILURES = {
-    "time-out of the caller": Failure(time_out),
+    "timeout of the caller": Failure(time_out),
     "task cancelled": Failure(cancel_the_task, applies=is_async),
     "exception in a callback": Failure(raise_in_the_consumer, applies=steps),
     "exception in a tool": Failure(raise_in_the_consumer, tool_calls, applies=has_tool),
     "exception in another task of the group": Failure(raise_in_a_sibling, applies=is_async),
-    "poll answered 400": Failure(nothing, refused_polls, applies=polls),
-    "polls answered 500 for ever": Failure(nothing, failing_polls, applies=polls),
-    "time-out, and cancel answered 503": Failure(time_out, failing_cancels),
+    "a poll answered 400": Failure(nothing, refused_polls, applies=polls),
+    "every poll answered 500": Failure(nothing, failing_polls, applies=polls),
+    "timeout, and cancel answered 503": Failure(time_out, failing_cancels),
     "connection cut": Failure(nothing, cuts),
     "client closed": Failure(close_the_client),
     "consumer leaves early": Failure(leave, applies=steps),
