@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from inspect import iscoroutinefunction
 from typing import Any, NamedTuple, Protocol
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
@@ -56,7 +55,7 @@ def http_client(client: object) -> Any:
 
 def is_async(inner: object) -> bool:
     """Return whether an httpx client is one for asyncio."""
-    return iscoroutinefunction(getattr(type(inner), "send", None))  # in the object it may have been replaced
+    return hasattr(inner, "aclose")  # `send` may have been replaced by a function that returns a coroutine
 
 
 class Account(NamedTuple):
@@ -124,9 +123,9 @@ class Account(NamedTuple):
         Args:
             headers: the headers, with names in lower case.
         """
-        key = headers.get(b"authorization", b"").removeprefix(b"Bearer ") or headers.get(b"api-key", b"")
+        keys = (headers.get(b"authorization", b"").removeprefix(b"Bearer "), headers.get(b"api-key"))
         identity = {name: headers[sent].decode(errors="replace") for name, sent in _SENT_IDENTITY if sent in headers}
-        return (self.key is None or key == self.key.encode()) and identity == self.identity
+        return (self.key is None or self.key.encode() in keys) and identity == self.identity
 
 
 class _ClientSettings(Settings):

@@ -162,6 +162,8 @@ class Guard:
 
     async def __aenter__(self) -> Self:
         self._caller.transport.check_open()  # a guard that could stop nothing refuses its block
+        if self._entered:
+            raise SessionStateError("The block of this guard is still running: use another guard for another block.")
         self._entered = True
         self._cancelling = cast("asyncio.Task[Any]", asyncio.current_task()).cancelling()
         self._stops.begin()
@@ -183,6 +185,8 @@ class Guard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._run is None:  # otherwise the caller is in another thread
+            self._scope.check_context()
         if self._watcher is None or not in_asyncio():
             await self._leave(error)
             return
@@ -205,10 +209,12 @@ class Guard:
         if not lets_run:
             self._scope.fail()
         try:
+            if lets_run and stops.orphans and in_asyncio():
+                cancellation = await stops.finish() or cancellation
             if lets_run and not stops.under_way:
                 self._open_guards.discard(stops)  # before any await: closing the session must not stop them
                 self._scope.close()
-                if self._tracker and (names := stops.unsettled()):
+                if self._tracker and (names := stops.left_running()):
                     await self._tracker.release(names)
             elif (stops.ids or stops.arrivals) and in_asyncio():
                 cancellation = await stops.run() or cancellation
@@ -236,6 +242,7 @@ class Stops:
         taken: the last outcomes of responses that another process stops, and has not stopped yet, by id.
         closed: whether the session was closed while the block ran.
         arrivals: the creations that are under way.
+        orphans: the creations and responses whose callers are gone: they are stopped whatever becomes of the block.
     """
 
     def __init__(
@@ -256,6 +263,7 @@ class Stops:
         self.taken: dict[str, Outcome] = {}
         self.closed: bool = False
         self.arrivals: Arrivals = Arrivals(caller.clock)
+        self.orphans: Arrivals = Arrivals(caller.clock)
         if tracker:
             tracker.listen(self._take)
 
@@ -316,6 +324,10 @@ class Stops:
         """Return the ids whose outcome the ledger does not have."""
         return [name for name in [*self.ids] if name not in self._settled]
 
+    def left_running(self) -> list[str]:
+        """Return the ids of these that are not being stopped."""
+        return [name for name in self.unsettled() if name not in self._alone]
+
     async def close(self) -> None:
         """Stop all responses, because the session is about to close."""
         try:
@@ -360,6 +372,16 @@ class Stops:
             settling = asyncio.create_task(self._tracker.settle(names, self.outcomes))
             cancellation = await wait_through_cancellation(settling) or cancellation
             # Others may have arrived meanwhile.
+
+    async def finish(self) -> asyncio.CancelledError | None:
+        """Wait until the orphans are stopped, and return the last cancellation of this task, which does not end it."""
+        clock = self._caller.clock
+        cancellation: asyncio.CancelledError | None = None
+        until = clock.monotonic() + self._grace
+        with shielded_from_anyio():
+            while self.orphans and (left := until - clock.monotonic()) > 0:
+                cancellation = await self.orphans.wait(left) or cancellation
+        return cancellation
 
     def _open(self) -> list[str]:
         """Return the ids that have neither an outcome nor a failure."""

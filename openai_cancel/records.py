@@ -46,6 +46,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
     "answer_unreadable": frozenset({"error"}),
     "creation_failed": frozenset({"error"}),  # a response that a client has created may run on
     "other_account": _NONE,
+    "other_context": _NONE,
     "other_server": _NONE,
     "loop_closed": frozenset({"affected"}),
     "metrics_failed": frozenset({"error"}),

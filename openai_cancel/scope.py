@@ -4,6 +4,7 @@ The context decides, not the client: tasks inherit it from the code that starts 
 https://docs.python.org/3/library/contextvars.html.
 """
 
+import logging
 import threading
 from collections.abc import Collection
 from contextvars import ContextVar
@@ -12,8 +13,11 @@ from weakref import WeakSet
 
 from openai_cancel.clients import Account
 from openai_cancel.home import Arrivals, Home, Work
+from openai_cancel.records import fields
 from openai_cancel.settings import Settings
 from openai_cancel.tap import tap, untap
+
+_log = logging.getLogger("openai_cancel")
 
 _scopes: ContextVar["tuple[Scope, ...] | None"] = ContextVar("openai_cancel_scopes", default=None)
 
@@ -26,9 +30,11 @@ class Members(Protocol):
 
     Attributes:
         arrivals: the creations that are under way.
+        orphans: the creations and responses whose callers are gone.
     """
 
     arrivals: Arrivals
+    orphans: Arrivals
 
     def join(self, response_id: str) -> Work | None:
         """Guard a response, and return what is left to do. Can be called from any thread."""
@@ -75,7 +81,9 @@ class Scope:
 
     def enter(self) -> None:
         """Let the current context create for this block."""
-        _scopes.set((*(scope for scope in _scopes.get() or () if scope._is_open), self))
+        scopes = _scopes.get()
+        around = _scopes_of_thread() if scopes is None else scopes
+        _scopes.set((*(scope for scope in around if scope._is_open), self))
 
     def enter_thread(self) -> None:
         """Let the current thread create for this block; if it is the main thread, also the threads that it starts."""
@@ -94,6 +102,15 @@ class Scope:
     def fail(self) -> None:
         """Note that an exception ends the block: what was begun in it is stopped, whenever it arrives."""
         self._has_failed = True
+
+    def check_context(self) -> None:
+        """Warn if the block is left in another context than that in which it was entered, as it has seen nothing."""
+        if self._clients and self not in (_scopes.get() or ()):
+            _log.warning(
+                "a guard was left in another context than that in which it was entered: it has not seen what its "
+                "clients have created there. Enter it in the task, or the thread, that calls them",
+                extra=fields("other_context"),
+            )
 
     def close(self) -> None:
         """Listen to no client any more, and leave the current context. Creations that are under way are still seen."""
@@ -120,6 +137,15 @@ class Scope:
         """Note that a creation is over."""
         self._members.arrivals.note(creation)
 
+    def forsake(self, creation: object) -> None:
+        """Note that the task that has made a creation was cancelled."""
+        if self._is_open:
+            self._members.orphans.expect(creation)
+
+    def settle(self, creation: object) -> None:
+        """Note that the response of such a creation was passed to `abandon`."""
+        self._members.orphans.note(creation)
+
     def join(self, response_id: str) -> Work | None:
         """Guard a response. If the block was left by an exception, stop it."""
         if self._is_open:
@@ -138,7 +164,14 @@ class Scope:
     def abandon(self, response_id: str) -> None:
         """Stop a response that nobody knows."""
         if self._members.holds(response_id):
-            self.home.start(lambda: self._members.stop_one(response_id))
+            self._members.orphans.expect(response_id)
+            self.home.start(lambda: self._stop(response_id))
+
+    async def _stop(self, response_id: str) -> None:
+        try:
+            await self._members.stop_one(response_id)
+        finally:
+            self._members.orphans.note(response_id)
 
     def holds(self, response_id: str) -> bool:
         """Return whether the response is guarded."""

@@ -31,13 +31,13 @@ class Sight:
 
     def __init__(self, response: Any, on_end: Callable[[], None] | None = None) -> None:
         headers = response.headers
-        is_stream = headers.get("content-type", "").startswith("text/event-stream")
+        is_stream = headers.get("content-type", "").lower().startswith("text/event-stream")
         self._reader: Reader = EventReader() if is_stream else DocumentReader()
         decode = decoder(headers.get("content-encoding", ""))
         self.knows_encoding: bool = decode is not None
         self._is_blind = decode is None
         self._decode: Callable[[bytes], bytes] = decode or bytes
-        self._feed = self._reader.feed
+        self._feed: Callable[[bytes], None] = self._reader.feed if is_stream else self._begin
         self.on_end: Callable[[], None] | None = on_end
         self.on_id: Callable[[Sight], None] | None = None
 
@@ -51,6 +51,15 @@ class Sight:
         """Whether the id is known, or no longer expected."""
         reader = self._reader
         return self._is_blind or reader.response_id is not None or reader.events >= FIRST_EVENTS
+
+    def _begin(self, data: bytes) -> None:
+        """Look at the begin of a body. A gateway may send events with another content type; a document has a brace."""
+        data = data.lstrip()
+        if data:
+            if not data.startswith(b"{"):
+                self._reader = EventReader()
+            self._feed = self._reader.feed
+            self._feed(data)
 
     def see(self, chunk: bytes) -> None:
         """Look at the next bytes, as they were sent."""

@@ -624,6 +624,7 @@ class BlockingGuard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._scope.check_context()
         if error is not None:
             self._scope.fail()
         try:
@@ -635,7 +636,7 @@ class BlockingGuard:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         lets_run = error is None and not self._guard.stops_on_exit
-        if not self._guard.armed or (lets_run and not self._guard.tracked):
+        if not self._guard.armed or (lets_run and not self._guard.tracked and not self._guard.stops.orphans):
             self._guard.leave()
             return
         try:

@@ -55,6 +55,12 @@ class Listener(Protocol):
     def note(self, creation: object) -> None:
         """Note that a creation is over. If it has created a response, `join` was called before."""
 
+    def forsake(self, creation: object) -> None:
+        """Note that the task that has made a creation was cancelled, so that nobody else will know the response."""
+
+    def settle(self, creation: object) -> None:
+        """Note that the response of such a creation, if there is one, was passed to `abandon`."""
+
     def join(self, response_id: str) -> Work | None:
         """Take in a response that was created, and return what is left to do before anybody else knows its id."""
 
@@ -102,14 +108,14 @@ class _Creation:
     Attributes:
         listeners: those who want to know its id.
         is_streamed: whether the caller of `send` reads the body.
-        was_seen: whether its answer was looked at.
+        seen: the answer that was looked at last. A subclass of the client may send a request more than once.
         response_id: the id, once it was seen.
     """
 
     def __init__(self, listeners: list[Listener], *, is_streamed: bool) -> None:
         self.listeners = listeners
         self.is_streamed = is_streamed
-        self.was_seen = False
+        self.seen: Any = None
         self.response_id: str | None = None
 
 
@@ -121,13 +127,20 @@ class _Tap:
         self._client: Any = client
         self._attributes = cast("dict[str, Any]", vars(client))
         self._own: Any = self._attributes.get("send")  # if somebody else has replaced it, too
-        self._real: Callable[..., Any] = client.send
         self._warnings: set[str] = set()
         self._mark = f"openai_cancel.{id(self)}"
         """The key of the extension of a request that has its `_Creation`, which redirects keep."""
 
     send: Callable[..., Any]
     _on_response: Callable[[Any], Any]
+
+    @property
+    def _real(self) -> Callable[..., Any]:
+        """The method that sends a request. It is looked up each time, since somebody may replace it in the class."""
+        if self._own is not None:
+            return cast("Callable[..., Any]", self._own)
+        method: Any = type(self._client).send
+        return cast("Callable[..., Any]", method.__get__(self._client) if hasattr(method, "__get__") else method)
 
     @property
     def is_installed(self) -> bool:
@@ -304,6 +317,8 @@ class _AsyncTap(_Tap):
         try:
             await _end_of(task)
         except asyncio.CancelledError:
+            for listener in listeners:
+                listener.forsake(creation)
             self._clean_up(self._abandon(task, creation))
             raise
         try:
@@ -315,8 +330,8 @@ class _AsyncTap(_Tap):
         """Send the request, and read so much of the answer that the id is known."""
         response = None
         try:
-            response = await self._real(request, stream=True, **options)
-            if not creation.was_seen:
+            response = await self._real(request, stream=stream, **options)
+            if creation.seen is None:
                 await self._see(creation, response)
             if not stream:
                 await response.aread()
@@ -333,11 +348,11 @@ class _AsyncTap(_Tap):
     async def _on_response(self, response: Any) -> None:
         """Look at the answer to a creation. This is an event hook."""
         creation = response.request.extensions.get(self._mark)
-        if creation is not None and response.is_success and not creation.was_seen:
+        if creation is not None and response.is_success and creation.seen is not response:
             await self._see(creation, response)
 
     async def _see(self, creation: _Creation, response: Any) -> None:
-        creation.was_seen = True
+        creation.seen = response
         sight = Sight(response)
         if not (creation.is_streamed or sight.knows_encoding):
             await response.aread()  # httpx knows more encodings
@@ -350,8 +365,12 @@ class _AsyncTap(_Tap):
 
     async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
         """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
-        await _end_of(task)
-        _abandon(creation)
+        try:
+            await _end_of(task)
+            _abandon(creation)
+        finally:
+            for listener in creation.listeners:
+                listener.settle(creation)
         if not task.cancelled() and task.exception() is None:
             with suppress(Exception):  # of a connection that nobody uses any more
                 await task.result().aclose()
@@ -377,8 +396,8 @@ class _BlockingTap(_Tap):
         creation = self._begin(request, listeners, stream=stream)
         response = None
         try:
-            response = self._real(request, stream=True, **options)
-            if not creation.was_seen:
+            response = self._real(request, stream=stream, **options)
+            if creation.seen is None:
                 self._see(creation, response)
             if not stream:
                 response.read()
@@ -395,11 +414,11 @@ class _BlockingTap(_Tap):
     def _on_response(self, response: Any) -> None:
         """Look at the answer to a creation. This is an event hook."""
         creation = response.request.extensions.get(self._mark)
-        if creation is not None and response.is_success and not creation.was_seen:
+        if creation is not None and response.is_success and creation.seen is not response:
             self._see(creation, response)
 
     def _see(self, creation: _Creation, response: Any) -> None:
-        creation.was_seen = True
+        creation.seen = response
         sight = Sight(response)
         if not (creation.is_streamed or sight.knows_encoding):
             response.read()  # httpx knows more encodings

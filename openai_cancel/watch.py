@@ -157,6 +157,14 @@ class Watch:
         """Note that a creation is over."""
         self._arrivals.note(creation)
 
+    def forsake(self, creation: object) -> None:
+        """Note that the task that has made a creation was cancelled."""
+        self._arrivals.expect(creation)
+
+    def settle(self, creation: object) -> None:
+        """Note that the response of such a creation was passed to `abandon`."""
+        self._arrivals.note(creation)
+
     def join(self, response_id: str) -> Work | None:
         """Record a response."""
         if self._is_closed:

@@ -13,12 +13,13 @@ def add_aged(
     age: float,
     *,
     background: bool = True,
+    script: Script | None = None,
     runs_for: float = math.inf,
     **metadata: str,
 ) -> str:
     """Put a response into the emulator that was created some seconds ago, and return its id."""
     now, clock.now = clock.now, clock.now - age
-    name = server.add(Script(runs_for=runs_for), background=background)
+    name = server.add(script or Script(runs_for=runs_for), background=background)
     clock.now = now
     server.responses[name].request["metadata"] = metadata
     return name

@@ -4,8 +4,10 @@ import json
 import math
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,9 +167,38 @@ class TestStop:
         status, out, err = await run("stop", "--running", "--all", "--yes")
         assert status == expected
         assert [json.loads(line)["id"] for line in out.splitlines()] == [name] * min(times + 1, 3)
-        assert err.count("1 are running again after they were stopped") == min(times, 3)
+        assert err.count("running again after they were stopped: 1") == min(times, 3)
         assert re.search(r"cancelled +1\b", err)  # the response counts once
         assert re.search(r"in all +1 ", err)
+
+    async def test_what_runs_again_is_stopped_although_the_log_says_that_it_was(
+        self, run, add, server: Emulator, clock: QuickClock, tmp_path: Path
+    ) -> None:
+        arguments = ["stop", "--running", "--all", "--yes", "--log", f"{tmp_path}/log", "--resume"]
+        name = add(5, script=Script(runs_for=math.inf, resumes_after=60, resumes=1))
+        assert json.loads((await run(*arguments))[1])["verdict"] == "cancelled"
+        clock.now += 61
+        assert states(server)[name] == "in_progress"
+        assert json.loads((await run(*arguments))[1])["verdict"] == "cancelled"
+        assert states(server)[name] == "cancelled"
+
+    @pytest.mark.parametrize(
+        "conditions", [["--status", "queued", "--all"], ["--newer-than", "7s"], ["--limit", "1", "--all"]]
+    )
+    async def test_what_runs_again_is_found_although_its_status_and_age_have_changed(
+        self, run, add, server: Emulator, conditions: list[str]
+    ) -> None:
+        name = add(5)
+        queued = {"id": name, "status": "queued", "created_at": int(time.time()) - 5}
+        again = {"id": name, "status": "in_progress", "created_at": int(time.time()) - 9}
+        older = {"id": "resp_other", "status": "in_progress", "created_at": int(time.time()) - 3}
+        server.faults = [
+            Fault(on="list", status=200, body={"data": [queued], "has_more": False}),
+            Fault(on="list", status=200, body={"data": [older, again], "has_more": False}),
+        ]
+        status, out, err = await run("stop", "--running", "--yes", *conditions)
+        assert (status, [json.loads(line)["id"] for line in out.splitlines()]) == (0, [name, name])
+        assert "running again after they were stopped: 1" in err
 
     async def test_a_dry_run_asks_nothing_and_stops_nothing(self, run, add, server: Emulator) -> None:
         name = add(5)
@@ -223,7 +254,7 @@ class TestSource:
         for place in range(150):
             add(place)
         async with AsyncSession(api_key=KEY, base_url=server.base_url) as session:
-            source = RunningSource(session.running, skip=lambda _: False)
+            source = RunningSource(session.running, session.running, skip=lambda _: True)
             if ahead:
                 await source.read_ahead()
             names = []
@@ -236,14 +267,16 @@ class TestSource:
         assert len(server.received) == (3 if ahead else 1)
 
     @pytest.mark.parametrize("ahead", [False, True])
-    async def test_ids_to_skip_are_counted(self, server: Emulator, add, ahead: bool) -> None:  # noqa: FBT001
-        first, second = add(5), add(6)
+    async def test_only_responses_that_have_ended_are_skipped(self, server: Emulator, add, ahead: bool) -> None:  # noqa: FBT001
+        add(5, runs_for=0)
+        running = add(6)
         async with AsyncSession(api_key=KEY, base_url=server.base_url) as session:
-            source = RunningSource(session.running, skip=first.__eq__)
+            select = partial(session.running, statuses=["in_progress", "completed"])
+            source = RunningSource(select, select, skip=lambda _: True)
             if ahead:
                 await source.read_ahead()
             async with aclosing(source.read()) as found:
-                assert [name async for name in found] == [second]
+                assert [name async for name in found] == [running]
         assert (source.yielded, source.skipped) == (1, 1)
 
 

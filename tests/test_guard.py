@@ -449,6 +449,17 @@ class TestBlockingGuard:
         assert notes(caught.value) == []
 
 
+async def test_a_guard_is_used_for_one_block_at_a_time(session: AsyncSession, create) -> None:
+    guard = session.guard(create())
+    async with guard:
+        with pytest.raises(SessionStateError, match="use another guard"):
+            await guard.__aenter__()
+    with pytest.raises(ZeroDivisionError):
+        async with guard:
+            raise ZeroDivisionError
+    assert guard.outcome.stopped
+
+
 def test_a_guard_whose_event_loop_is_closed_logs_that_it_stopped_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> object:
         session = await AsyncSession(base_url="http://127.0.0.1:9", api_key=KEY).open()

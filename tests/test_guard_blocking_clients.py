@@ -145,6 +145,19 @@ def test_a_document_that_is_cut_after_its_id_is_stopped_at_once(
         wait_until(lambda: states(server) == ["cancelled"])
 
 
+def test_a_response_that_is_being_stopped_is_not_left_to_the_end_of_the_session(
+    server: Emulator, client: openai.OpenAI
+) -> None:
+    server.faults = [Fault(on="create", cut="body"), Fault(on="cancel", delay=0.1)]
+    with (
+        Session(api_key=KEY, base_url=server.base_url) as session,
+        session.guard(client),
+        pytest.raises(openai.APIConnectionError),
+    ):
+        create(client)
+    assert states(server) == ["cancelled"]
+
+
 def test_an_async_client_is_guarded_in_another_event_loop(session: Session, server: Emulator) -> None:
     async def work() -> None:
         async with async_client(server) as client:
@@ -227,6 +240,30 @@ class TestThreads:
             assert len(inner.stops.ids) == 1
             raise ZeroDivisionError
         assert states(server) == ["cancelled", "cancelled"]
+
+    def test_a_block_that_is_entered_in_another_context_is_told(
+        self, session: Session, client: openai.OpenAI, server: Emulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """A dependency of a web framework that is a plain generator runs in two threads, and the handler in a third."""
+        block = session.guard(client)
+        contextvars.copy_context().run(block.__enter__)
+        create(client)
+        block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+        assert "a guard was left in another context" in caplog.text
+        assert states(server) == ["in_progress"]
+
+    def test_a_block_in_a_thread_leaves_it_in_the_block_around_its_start(
+        self, session: Session, server: Emulator, client: openai.OpenAI
+    ) -> None:
+        def block() -> None:
+            with session.guard(client):
+                create(client)
+
+        with pytest.raises(ZeroDivisionError), session.guard(client), ThreadPoolExecutor(1) as pool:
+            for function in (lambda: create(client), block, lambda: create(client)):
+                pool.submit(function).result()
+            raise ZeroDivisionError
+        assert states(server) == ["cancelled"] * 3
 
 
 class TestCreationsUnderWay:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -14,6 +15,7 @@ from pydantic import BaseModel
 
 from openai_cancel import AsyncSession, ConfigurationError, InvalidResponseIdError
 from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -352,6 +354,15 @@ class TestContexts:
         assert states(server) == ["in_progress"]
 
 
+async def test_a_block_that_is_entered_in_another_task_is_told(
+    session: AsyncSession, client: openai.AsyncOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard = session.guard(client)
+    await asyncio.create_task(guard.__aenter__())
+    await guard.__aexit__(None, None, None)
+    assert "a guard was left in another context" in caplog.text
+
+
 class TestCreationsUnderWay:
     async def test_a_creation_whose_task_is_cancelled_is_stopped_when_its_answer_comes(
         self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI
@@ -376,6 +387,57 @@ class TestCreationsUnderWay:
             assert guard.armed
             await until(lambda: guard.outcomes)
         assert states(server) == ["cancelled"]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    async def test_a_creation_that_a_block_gives_up_is_stopped_before_its_normal_end(
+        self, server: Emulator, client: openai.AsyncOpenAI, tmp_path: Path, *, stream: bool
+    ) -> None:
+        server.faults = [Fault(on="create", delay=0.1)]
+        async with (
+            Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+            hasty_session(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
+        ):
+            async with session.guard(client) as guard:
+                task = asyncio.create_task(client.responses.create(**REQUEST, stream=stream))
+                await cancel_under_way(task, server)
+                other = await create(client)
+            assert states(server) == ["in_progress", "cancelled"]
+            assert [outcome.stopped for outcome in guard.outcomes.values()] == [True]
+            recorded = {entry.response_id: entry.state async for entry in ledger.entries(include_ended=True)}
+        assert recorded == {other: "released", [*server.responses][1]: "cancelled"}
+
+    async def test_a_response_that_is_being_stopped_is_not_left_to_the_end_of_the_session(
+        self, server: Emulator, client: openai.AsyncOpenAI
+    ) -> None:
+        server.faults = [Fault(on="create", cut="body"), Fault(on="cancel", delay=0.1)]
+        async with (
+            hasty_session(api_key=KEY, base_url=server.base_url) as session,
+            session.guard(client),
+        ):
+            with pytest.raises(openai.APIConnectionError):
+                await create(client)
+        assert states(server) == ["cancelled"]
+
+    @pytest.mark.parametrize("has_id", [False, True])
+    async def test_what_was_given_up_holds_up_a_normal_end_no_longer_than_the_grace(
+        self, server: Emulator, client: openai.AsyncOpenAI, tmp_path: Path, *, has_id: bool
+    ) -> None:
+        server.faults = [Fault(on="create", delay=0 if has_id else math.inf, cut="body" if has_id else None)]
+        server.faults += [Fault(on="cancel", delay=math.inf)] * has_id
+        async with (
+            Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+            hasty_session(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
+        ):
+            async with session.guard(client, grace=0.2):
+                task = asyncio.create_task(create(client))
+                if has_id:
+                    with pytest.raises(openai.APIConnectionError):
+                        await task
+                else:
+                    await cancel_under_way(task, server)
+            entries = [entry.state async for entry in ledger.entries(include_ended=True)]
+            assert "released" not in entries  # a sweep stops it, if nothing else does
+            server.faults.clear()
 
     async def test_a_creation_of_another_task_is_waited_for(
         self, real_session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI
@@ -472,6 +534,7 @@ class TestRefusals:
             {"organization": "org-other"},
             {"project": "proj"},
             {"default_headers": {"authorization": "Bearer sk-another-key"}},
+            {"default_headers": {"api-key": "sk-another-key"}},
         ],
     )
     async def test_a_client_of_another_server_or_account_is_refused(
@@ -494,6 +557,14 @@ class TestRefusals:
             assert not guard.armed
         for other in ("another account", "another server"):
             assert len([record for record in caplog.records if other in record.message]) == 1
+
+    async def test_a_key_in_a_header_of_its_own_is_compared(self, server: Emulator) -> None:
+        async with (
+            async_client(server, api_key="unused", default_headers={"api-key": KEY}) as client,
+            AsyncSession.from_openai(client) as session,
+            session.guard(client) as guard,
+        ):
+            assert await create(client) in repr(guard)
 
     async def test_a_client_whose_credentials_cannot_be_known_is_looked_at_when_it_creates(
         self, session: AsyncSession, server: Emulator, caplog: pytest.LogCaptureFixture

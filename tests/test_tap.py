@@ -195,6 +195,25 @@ class TestBodies:
             if not has_ended:
                 await until_recorded(ledger, "resp_1")
 
+    @pytest.mark.parametrize("kind", ["Text/Event-Stream; charset=utf-8", "application/octet-stream", "text/plain"])
+    async def test_events_are_told_by_their_look(self, odd: Server, client: openai.AsyncOpenAI, kind: str) -> None:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            stream = web.StreamResponse(headers={"content-type": kind})
+            await stream.prepare(request)
+            for part in (b"\n\n", CREATED, DELTA):
+                await stream.write(part)
+                await asyncio.sleep(0.001)  # as a chunk of its own
+            await asyncio.Event().wait()
+            return stream
+
+        odd.answer = answer
+        async with odd.session.guard(client) as guard, raw_stream(client) as stream:
+            assert repr(guard) == "<Guard resp_1>"
+            chunks = stream.aiter_raw()
+            while DELTA not in (chunk := await anext(chunks)):
+                pass
+            assert chunk.endswith(DELTA)
+
     async def test_compressed_bodies_are_read_and_stay_compressed(
         self, odd: Server, client: openai.AsyncOpenAI
     ) -> None:

@@ -6,7 +6,7 @@ import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -235,6 +235,10 @@ class FilterOptions:
                 raise UsageError(f"{pair!r} is not metadata: write --metadata NAME=VALUE.")
         if self.older_than is not None and self.newer_than is not None and self.older_than >= self.newer_than:
             raise UsageError("--older-than must be less than --newer-than: otherwise no response can match both.")
+
+    def restarted(self) -> "FilterOptions":
+        """Return the conditions for responses that run again: their status has changed, and others may be newer."""
+        return replace(self, status=(), newer_than=None, limit=None)
 
     def select(self, session: "AsyncSession") -> "AsyncGenerator[Response, None]":
         """Start an iteration over the responses."""

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 from rich.console import Console
@@ -36,6 +36,10 @@ SETTLING = 1.0
 
 VALUES = 5
 """The number of values of metadata that the question names, the most frequent ones."""
+
+
+Select: TypeAlias = Callable[[], AsyncGenerator[Response, None]]
+"""Starts an iteration over responses."""
 
 
 def list_running(session: AsyncSession, filters: FilterOptions, *, as_json: bool | None) -> int:
@@ -113,7 +117,9 @@ def stop_running(
     with ExitStack() as opened:
         run = Run(report, open_log(opened, files), resume=files.resume, may_repeat=True)
         opened.callback(run.close)
-        source = RunningSource(partial(filters.select, session), skip=run.skips)
+        source = RunningSource(
+            partial(filters.select, session), partial(filters.restarted().select, session), skip=run.skips
+        )
         runner = opened.enter_context(asyncio.Runner())
         runner.run(session.open())
         try:
@@ -196,7 +202,9 @@ class RunningSource:
 
     Args:
         select: starts the iteration over the responses.
-        skip: called with each id. Returns whether to skip it.
+        select_again: the same, for a later look.
+        skip: called with the id of each response that has ended. Returns whether to skip it. What still runs is not
+            skipped, also if an earlier run has stopped it.
 
     Attributes:
         found: what `read_ahead` has found.
@@ -207,14 +215,16 @@ class RunningSource:
         again: the number of responses that ran at the last look, although they were stopped.
     """
 
-    def __init__(self, select: Callable[[], AsyncGenerator[Response, None]], *, skip: Callable[[str], bool]) -> None:
+    def __init__(self, select: Select, select_again: Select, *, skip: Callable[[str], bool]) -> None:
         self.found: Findings = Findings()
         self.total: int | None = None
         self.yielded: int = 0
         self.skipped: int = 0
         self.ended: bool = False
         self._select = select
+        self._select_again = select_again
         self._skip = skip
+        self._over: set[str] = set()  # the ids of responses that have ended
         self.again: int = 0
         self._foreground = 0
         self._given: set[str] = set()
@@ -237,7 +247,7 @@ class RunningSource:
 
     async def read_ahead(self) -> None:
         """Find all responses, before any is stopped."""
-        async with aclosing(self._background()) as responses:
+        async with aclosing(self._background(self._select)) as responses:
             async for response in responses:
                 self.found.note(response)
         self.total = len(self.found.ids)
@@ -255,17 +265,17 @@ class RunningSource:
             return False
         await asyncio.sleep(SETTLING)
         foreground = self._foreground
-        async with aclosing(self._background()) as responses:
+        async with aclosing(self._background(self._select_again)) as responses:
             running = [str(response.id) async for response in responses if not response.is_terminal]
         names = [name for name in running if name in self._given]
         self._foreground = foreground  # they were counted before
         if names:
-            complain(f"{len(names):,} are running again after they were stopped")
+            complain(f"running again after they were stopped: {len(names):,}")
         self.again = len(names)
         self.found = Findings(names)
         self.total = self.yielded + self.skipped
         self.yielded -= len(names)
-        self._skip = _skips_nothing
+        self._over.clear()
         return bool(names)
 
     async def read(self) -> AsyncGenerator[str, None]:
@@ -275,7 +285,7 @@ class RunningSource:
                 if self._takes(name):
                     yield name
             return
-        async with aclosing(self._background()) as responses:
+        async with aclosing(self._background(self._select)) as responses:
             async for response in responses:
                 if self._takes(name := str(response.id)):
                     yield name
@@ -283,29 +293,27 @@ class RunningSource:
     def _takes(self, name: str) -> bool:
         if self.ended:
             return False
-        skips = self._skip(name)
+        skips = name in self._over and self._skip(name)
         if not skips:
             self._given.add(name)
         self.skipped += skips
         self.yielded += not skips
         return not skips
 
-    async def _background(self) -> AsyncGenerator[Response, None]:
+    async def _background(self, select: Select) -> AsyncGenerator[Response, None]:
         try:
-            async with aclosing(self._select()) as responses:
+            async with aclosing(select()) as responses:
                 async for response in responses:
                     if self.ended:
                         return
                     if response.background is False:
                         self._foreground += 1
-                    else:
-                        yield response
+                        continue
+                    if response.is_terminal:
+                        self._over.add(str(response.id))
+                    yield response
         except OpenAICancelError as error:
             self._failure = error
-
-
-def _skips_nothing(_: str) -> bool:
-    return False
 
 
 def ask(found: Findings) -> bool:

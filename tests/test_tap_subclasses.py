@@ -1,0 +1,119 @@
+"""Clients whose `send` somebody has written anew: it gets what it asked for, and what it creates is seen."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from conftest import KEY
+from openai_clients import REQUEST, async_client, states
+
+from openai_cancel import AsyncSession
+from openai_cancel.emulator import Emulator, Fault
+
+pytestmark = pytest.mark.usefixtures("no_task_is_left")
+
+
+class ReadingClient(httpx2.AsyncClient):
+    """A client that looks at each body, as a log does."""
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        answer = await super().send(request, **options)
+        assert answer.text
+        return answer
+
+
+class RetryingClient(httpx2.AsyncClient):
+    """A client that makes a request again if the connection fails, or the answer says that it has failed."""
+
+    async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        while True:
+            try:
+                answer = await super().send(request, stream=stream, **options)
+            except httpx2.TransportError:
+                continue
+            if answer.json()["status"] != "failed":
+                return answer
+
+
+class DelegatingClient(httpx2.AsyncClient):
+    """A client whose method returns a coroutine and is no coroutine function."""
+
+    def send(self, request: Any, **options: Any) -> Any:
+        return super().send(request, **options)
+
+
+def decorated(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def send(*arguments: Any, **options: Any) -> Any:
+        return method(*arguments, **options)
+
+    return send
+
+
+class DecoratedClient(httpx2.AsyncClient):
+    """The same by a decorator."""
+
+    send = decorated(httpx2.AsyncClient.send)
+
+
+@pytest.mark.parametrize("kind", [ReadingClient, RetryingClient, DelegatingClient, DecoratedClient])
+async def test_a_method_of_a_subclass_works_as_before(
+    server: Emulator, session: AsyncSession, kind: type[httpx2.AsyncClient]
+) -> None:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url, http_client=kind(), max_retries=0) as client:
+        with pytest.raises(ZeroDivisionError):
+            async with session.guard(client):
+                response = await client.responses.create(**REQUEST)
+                await client.responses.retrieve(response.id)
+                raise ZeroDivisionError
+    assert states(server) == ["cancelled"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault(on="create", cut="body", act=True),
+        Fault(on="create", status=200, body={"id": "resp_failed", "status": "failed", "background": True}),
+    ],
+    ids=["cut", "failed"],
+)
+async def test_each_answer_of_a_method_that_tries_again_is_seen(
+    server: Emulator, session: AsyncSession, fault: Fault
+) -> None:
+    server.faults = [fault]
+    async with openai.AsyncOpenAI(
+        api_key=KEY, base_url=server.base_url, http_client=RetryingClient(), max_retries=0
+    ) as client:
+        with pytest.raises(ZeroDivisionError):
+            async with session.guard(client):
+                await client.responses.create(**REQUEST)
+                raise ZeroDivisionError
+    assert {*states(server)} == {"cancelled"}
+
+
+async def test_a_method_that_is_replaced_in_the_class_meanwhile_is_called(
+    server: Emulator, session: AsyncSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    real = httpx2.AsyncClient.send
+
+    async def send(self: Any, request: Any, **options: Any) -> Any:
+        seen.append(request.method)
+        return await real(self, request, **options)
+
+    async def replaced(request: Any, **options: Any) -> Any:
+        return await real(client._client, request, **options)
+
+    async with async_client(server) as client, session.guard(client, on_exit="stop"):
+        kind = type(client._client)
+        monkeypatch.setattr(kind, "send", send)
+        response = await client.responses.create(**REQUEST)
+        await client.responses.retrieve(response.id)
+        assert seen == ["POST", "GET"]
+        monkeypatch.setattr(kind, "send", functools.partial(replaced))  # which binds no client
+        await client.responses.create(**REQUEST)
+    assert seen == ["POST", "GET"]
+    assert states(server) == ["cancelled", "cancelled"]
