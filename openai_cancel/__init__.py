@@ -167,22 +167,24 @@ if TYPE_CHECKING:
         UnprocessableEntityError,
         UnsupportedError,
     )
-    from openai_cancel.guard import Guard
+    from openai_cancel.guard import Guard, OnExit
     from openai_cancel.models import Response
-    from openai_cancel.outcome import Outcome, Verdict
+    from openai_cancel.outcome import OnOutcome, Outcome, Verdict
     from openai_cancel.session import AsyncSession
     from openai_cancel.settings import ApiKey, Options
-    from openai_cancel.sync import BlockingWatch, Session
+    from openai_cancel.sync import BlockingGuard, BlockingWatch, Session
+    from openai_cancel.updates import OnUpdate
     from openai_cancel.wait import WaitTimeoutError
     from openai_cancel.wait_many import WaitResult
     from openai_cancel.watch import Watch
+    from openai_cancel.watcher import Abandoned
     from openai_cancel.wire import HasId, ResponseId
 else:
     # The command shows its help without aiohttp, which takes long to import. Names are looked for in these modules,
     # the lightest first.
     _MODULES = (
         *("errors", "outcome", "clock", "models", "clients", "settings", "wire", "caller"),
-        *("guard", "wait", "wait_many", "watch", "session", "sync"),
+        *("updates", "guard", "wait", "wait_many", "watcher", "watch", "session", "sync"),
     )
 
     def __getattr__(name: str) -> object:
@@ -206,11 +208,13 @@ __all__ = [
     "APIError",
     "APIStatusError",
     "APITimeoutError",
+    "Abandoned",
     "AbandonedError",
     "ApiKey",
     "AsyncSession",
     "AuthenticationError",
     "BadRequestError",
+    "BlockingGuard",
     "BlockingWatch",
     "CallOptions",
     "Client",
@@ -226,6 +230,9 @@ __all__ = [
     "LedgerError",
     "ListingError",
     "NotFoundError",
+    "OnExit",
+    "OnOutcome",
+    "OnUpdate",
     "OpenAICancelError",
     "Options",
     "Outcome",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, unquote_to_bytes
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
@@ -63,7 +64,7 @@ class Account(NamedTuple):
 
     Attributes:
         origin: the scheme, the host and the port.
-        paths: the paths of the API, percent-encoded.
+        paths: the paths of the API, without percent-encoding, since libraries encode them in their own ways.
         key: the key, or None if a function returns it, and it cannot be compared.
         identity: the organization and the project, as far as they are known.
     """
@@ -81,7 +82,7 @@ class Account(NamedTuple):
         paths = {path, _AZURE.sub(r"\1", path), _AZURE.sub(r"\1/v1", path)}
         return cls(
             (url.scheme, url.host or "", url.port or 0),
-            frozenset(path.encode() for path in paths),
+            frozenset(map(unquote_to_bytes, paths)),
             _key(settings.api_key, settings.headers),
             {name: settings.headers[name] for name in _IDENTITY if name in settings.headers},
         )
@@ -115,7 +116,7 @@ class Account(NamedTuple):
     def is_at(self, url: Any, path: bytes) -> bool:
         """Return whether an httpx URL, whose path begins with `path`, belongs to the server."""
         port = url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
-        return path in self.paths and (url.scheme, url.host, port) == self.origin
+        return unquote_to_bytes(path) in self.paths and (url.scheme, url.host, port) == self.origin
 
     def has_sent(self, headers: Mapping[bytes, bytes]) -> bool:
         """Return whether the headers of a request may be those of the account.
@@ -145,5 +146,5 @@ def _key(key: Any, headers: Mapping[str, str]) -> str | None:
 
 def _where(account: Account) -> str:
     scheme, host, port = account.origin
-    path = min(account.paths, default=b"").decode()
+    path = quote(min(account.paths, default=b""))
     return str(URL.build(scheme=scheme, host=host, port=port, path=path, encoded=True))

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Callable, Coroutine, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import Context, copy_context
 from functools import partial
 from threading import Lock
 from typing import Any, Protocol, cast
@@ -261,6 +262,13 @@ def _end_of(task: "asyncio.Task[Any]") -> "asyncio.Future[None]":
     return waiter
 
 
+def _take_over(context: Context) -> None:
+    """Set the variables here that an event hook or an instrumentation has set in the context of a creation."""
+    for variable, value in context.items():
+        if variable.get(None) is not value:
+            variable.set(value)
+
+
 def _end(creation: _Creation) -> None:
     """Tell those who expect a response that no more will come."""
     for listener in creation.listeners:
@@ -313,7 +321,8 @@ class _AsyncTap(_Tap):
         creation = self._begin(request, listeners, stream=stream)
         if not in_asyncio():
             return await self._create(creation, request, stream=stream, options=options)
-        task = asyncio.create_task(self._create(creation, request, stream=stream, options=options))
+        context = copy_context()
+        task = asyncio.create_task(self._create(creation, request, stream=stream, options=options), context=context)
         try:
             await _end_of(task)
         except asyncio.CancelledError:
@@ -321,6 +330,7 @@ class _AsyncTap(_Tap):
                 listener.forsake(creation)
             self._clean_up(self._abandon(task, creation))
             raise
+        _take_over(context)
         try:
             return task.result()
         finally:

@@ -558,6 +558,18 @@ class TestRefusals:
         for other in ("another account", "another server"):
             assert len([record for record in caplog.records if other in record.message]) == 1
 
+    @pytest.mark.parametrize("path", ["a%2fb", "a%7Eb", "a|b^c", "%c3%bc", "\u00fc[x]"])
+    async def test_a_path_may_be_encoded_in_any_way(self, server: Emulator, path: str) -> None:
+        server.faults = [Fault(on=None, status=200, body={"id": "resp_1", "status": "in_progress"})]
+        base_url = f"{server.base_url}/{path}"
+        async with (
+            async_client(server, base_url=base_url) as client,
+            AsyncSession(api_key=KEY, base_url=base_url) as session,
+            session.guard(client) as guard,
+        ):
+            await create(client)
+            assert guard.armed
+
     async def test_a_key_in_a_header_of_its_own_is_compared(self, server: Emulator) -> None:
         async with (
             async_client(server, api_key="unused", default_headers={"api-key": KEY}) as client,

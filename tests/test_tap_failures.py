@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import httpx2
@@ -117,6 +118,21 @@ async def test_hooks_that_are_set_meanwhile_are_kept(
             await client.responses.create(**REQUEST)
         await until(lambda: states(server) == ["cancelled"])
     assert client._client.event_hooks == {"request": [], "response": [fail_async]}
+
+
+async def test_a_variable_that_a_hook_sets_is_set_for_the_caller(session: AsyncSession, server: Emulator) -> None:
+    request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+    async def note(answer: httpx2.Response) -> None:
+        request_id.set(answer.headers["x-request-id"])
+
+    inner = httpx2.AsyncClient(event_hooks={"response": [note]})
+    async with (
+        openai.AsyncOpenAI(api_key=KEY, base_url=server.base_url, http_client=inner) as client,
+        session.guard(client),
+    ):
+        answer = await client.responses.with_raw_response.create(**REQUEST)
+    assert request_id.get() == answer.headers["x-request-id"]
 
 
 async def test_other_requests_of_a_client_pass_its_hooks(session: AsyncSession, client: openai.AsyncOpenAI) -> None:
