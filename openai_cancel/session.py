@@ -652,8 +652,8 @@ class AsyncSession:
             query: as for `cancel`.
 
         Raises:
-            ConfigurationError: the session has no ledger, an option cannot work, or a client is none, or is one of
-                another server or account.
+            ConfigurationError: the session has no ledger, an option cannot work, or an argument is not a supported
+                client, or belongs to another server or account.
             SessionStateError: the session is not open, or belongs to another event loop.
 
         If the ledger is required and fails, the client's call raises a `LedgerError`, and the response is stopped.
@@ -669,21 +669,15 @@ class AsyncSession:
                 'ledger=openai_cancel.ledger.Ledger("sqlite:///ledger.db").'
             )
         self._caller.transport.check_open()
-        watch = Watch(
+        return Watch(
             self._caller.with_options(headers=headers, query=query),
+            clients,
             grace=grace,
             max_retries=max_retries,
             tracker=tracker,
             home=Home(asyncio.get_running_loop(), self._run),
             watches=self._watches,
         )
-        try:
-            for client in clients:
-                watch.add(client)
-        except BaseException:
-            watch.end()
-            raise
-        return watch
 
     def _tracker(self, max_age: float | None = None) -> Tracker | None:
         settings = self._caller.settings

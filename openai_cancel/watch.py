@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -31,18 +32,13 @@ class Watch:
     The watch ends with `close`, with its `async with` block, or with the session. Responses that have not ended by then
     are left to the next sweep.
 
-    Watches are created by `AsyncSession.watch`. It is a `Listener` of the clients.
-
-    Attributes:
-        account: the account of the session.
-        kind: `watch`, for the metrics.
-        base_url: the address of the server.
-        home: the event loop of the session.
+    Watches are created by `AsyncSession.watch`.
     """
 
     def __init__(
         self,
         caller: Caller,
+        clients: Sequence[Client],
         *,
         grace: float,
         max_retries: int | None,
@@ -51,46 +47,38 @@ class Watch:
         watches: "list[Watch]",
     ) -> None:
         self._caller = caller
-        self._grace = grace
-        self._max_retries = max_retries
-        self._tracker = tracker
         self._watches = watches
         self._clients: list[Any] = []
-        self._held: dict[str, float] = {}  # the time at which each id was added
-        self._arrivals = Arrivals(caller.clock)
-        self._is_closed = False
-        self.account: Account = Account.from_settings(caller.settings)
-        self.home: Home = home
-        self.kind: str = "watch"
-        self.base_url: str = caller.settings.base_url
+        self._responses = WatchedResponses(caller, grace=grace, max_retries=max_retries, tracker=tracker, home=home)
         watches.append(self)
-        caller.endings.listeners += (self.leave,)
+        caller.endings.listeners += (self._responses.leave,)
+        try:
+            for client in clients:
+                self.add(client)
+        except BaseException:
+            self._end()
+            raise
 
     def __repr__(self) -> str:
         """Return the number of responses."""
-        return f"<{type(self).__name__} {'closed' if self._is_closed else f'{len(self._held)} running'}>"
-
-    @property
-    def held(self) -> int:
-        """The number of these responses. It can be read in any thread."""
-        return len(self._held)
+        return f"<{type(self).__name__} {f'{self._responses.held} running' if self._responses.is_open else 'closed'}>"
 
     @property
     def response_ids(self) -> tuple[str, ...]:
         """The ids of the responses that are in the ledger and were not seen to end."""
-        return (*self._held,)
+        return self._responses.ids
 
     def add(self, client: Client) -> None:
         """Watch another client.
 
         Raises:
-            ConfigurationError: it is no client, or one of another server or account.
+            ConfigurationError: it is not a supported client, or belongs to another server or account.
         """
         inner = http_client(client)
-        self.account.check(client)
-        if inner not in self._clients and not self._is_closed:
+        self._responses.account.check(client)
+        if inner not in self._clients and self._responses.is_open:
             self._clients.append(inner)
-            tap(inner, self)
+            tap(inner, self._responses)
 
     def release(self, response_id: ResponseId) -> None:
         """Let a response run on without a lease, for example because it has ended somewhere else.
@@ -98,44 +86,34 @@ class Watch:
         Raises:
             InvalidResponseIdError: the id cannot be sent.
         """
-        name = self._caller.identify(response_id)
-        if self._held.pop(name, None) is not None:
-            self._tracker.release_soon([name])
+        self._responses.release(self._caller.identify(response_id))
 
     async def close(self) -> None:
         """End the watch, and leave the responses that run to the next sweep. Closing twice does nothing.
 
-        Creations that are under way are waited for, within the `grace`. Meanwhile a cancellation of the task is held
-        back.
+        Creations that are in progress are waited for, within the `grace`. A cancellation of the task takes effect after
+        that.
         """
         self._untap()
-        clock = self._caller.clock
-        cancellation = None
         with shielded_from_anyio():
-            until = clock.monotonic() + self._grace
-            while self._arrivals and (left := until - clock.monotonic()) > 0:
-                cancellation = await self._arrivals.wait(left) or cancellation
-            self.end()
-            if names := self.response_ids:
-                self._held.clear()
-                settling = asyncio.create_task(self._tracker.settle(names, {}))
-                cancellation = await wait_through_cancellation(settling) or cancellation
+            cancellation = await self._responses.wait_for_arrivals()
+            self._end()
+            cancellation = await self._responses.hand_over() or cancellation
         if cancellation is not None:
             raise cancellation
 
-    def end(self) -> None:
-        """End the watch without a look at its responses, whose leases expire."""
+    def _end(self) -> None:
         self._untap()
-        if not self._is_closed:
-            self._is_closed = True
+        if self._responses.is_open:
+            self._responses.is_open = False
             self._watches.remove(self)
             endings = self._caller.endings
-            endings.listeners = tuple(one for one in endings.listeners if one != self.leave)
+            endings.listeners = tuple(one for one in endings.listeners if one != self._responses.leave)
 
     def _untap(self) -> None:
         clients, self._clients = self._clients, []
         for client in clients:
-            untap(client, self)
+            untap(client, self._responses)
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,6 +122,62 @@ class Watch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class WatchedResponses:
+    """The responses of a watch. It is a `Listener` of its clients, and a `Holder` of the metrics.
+
+    Attributes:
+        account: the account of the session.
+        kind: `watch`, for the metrics.
+        base_url: the address of the server.
+        home: the event loop of the session.
+        is_open: whether the watch has not ended.
+    """
+
+    def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker, home: Home) -> None:
+        self._caller = caller
+        self._grace = grace
+        self._max_retries = max_retries
+        self._tracker = tracker
+        self._held: dict[str, float] = {}  # the time at which each id was added
+        self._arrivals = Arrivals(caller.clock)
+        self.account: Account = Account.from_settings(caller.settings)
+        self.home: Home = home
+        self.kind: str = "watch"
+        self.base_url: str = caller.settings.base_url
+        self.is_open: bool = True
+
+    @property
+    def held(self) -> int:
+        """The number of the responses. It can be read in any thread."""
+        return len(self._held)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the responses."""
+        return (*self._held,)
+
+    def release(self, response_id: str) -> None:
+        """Let a response run on without a lease."""
+        if self._held.pop(response_id, None) is not None:
+            self._tracker.release_soon([response_id])
+
+    async def wait_for_arrivals(self) -> asyncio.CancelledError | None:
+        """Wait for the creations that are under way, within the grace, and return the last cancellation meanwhile."""
+        clock = self._caller.clock
+        cancellation: asyncio.CancelledError | None = None
+        until = clock.monotonic() + self._grace
+        while self._arrivals and (left := until - clock.monotonic()) > 0:
+            cancellation = await self._arrivals.wait(left) or cancellation
+        return cancellation
+
+    async def hand_over(self) -> asyncio.CancelledError | None:
+        """Leave the responses to the next sweep, and return the last cancellation meanwhile."""
+        if not (names := self.ids):
+            return None
+        self._held.clear()
+        return await wait_through_cancellation(asyncio.create_task(self._tracker.settle(names, {})))
 
     def is_concerned(self) -> bool:
         """Return True: every response of a client is recorded."""
@@ -167,7 +201,7 @@ class Watch:
 
     def join(self, response_id: str) -> Work | None:
         """Record a response."""
-        if self._is_closed:
+        if not self.is_open:
             return None
         self._held[response_id] = self._caller.clock.monotonic()
         if tracing.has_metrics():
