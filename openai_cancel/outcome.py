@@ -168,9 +168,9 @@ def judge(
 def _judge_failures(response: Response | None, refusal: OpenAICancelError, error: OpenAICancelError) -> Verdict | None:
     if any(isinstance(failure, AuthenticationError | PermissionDeniedError) for failure in (refusal, error)):
         return Verdict.FORBIDDEN
-    if _refuses(refusal) and _IS_OVER.search(refusal.message):
+    if _proves_the_end(refusal):
         return Verdict.ALREADY_FINISHED  # the look fails, or is answered from another store
-    if isinstance(error, NotFoundError) or getattr(error, "status", None) == HTTPStatus.GONE:
+    if _is_missing(error):
         return _judge_unknown_id(response, refusal, error)
     if _refuses(refusal) and _refuses(error) and _NO_SUCH_ID.search(f"{refusal.message} {error.message}"):
         return Verdict.NOT_FOUND
@@ -190,6 +190,23 @@ def _judge_unknown_id(
     if isinstance(refusal, UnsupportedError) and lacks_route(error):
         return Verdict.UNKNOWN if response is None else Verdict.STILL_RUNNING
     return Verdict.NOT_FOUND
+
+
+def _proves_the_end(refusal: OpenAICancelError) -> bool:
+    """Return whether the words of a refusal say that the response has ended.
+
+    A server that says "not found or already completed" does not know which. Another replica may know that it runs.
+    """
+    return (
+        _refuses(refusal)
+        and not _is_missing(refusal)
+        and _NO_SUCH_ID.search(refusal.message) is None
+        and _IS_OVER.search(refusal.message) is not None
+    )
+
+
+def _is_missing(error: OpenAICancelError) -> bool:
+    return isinstance(error, NotFoundError) or getattr(error, "status", None) == HTTPStatus.GONE
 
 
 def _proves_nothing(refusal: OpenAICancelError | None) -> bool:

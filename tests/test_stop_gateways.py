@@ -17,6 +17,7 @@ from openai_cancel import (
 from openai_cancel.emulator import Emulator, Fault
 
 UNKNOWN_ID = {"error": {"message": "Response with id 'resp_x' not found."}}
+MAYBE_OVER = {"detail": "Response not found or already completed"}
 NO_ROUTE = {"detail": "Not Found"}
 
 
@@ -117,6 +118,21 @@ class TestStoresThatDiffer:
         ]
         outcome = await session.stop(create())
         assert (outcome.verdict, outcome.stopped, outcome.error) == (Verdict.ALREADY_FINISHED, True, None)
+
+    async def test_a_404_that_may_mean_the_end_does_not_prove_it(self, session, server, create) -> None:
+        server.faults += [Fault(status=404, body=MAYBE_OVER)] * 2
+        outcome = await session.stop(create())
+        assert (outcome.verdict, outcome.stopped, outcome.attempts) == (Verdict.NOT_FOUND, False, 2)
+
+    @pytest.mark.parametrize("rounds", [1, 3])
+    async def test_a_guard_does_not_believe_a_404_that_may_mean_the_end(self, session, server, create, rounds) -> None:
+        identifier = create()
+        server.faults += [Fault(status=404, body=MAYBE_OVER)] * (2 * rounds)
+        with pytest.raises(ValueError, match="mine"):
+            async with session.guard(identifier) as guard:
+                raise ValueError("mine")
+        assert guard.outcome.verdict is Verdict.CANCELLED
+        assert server.responses[identifier].cancelled
 
     async def test_words_that_some_servers_say_of_everything_do_not_prove_the_end(
         self, session, server, create
