@@ -166,10 +166,10 @@ def judge(
 
 
 def _judge_failures(response: Response | None, refusal: OpenAICancelError, error: OpenAICancelError) -> Verdict | None:
+    if _proves_the_end(refusal):
+        return Verdict.ALREADY_FINISHED  # the look fails or is forbidden, or is answered from another store
     if any(isinstance(failure, AuthenticationError | PermissionDeniedError) for failure in (refusal, error)):
         return Verdict.FORBIDDEN
-    if _proves_the_end(refusal):
-        return Verdict.ALREADY_FINISHED  # the look fails, or is answered from another store
     if _is_missing(error):
         return _judge_unknown_id(response, refusal, error)
     if _refuses(refusal) and _refuses(error) and _NO_SUCH_ID.search(f"{refusal.message} {error.message}"):

@@ -41,6 +41,7 @@ UNREADABLE = ResponseDecodeError("no", status=200, headers={}, body=b"", request
 NO_SUCH_ROUTE = NotFoundError("Not Found", status=404, headers={}, body=b"Not Found")
 NO_QUOTA = failure(RateLimitError, 429, "insufficient_quota")
 NO_SUCH_ID = failure(BadRequestError, 400, 'OpenAIException - {"detail": "Response with id \'x\' not found."}')
+OVER = failure(BadRequestError, 400, "Cannot cancel a completed response.")
 MAYBE_OVER = failure(NotFoundError, 404, "Response not found or already completed")
 
 
@@ -105,16 +106,20 @@ def test_the_reported_state_decides_the_verdict(status, background, refusal, rea
             Verdict.NOT_BACKGROUND,
             Verdict.NOT_BACKGROUND,
         ),
-        (
-            failure(BadRequestError, 400, "Cannot cancel a completed response."),
-            failure(NotFoundError, 404),
-            Verdict.ALREADY_FINISHED,
-            Verdict.ALREADY_FINISHED,
-        ),
+        (OVER, failure(NotFoundError, 404), Verdict.ALREADY_FINISHED, Verdict.ALREADY_FINISHED),
         (MAYBE_OVER, failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (failure(APIStatusError, 410, "Already completed"), failure(APIStatusError, 410), *[Verdict.NOT_FOUND] * 2),
         (failure(BadRequestError, 400, MAYBE_OVER.message), REFUSED, Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (MAYBE_OVER, NO_CONNECTION, None, None),
+        (OVER, failure(PermissionDeniedError, 403), Verdict.ALREADY_FINISHED, Verdict.ALREADY_FINISHED),
+        (OVER, failure(AuthenticationError, 401), Verdict.ALREADY_FINISHED, Verdict.ALREADY_FINISHED),
+        (MAYBE_OVER, failure(PermissionDeniedError, 403), Verdict.FORBIDDEN, Verdict.FORBIDDEN),
+        (
+            failure(PermissionDeniedError, 403, OVER.message),
+            failure(NotFoundError, 404),
+            Verdict.FORBIDDEN,
+            Verdict.FORBIDDEN,
+        ),
         (failure(InternalServerError, 500), failure(NotFoundError, 404), None, None),
         (failure(UnsupportedError, 501), failure(NotFoundError, 404), Verdict.NOT_FOUND, Verdict.NOT_FOUND),
         (failure(UnsupportedError, 501), NO_SUCH_ROUTE, Verdict.UNKNOWN, Verdict.STILL_RUNNING),

@@ -146,6 +146,14 @@ async def test_a_key_that_may_retrieve_but_not_cancel_is_forbidden(
     assert (await session.stop(over)).verdict is Verdict.ALREADY_FINISHED
 
 
+async def test_a_refusal_that_proves_the_end_is_believed_though_the_key_may_not_retrieve(
+    session: QuickSession, server: Emulator, create
+) -> None:
+    server.faults.append(Fault(on="retrieve", status=403, body="no"))
+    outcome = await session.stop(create(runs_for=0))
+    assert (outcome.verdict, outcome.stopped, outcome.error) == (Verdict.ALREADY_FINISHED, True, None)
+
+
 async def test_a_wrong_key_is_sent_only_once(server: Emulator, session: QuickSession) -> None:
     server.faults.append(Fault(status=401, body="no"))
     outcome = await session.stop("resp_x")
