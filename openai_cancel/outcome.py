@@ -246,6 +246,14 @@ def lacks_route(error: OpenAICancelError | None) -> bool:
     )
 
 
+def rests_on_404(verdict: Verdict, refusal: OpenAICancelError | None) -> bool:
+    """Return whether a verdict follows from a 404, which another replica, or the same one later, may not repeat.
+
+    A 405 and a 501 are about the server, and need no repetition.
+    """
+    return verdict is Verdict.NOT_FOUND or (verdict is Verdict.STILL_RUNNING and lacks_route(refusal))
+
+
 def _refuses(error: OpenAICancelError | None) -> TypeGuard[APIStatusError]:
     """Return whether the error is about this request, and not about the key, the load, or the server itself."""
     others = AuthenticationError | PermissionDeniedError | RateLimitError | InternalServerError

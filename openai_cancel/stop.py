@@ -20,7 +20,7 @@ from openai_cancel.errors import (
     detached,
 )
 from openai_cancel.models import Response
-from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted
+from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted, rests_on_404
 from openai_cancel.records import fields
 from openai_cancel.retry import LAST_LOOK, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
@@ -43,7 +43,7 @@ LEAST_TIME = 0.5
 DOUBTFUL_ROUNDS = 3
 """The number of further rounds until a 404 is believed about a response that is young, or was seen before.
 
-A store may be eventual, and replicas may not share one.
+A store may be eventual, and replicas may not share one. Some replicas answer an unknown id like an unknown path.
 """
 
 _log = logging.getLogger("openai_cancel")
@@ -171,8 +171,12 @@ class _Stop:
     _request_id: str | None = None
     _reached: bool = False
     """Whether a cancel may have had an effect: one was accepted, or had no answer."""
-    _rounds_without_it: int = 0
-    """The number of rounds in a row in which the server has not found the response."""
+    _doubted: Verdict | None = None
+    """The verdict of the last round. One that rests on a 404 has to be repeated."""
+    _repetitions: int = 0
+    """The number of rounds in a row with that verdict."""
+    _replicas_differ: bool = False
+    """Whether a look has not found the response although it was seen before."""
     _looked_late: bool = False
 
     async def run(self) -> Outcome:
@@ -213,8 +217,7 @@ class _Stop:
             failures = failures + 1 if refusal or error else 0
             left = self._left()
             if left < LEAST_TIME or failures > self.max_retries:
-                found = self._response is not None and self._response.status not in NOT_FOUND_STATUSES
-                verdict = Verdict.STILL_RUNNING if found else Verdict.UNKNOWN
+                verdict = Verdict.STILL_RUNNING if self._is_seen else Verdict.UNKNOWN
                 return verdict, explain(verdict, refusal, error)
             asked: float | None = getattr(error or refusal or self._response, "retry_after", None)
             # The looks come closer together towards the deadline, so that the last one is close to it.
@@ -239,20 +242,29 @@ class _Stop:
         if isinstance(refusal, RateLimitError) and is_transient(refusal) and not failures:
             return refusal, refusal  # a look would add to the load
         error = await self._retrieve(max_retries=0)
-        if error is None and isinstance(refusal, NotFoundError) and rounds % 2:
-            # Two replicas that do not share a store answer in turn: one more look changes whose turn the cancel is.
+        runs = error is None and self._response is not None and not self._response.is_terminal
+        if runs and isinstance(refusal, NotFoundError) and rounds % (DOUBTFUL_ROUNDS + 1) == 0:
+            # Replicas that do not share a store answer in turn: one more look changes whose turn the next cancel is,
+            # and shows whether they differ. Of two or three replicas, so many rounds reach each one.
             await self._retrieve(max_retries=0)
         return refusal, error
 
     def _judge(self, refusal: OpenAICancelError | None, error: OpenAICancelError | None) -> Verdict | None:
-        """Return the verdict, or None if the response may still be running, or may still be found."""
+        """Return the verdict, or None if the response may still be running, or a 404 is not to be believed yet."""
         verdict = judge(self._response, refusal=refusal, error=error, reached=self._reached)
-        if verdict is not Verdict.NOT_FOUND:
-            self._rounds_without_it = 0
+        if verdict is not self._doubted:
+            self._doubted, self._repetitions = verdict, 0
+        if verdict is None or not rests_on_404(verdict, refusal):
             return verdict
-        self._rounds_without_it += 1
-        doubtful = self.young or (self._response is not None and self._response.status not in NOT_FOUND_STATUSES)
-        return None if doubtful and self._rounds_without_it <= DOUBTFUL_ROUNDS else verdict
+        self._repetitions += 1
+        return None if self._repetitions <= self._rounds_of_doubt(verdict) else verdict
+
+    def _rounds_of_doubt(self, verdict: Verdict) -> int:
+        """Return the number of rounds in which a verdict that rests on a 404 is not believed."""
+        if verdict is Verdict.NOT_FOUND:
+            return DOUBTFUL_ROUNDS if self.young or self._is_seen else 0
+        # The server knows the id, but not the path of the cancel; or a replica answers so for an id that it lacks.
+        return DOUBTFUL_ROUNDS if self.young or self._reached or self._replicas_differ else 1
 
     async def _look_only(self) -> tuple[Verdict, OpenAICancelError | None]:
         """Report the state without a cancel, for a dry run."""
@@ -300,11 +312,17 @@ class _Stop:
             self._response = await self.caller.retrieve(self.response_id, deadline=left, max_retries=max_retries)
         except APIError as error:
             self._count(error)
+            self._replicas_differ = self._replicas_differ or (self._is_seen and isinstance(error, NotFoundError))
             return detached(error)
         self._count(self._response)
         if self.on_update is not None:
             await update(self.on_update, self.response_id, self._response)
         return None
+
+    @property
+    def _is_seen(self) -> bool:
+        """Whether the server has reported a state of the response."""
+        return self._response is not None and self._response.status not in NOT_FOUND_STATUSES
 
     def _count(self, answer: Response | APIError) -> None:
         """Count the attempts of an answer, and keep its request id."""

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
+import attrs
 import pytest
-from conftest import KEY, QuickSession
+from conftest import KEY, QuickSession, emulated, reported
 
 from openai_cancel import (
     APIConnectionError,
@@ -14,7 +15,7 @@ from openai_cancel import (
     UnsupportedError,
     Verdict,
 )
-from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.emulator import DIALECTS, Emulator, Fault, Reply, Script
 
 UNKNOWN_ID = {"error": {"message": "Response with id 'resp_x' not found."}}
 MAYBE_OVER = {"detail": "Response not found or already completed"}
@@ -26,16 +27,18 @@ def methods(server: Emulator) -> list[str]:
 
 
 class TestServerThatCannotCancel:
-    ANSWERS = (
+    REFUSALS = (
         (501, "Cancel response not implemented"),
         (501, {"detail": "Cancellation is not yet implemented."}),
         (405, b""),
+    )
+    MISSING_ROUTES = (
         (404, NO_ROUTE),
         (404, "404 page not found"),
         (404, {"error": {"message": "Invalid URL (POST /v1/responses/resp_x/cancel)"}}),
     )
 
-    @pytest.mark.parametrize(("status", "body"), ANSWERS)
+    @pytest.mark.parametrize(("status", "body"), REFUSALS)
     async def test_a_running_response_takes_one_cancel_and_one_look(
         self, session, server, create, status, body
     ) -> None:
@@ -45,7 +48,36 @@ class TestServerThatCannotCancel:
         assert methods(server) == ["POST", "GET"]
         assert "This server cannot cancel responses." in str(outcome.error)
 
-    @pytest.mark.parametrize(("status", "body"), ANSWERS)
+    @pytest.mark.parametrize(("status", "body"), MISSING_ROUTES)
+    async def test_a_404_about_the_path_is_final_at_the_second_cancel(
+        self, session, server, create, status, body
+    ) -> None:
+        server.faults += [Fault(on="cancel", status=status, body=body)] * 9
+        outcome = await session.stop(create())
+        assert (outcome.verdict, outcome.stopped) == (Verdict.STILL_RUNNING, False)
+        assert methods(server) == ["POST", "GET", "GET", "POST", "GET"]
+        assert "This server cannot cancel responses." in str(outcome.error)
+
+    async def test_a_young_response_takes_four_cancels_until_a_404_about_the_path_is_final(
+        self, session, server, create
+    ) -> None:
+        server.faults += [Fault(on="cancel", status=404, body=NO_ROUTE)] * 9
+        with pytest.raises(ValueError, match="mine"):
+            async with session.guard(create()) as guard:
+                raise ValueError("mine")
+        assert guard.outcome.verdict is Verdict.STILL_RUNNING
+        assert methods(server).count("POST") == 4
+
+    async def test_a_404_about_the_path_is_doubted_after_a_cancel_that_was_accepted(
+        self, session, server, create
+    ) -> None:
+        server.faults += [Fault(on="cancel"), reported("in_progress"), reported("in_progress")]
+        server.faults += [reported("in_progress"), *[Fault(on="cancel", status=404, body=NO_ROUTE)] * 3]
+        outcome = await session.stop(create(resumes_after=0))
+        assert outcome.verdict is Verdict.CANCELLED
+        assert methods(server).count("POST") == 5
+
+    @pytest.mark.parametrize(("status", "body"), [*REFUSALS, *MISSING_ROUTES])
     async def test_a_response_that_has_ended_takes_two_requests(self, session, server, create, status, body) -> None:
         server.faults += [Fault(on="cancel", status=status, body=body)] * 9
         outcome = await session.stop(create(runs_for=0))
@@ -150,6 +182,26 @@ class TestStoresThatDiffer:
         outcome = await session.stop(create(), deadline=20)
         assert outcome.verdict is Verdict.UNKNOWN
         assert isinstance(outcome.error, InternalServerError)
+
+    @pytest.mark.parametrize(("replicas", "cancels"), [(2, 2), (3, 4)])
+    @pytest.mark.parametrize("is_guarded", [True, False])
+    async def test_a_replica_that_answers_an_unknown_id_like_an_unknown_path_is_not_the_last_one_asked(
+        self, replicas, cancels, is_guarded
+    ) -> None:
+        dialect = attrs.evolve(DIALECTS["openai"], unknown=Reply(404, "Not Found"))
+        async with emulated(dialect, replicas=replicas) as (server, session):
+            work = server.responses[identifier := server.add(Script(runs_for=math.inf))]
+            for _ in range(replicas - 2):
+                server.add()  # takes a turn, so that the first look finds the response
+            if is_guarded:
+                with pytest.raises(ValueError, match="mine"):
+                    async with session.guard(identifier) as guard:
+                        raise ValueError("mine")
+                outcome = guard.outcome
+            else:
+                outcome = await session.stop(identifier)
+        assert (outcome.verdict, bool(work.cancelled)) == (Verdict.CANCELLED, True)
+        assert methods(server).count("POST") == cancels
 
     async def test_a_response_that_was_seen_is_found_again_on_another_replica(self, session, server, create) -> None:
         identifier = create()
