@@ -39,9 +39,13 @@ _NO_SUCH_ID = re.compile(
     re.IGNORECASE,
 )
 _NO_SUCH_ROUTE = re.compile(
-    r"(404 )?(page )?not found\W*|cannot (post|get) /.*|invalid url .*|no route .*|unknown (route|path|url) .*",
+    r"(error\W+|http status )?(404\W+)?((endpoint|file|page|resource|route) )?not found\W*"
+    r"|cannot (post|get) /.*|invalid url .*|the requested url .*not found.*|unexpected endpoint .*"
+    r"|no (endpoint|handler|route|static resource) .*|route (post|get)\b.* not found"
+    r"|unknown (request )?(route|path|url)\b.*",
     re.IGNORECASE,
 )
+"""The words of Azure, Express, FastAPI, Fastify, Flask, Go, Groq, Kong, llama.cpp, LM Studio, OpenAI, Spring."""
 _IS_OVER = re.compile(
     rf"cannot cancel (an? )?{_ENDED} response|already (been |is )?{_ENDED}|status is {_ENDED}|in (a )?terminal state",
     re.IGNORECASE,
@@ -224,7 +228,7 @@ def _judge_state(response: Response, refusal: OpenAICancelError | None, *, reach
         return Verdict.CANCELLED if reached and cancelled else Verdict.ALREADY_FINISHED
     if isinstance(refusal, PermissionDeniedError):
         return Verdict.FORBIDDEN
-    if lacks_cancel(refusal):
+    if lacks_cancel(refusal, known=True):
         return Verdict.STILL_RUNNING
     # The words come last: some servers call everything that is over "synchronous", others do not report `background`.
     if refused and not reached and response.background is None and _NOT_BACKGROUND.search(refused.message):
@@ -232,16 +236,27 @@ def _judge_state(response: Response, refusal: OpenAICancelError | None, *, reach
     return None
 
 
-def lacks_cancel(refusal: OpenAICancelError | None) -> bool:
-    """Return whether the server does not implement the cancel, so that another one cannot help."""
-    return isinstance(refusal, UnsupportedError) or lacks_route(refusal)
+def lacks_cancel(refusal: OpenAICancelError | None, *, known: bool) -> bool:
+    """Return whether the server does not implement the cancel, so that another one cannot help.
+
+    Args:
+        refusal: the error of the cancel, or None.
+        known: whether a look has found the response.
+    """
+    return isinstance(refusal, UnsupportedError) or lacks_route(refusal, known=known)
 
 
-def lacks_route(error: OpenAICancelError | None) -> bool:
-    """Return whether a 404 is about the path, and not about the id. One without a body may be about either."""
+def lacks_route(error: OpenAICancelError | None, *, known: bool = False) -> bool:
+    """Return whether a 404 is about the path, and not about the id.
+
+    Args:
+        error: the error, or None.
+        known: whether the server knows the id. Otherwise a 404 without a body may be about either.
+    """
     return (
-        isinstance(error, NotFoundError)
-        and bool(error.body.strip())
+        isinstance(error, APIStatusError)
+        and (isinstance(error, NotFoundError) or error.status == HTTPStatus.OK)  # LM Studio answers with 200
+        and (known or bool(error.body.strip()))
         and _NO_SUCH_ROUTE.fullmatch(error.message.strip()) is not None
     )
 
@@ -251,7 +266,7 @@ def rests_on_404(verdict: Verdict, refusal: OpenAICancelError | None) -> bool:
 
     A 405 and a 501 are about the server, and need no repetition.
     """
-    return verdict is Verdict.NOT_FOUND or (verdict is Verdict.STILL_RUNNING and lacks_route(refusal))
+    return verdict is Verdict.NOT_FOUND or (verdict is Verdict.STILL_RUNNING and lacks_route(refusal, known=True))
 
 
 def _refuses(error: OpenAICancelError | None) -> TypeGuard[APIStatusError]:
@@ -289,7 +304,7 @@ def explain(
     if verdict is Verdict.NOT_FOUND:
         reason = next((failure for failure in found if isinstance(failure, NotFoundError)), error or refusal)
         return _with_hint(reason, NotFoundError.hint)
-    if lacks_cancel(refusal):
+    if lacks_cancel(refusal, known=verdict is Verdict.STILL_RUNNING):
         return _with_hint(refusal, CANNOT_CANCEL)
     # That a replica did not find it is no reason why it is still running.
     reasons = [failure for failure in found if not isinstance(failure, NotFoundError)]

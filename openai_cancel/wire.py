@@ -404,6 +404,8 @@ def _plain_text(body: bytes) -> str:
     text = body[:_PLAIN_LIMIT].decode(errors="replace")
     if text.lstrip().startswith("<"):
         title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+        if title and title[1].strip().lower() == "error":  # Express, which says more in the body of the page
+            text, title = text[title.end() :], None
         text = title[1] if title else re.sub(r"<[^>]*>", " ", text)
     return " ".join(text.split())
 

@@ -80,6 +80,11 @@ MAYBE_OVER = failure(NotFoundError, 404, "Response not found or already complete
         ("cancelling", True, None, True, None),
         ("in_progress", True, failure(UnsupportedError, 501), False, Verdict.STILL_RUNNING),
         ("in_progress", None, NO_SUCH_ROUTE, False, Verdict.STILL_RUNNING),
+        ("in_progress", None, failure(NotFoundError, 404, "Not Found"), False, Verdict.STILL_RUNNING),
+        ("in_progress", None, failure(NotFoundError, 404, "The model was not found."), False, None),
+        ("in_progress", None, failure(NotFoundError, 404, "Response not found"), False, None),
+        ("in_progress", None, failure(APIStatusError, 200, "Unexpected endpoint (…)"), False, Verdict.STILL_RUNNING),
+        ("in_progress", None, failure(APIStatusError, 418, "Not Found"), False, None),
         ("completed", True, NO_SUCH_ROUTE, False, Verdict.ALREADY_FINISHED),
         ("not_found", None, None, True, Verdict.NOT_FOUND),
         (None, True, None, True, None),
@@ -204,6 +209,13 @@ def test_a_cancel_may_have_acted_unless_its_only_attempt_was_refused(refusal, ac
 
 
 class TestExplain:
+    def test_a_404_without_a_body_does_not_say_that_a_server_cannot_cancel_unless_it_knows_the_id(self) -> None:
+        refusal = failure(NotFoundError, 404, "Not Found")
+        failing = failure(InternalServerError, 503, "Overloaded")
+        assert explain(Verdict.UNKNOWN, refusal, failing) is failing
+        assert explain(Verdict.STILL_RUNNING, refusal, failing) is refusal
+        assert "This server cannot cancel responses." in str(refusal)
+
     @pytest.mark.parametrize("verdict", [Verdict.CANCELLED, Verdict.ALREADY_FINISHED])
     def test_a_stopped_response_needs_no_reason(self, verdict: Verdict) -> None:
         assert explain(verdict, REFUSED, NO_CONNECTION) is None

@@ -20,6 +20,17 @@ from openai_cancel.emulator import DIALECTS, Emulator, Fault, Reply, Script
 UNKNOWN_ID = {"error": {"message": "Response with id 'resp_x' not found."}}
 MAYBE_OVER = {"detail": "Response not found or already completed"}
 NO_ROUTE = {"detail": "Not Found"}
+EXPRESS_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Error</title>
+</head>
+<body>
+<pre>Cannot POST /v1/responses/resp_x/cancel</pre>
+</body>
+</html>
+"""
 
 
 def methods(server: Emulator) -> list[str]:
@@ -36,6 +47,19 @@ class TestServerThatCannotCancel:
         (404, NO_ROUTE),
         (404, "404 page not found"),
         (404, {"error": {"message": "Invalid URL (POST /v1/responses/resp_x/cancel)"}}),
+        (404, EXPRESS_PAGE),
+        (404, {"message": "Route POST:/v1/responses/resp_x/cancel not found", "error": "Not Found", "statusCode": 404}),
+        (404, {"statusCode": 404, "message": "Resource not found"}),
+        (404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}),
+        (404, {"error": {"message": "Unknown request URL: POST /v1/responses/resp_x/cancel. Please check the URL."}}),
+        (
+            404,
+            {"type": "about:blank", "title": "Not Found", "status": 404, "detail": "No static resource v1/x/cancel."},
+        ),
+        (404, {"error": "The requested URL was not found on the server. If you entered it manually, check it."}),
+        (404, "404: Not Found"),
+        (404, "<html><head><title>HTTP Status 404 \u2013 Not Found</title></head></html>"),
+        (404, b""),
     )
 
     @pytest.mark.parametrize(("status", "body"), REFUSALS)
@@ -56,6 +80,14 @@ class TestServerThatCannotCancel:
         outcome = await session.stop(create())
         assert (outcome.verdict, outcome.stopped) == (Verdict.STILL_RUNNING, False)
         assert methods(server) == ["POST", "GET", "GET", "POST", "GET"]
+        assert "This server cannot cancel responses." in str(outcome.error)
+
+    async def test_a_200_about_the_path_is_final_at_the_second_cancel(self, session, server, create) -> None:
+        lm_studio = {"error": "Unexpected endpoint or method. (POST /v1/responses/resp_x/cancel)"}
+        server.faults += [Fault(on="cancel", status=200, body=lm_studio)] * 9
+        outcome = await session.stop(create())
+        assert (outcome.verdict, outcome.stopped) == (Verdict.STILL_RUNNING, False)
+        assert methods(server) == ["POST", "GET", "POST", "GET"]
         assert "This server cannot cancel responses." in str(outcome.error)
 
     async def test_a_young_response_takes_four_cancels_until_a_404_about_the_path_is_final(
