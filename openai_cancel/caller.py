@@ -16,7 +16,7 @@ from openai_cancel.clock import Clock
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
-from openai_cancel.outcome import OnOutcome
+from openai_cancel.outcome import OnOutcome, reports_state
 from openai_cancel.pace import Pace
 from openai_cancel.pool import Attempt
 from openai_cancel.records import fields
@@ -270,7 +270,7 @@ class Caller:
             transport.check_open()
 
     def _tell_end(self, response_id: ResponseId | None, result: Response | Page | OpenAICancelError) -> None:
-        if isinstance(result, Response) and result.is_terminal:
+        if isinstance(result, Response) and result.is_terminal and reports_state(result):
             self.endings.tell(response_id)
 
     async def _attempt(

@@ -89,6 +89,10 @@ NOT_FOUND_STATUSES = frozenset({"not_found"})
 """Statuses with which some servers answer a cancel of an unknown id, although the HTTP status is 200."""
 
 
+_STATES_WITHOUT_ID = CANCELLED_STATUSES | NOT_FOUND_STATUSES | {"already_completed"}
+"""Statuses that are about the response even if the document of a cancel has no id. agent-framework-devui sends them."""
+
+
 @attrs.frozen(kw_only=True)
 class Outcome(Serializable):
     """The result of `stop`.
@@ -149,6 +153,14 @@ def ended(response_id: str) -> Outcome:
         elapsed=0.0,
         request_id=None,
     )
+
+
+def reports_state(response: Response) -> bool:
+    """Return whether a document with a status tells the state of the response.
+
+    Without an id, `{"status": "failed"}` or `{"status": "success"}` may be about the request itself.
+    """
+    return response.id is not None or response.status in _STATES_WITHOUT_ID
 
 
 def judge(

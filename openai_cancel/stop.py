@@ -20,7 +20,16 @@ from openai_cancel.errors import (
     detached,
 )
 from openai_cancel.models import Response
-from openai_cancel.outcome import NOT_FOUND_STATUSES, Outcome, Verdict, explain, judge, may_have_acted, rests_on_404
+from openai_cancel.outcome import (
+    NOT_FOUND_STATUSES,
+    Outcome,
+    Verdict,
+    explain,
+    judge,
+    may_have_acted,
+    reports_state,
+    rests_on_404,
+)
 from openai_cancel.records import fields
 from openai_cancel.retry import LAST_LOOK, MAX_POLL, is_transient, poll_delay
 from openai_cancel.updates import OnUpdate, update
@@ -171,6 +180,8 @@ class _Stop:
     _request_id: str | None = None
     _reached: bool = False
     """Whether a cancel may have had an effect: one was accepted, or had no answer."""
+    _is_reported: bool = False
+    """Whether the last cancel that was accepted has reported the state of the response."""
     _doubted: Verdict | None = None
     """The verdict of the last round. One that rests on a 404 has to be repeated."""
     _repetitions: int = 0
@@ -232,12 +243,16 @@ class _Stop:
     ) -> tuple[OpenAICancelError | None, OpenAICancelError | None]:
         """Cancel, and look if it is refused: a gateway may report an error for a cancel that has worked.
 
+        Look also if it is accepted without a word about the response.
+
         Returns:
             The error of the cancel, and the error of the last request.
         """
         refusal = await self._cancel()
         self._reached = self._reached or may_have_acted(refusal)
-        if refusal is None or isinstance(refusal, AuthenticationError):
+        if refusal is None:
+            return None, None if self._is_reported else await self._retrieve(max_retries=0)
+        if isinstance(refusal, AuthenticationError):
             return refusal, refusal
         if isinstance(refusal, RateLimitError) and is_transient(refusal) and not failures:
             return refusal, refusal  # a look would add to the load
@@ -281,7 +296,8 @@ class _Stop:
         await self.caller.clock.sleep(min(seconds, self._left() / 2))
         error = await self._retrieve(max_retries=self._retries)
         if isinstance(error, NotFoundError | UnsupportedError):
-            error = await self._cancel() and error
+            refusal = await self._cancel()
+            error = None if refusal is None and self._is_reported else error
         if error is not None:
             return Verdict.CANCELLED, error
         return judge(self._response, refusal=None, error=None, reached=True) or Verdict.STILL_RUNNING, None
@@ -292,11 +308,15 @@ class _Stop:
         if left <= 0:
             return self._too_late()
         try:
-            self._response = await self.caller.cancel(self.response_id, deadline=left, max_retries=0)
+            response = await self.caller.cancel(self.response_id, deadline=left, max_retries=0)
         except APIError as error:
             self._count(error)
             return detached(error)
-        self._count(self._response)
+        self._count(response)
+        self._is_reported = reports_state(response)
+        if not self._is_reported:
+            return None
+        self._response = response
         if self.on_update is not None:
             await update(self.on_update, self.response_id, self._response)
         return None

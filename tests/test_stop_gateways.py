@@ -163,6 +163,39 @@ class TestAnswerThatSaysNoInItsStatus:
         assert outcome.stopped is (verdict is not Verdict.NOT_FOUND)
 
 
+class TestAnswerWithoutAnId:
+    """A 200 of a cancel whose status may be that of the cancel. The state that a look reports decides."""
+
+    @pytest.mark.parametrize("status", ["failed", "completed", "incomplete", "success", "in_progress"])
+    async def test_it_is_followed_by_a_look_and_polls(self, session, server, create, status: str) -> None:
+        identifier = create()
+        server.faults.append(Fault(on="cancel", status=200, body={"status": status, "message": "…"}))
+        outcome = await session.stop(identifier)
+        assert (outcome.verdict, outcome.response.id) == (Verdict.CANCELLED, identifier)
+        assert methods(server) == ["POST", *["GET"] * 4, "POST"]
+
+    async def test_a_cancel_that_worked_is_seen_at_once(self, session, server, create) -> None:
+        server.faults.append(Fault(on="cancel", act=True, status=200, body={"status": "success"}))
+        outcome = await session.stop(create())
+        assert (outcome.verdict, methods(server)) == (Verdict.CANCELLED, ["POST", "GET"])
+
+    async def test_it_is_not_believed_if_the_looks_fail(self, session, server, create) -> None:
+        server.faults += [Fault(on="cancel", status=200, body={"status": "failed"})] * 50
+        server.faults += [Fault(on="retrieve", status=503)] * 50
+        updates = []
+        outcome = await session.stop(create(), deadline=5, on_update=updates.append)
+        assert (outcome.verdict, outcome.stopped, outcome.response) == (Verdict.UNKNOWN, False, None)
+        assert isinstance(outcome.error, InternalServerError)
+        assert updates == []
+
+    async def test_it_does_not_confirm_that_a_response_stays_cancelled(self, session, server, create) -> None:
+        server.faults += [Fault(on="cancel"), Fault(on="cancel", status=200, body={"status": "failed"})]
+        server.faults.append(Fault(on="retrieve", status=404, body=NO_ROUTE))
+        outcome = await session.stop(create(), confirm=5)
+        assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 3)
+        assert isinstance(outcome.error, NotFoundError)
+
+
 class TestStoresThatDiffer:
     @pytest.mark.parametrize(
         "words",

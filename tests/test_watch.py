@@ -88,6 +88,15 @@ class TestRecords:
         await until_ended(ledger, created)
         assert watch.response_ids == ()
 
+    async def test_a_cancel_that_fails_with_a_status_and_no_id_is_no_end(
+        self, session: AsyncSession, server: Emulator, client: openai.AsyncOpenAI
+    ) -> None:
+        watch = session.watch(client)
+        created = await create(client)
+        server.faults.append(Fault(on="cancel", status=200, body={"status": "failed"}))
+        assert (await session.cancel(created)).id is None
+        assert watch.response_ids == (created,)
+
     async def test_a_response_that_ended_elsewhere_can_be_released(
         self, session: AsyncSession, ledger: Ledger, client: openai.AsyncOpenAI
     ) -> None:
