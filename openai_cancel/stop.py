@@ -26,6 +26,7 @@ from openai_cancel.outcome import (
     Verdict,
     explain,
     judge,
+    lacks_route,
     may_have_acted,
     reports_state,
     rests_on_404,
@@ -258,7 +259,8 @@ class _Stop:
             return refusal, refusal  # a look would add to the load
         error = await self._retrieve(max_retries=0)
         runs = error is None and self._response is not None and not self._response.is_terminal
-        if runs and isinstance(refusal, NotFoundError) and rounds % (DOUBTFUL_ROUNDS + 1) == 0:
+        is_about_id = self.young or not lacks_route(refusal)
+        if runs and isinstance(refusal, NotFoundError) and is_about_id and rounds % (DOUBTFUL_ROUNDS + 1) == 0:
             # Replicas that do not share a store answer in turn: one more look changes whose turn the next cancel is,
             # and shows whether they differ. Of two or three replicas, so many rounds reach each one.
             await self._retrieve(max_retries=0)
@@ -272,14 +274,16 @@ class _Stop:
         if verdict is None or not rests_on_404(verdict, refusal):
             return verdict
         self._repetitions += 1
-        return None if self._repetitions <= self._rounds_of_doubt(verdict) else verdict
+        return None if self._repetitions <= self._rounds_of_doubt(verdict, refusal) else verdict
 
-    def _rounds_of_doubt(self, verdict: Verdict) -> int:
+    def _rounds_of_doubt(self, verdict: Verdict, refusal: OpenAICancelError | None) -> int:
         """Return the number of rounds in which a verdict that rests on a 404 is not believed."""
         if verdict is Verdict.NOT_FOUND:
             return DOUBTFUL_ROUNDS if self.young or self._is_seen else 0
         # The server knows the id, but not the path of the cancel; or a replica answers so for an id that it lacks.
-        return DOUBTFUL_ROUNDS if self.young or self._reached or self._replicas_differ else 1
+        if self.young or self._reached or self._replicas_differ:
+            return DOUBTFUL_ROUNDS
+        return 0 if lacks_route(refusal) else 1  # a 404 without a body says nothing about the path
 
     async def _look_only(self) -> tuple[Verdict, OpenAICancelError | None]:
         """Report the state without a cancel, for a dry run."""
