@@ -89,6 +89,26 @@ class TestLimits:
             await ledger.track(name, session=session, ttl=900)
             assert (await entries(ledger))[name].lease_left <= 5
 
+    @pytest.mark.parametrize("longest", [1e12, 1e300, math.inf])
+    async def test_a_limit_of_more_than_a_century_is_none(
+        self, url: str, server: Emulator, create, longest: float
+    ) -> None:
+        names = [create() for _ in range(3)]
+        async with Ledger(url, max_age=longest) as ledger, open_session(server, ledger) as session:
+            await ledger.track(names[0], session=session, ttl=60)
+            async with session.guard(names[1], max_age=longest), session.guard(names[2], max_age=99 * 365 * 86_400):
+                found = await entries(ledger)
+        assert [found[name].expires is None for name in names] == [True, True, False]
+
+    @pytest.mark.parametrize("expires", [1e12, 1e300])
+    async def test_a_row_with_a_limit_that_is_no_date_can_be_read(
+        self, session, ledger: Ledger, url: str, create, expires: float
+    ) -> None:
+        name = create()
+        await ledger.track(name, session=session, ttl=60)
+        await change(url, expires=expires)
+        assert (await entries(ledger))[name].expires is None
+
     async def test_a_release_by_hand_ends_a_limit(self, session, ledger: Ledger, create) -> None:
         name = create()
         async with session.guard(name, max_age=3600):

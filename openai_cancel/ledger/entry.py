@@ -1,11 +1,15 @@
 """`Entry`: a response in a ledger, as a caller reads it."""
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Self
 
 import attrs
 from sqlalchemy import Row
+
+_LAST = datetime.max.replace(tzinfo=UTC).timestamp() - 1.0
+"""The last time that is a date, but for a second. A limit that is further away is none."""
 
 
 @attrs.frozen(kw_only=True)
@@ -60,5 +64,5 @@ class Entry:
             lease_left=row.lease_left,
             error=row.error,
             request_id=row.request_id,
-            expires=None if row.expires is None else datetime.fromtimestamp(row.expires, UTC),
+            expires=None if (row.expires or math.inf) > _LAST else datetime.fromtimestamp(row.expires, UTC),
         )

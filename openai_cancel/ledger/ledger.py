@@ -44,6 +44,9 @@ PAGE_SIZE = 500
 BATCH_SIZE = 1000
 """The number of rows that `track_many` writes in one transaction."""
 
+MAX_AGE_LIMIT = 100 * 365 * 86_400.0
+"""The maximum number of seconds of a `max_age`. A longer one is none: it ends after the last date that there is."""
+
 
 class Ledger:
     """A durable record of running responses, in SQLite or PostgreSQL.
@@ -709,6 +712,6 @@ def _check_fate(unknown: str, ttl: float | None) -> float:
 
 def _check_limit(max_age: float | None) -> float | None:
     """Return the limit in seconds, or None if there is none."""
-    if max_age is None or check_seconds("max_age", max_age) == math.inf:
+    if max_age is None or check_seconds("max_age", max_age) > MAX_AGE_LIMIT:
         return None
     return max_age
