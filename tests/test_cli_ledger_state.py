@@ -70,6 +70,9 @@ class TestInit:
             assert (await run("ledger", "add", "resp_1", "--ttl", "1h"))[0] == 0
             assert len((await run("ledger", "list"))[1].splitlines()) == 1
             assert (await run("ledger", "init"))[:2] == (0, "The tables are ready.\n")
+            status, out, err = await run("ledger", "init", "--grant", "pg_monitor")
+            assert (status, out) == (3, "")
+            assert "run `openai-cancel ledger init --grant` as the role that owns the tables" in err
 
     async def test_sqlite_has_no_roles(self, run, url: str) -> None:
         assert await run("ledger", "init") == (0, "The tables are ready.\n", "")

@@ -88,6 +88,21 @@ async def test_a_missing_right_is_named_by_its_grant(roles: Roles, server: Emula
     assert str(caught.value).endswith(f"lacks rights: GRANT {right} ON {TABLE} TO {quoted(SERVICE)};")
 
 
+async def test_a_role_that_may_not_grant_is_told_who_may(roles: Roles) -> None:
+    async with Ledger(roles.owner) as ledger:
+        await ledger.grant(SERVICE)
+        await ledger.grant("public")
+    await execute(roles.owner, f"REVOKE DELETE ON {TABLE} FROM PUBLIC")
+    async with Ledger(roles.service) as ledger:
+        await ledger.grant(SERVICE)  # it has the rights already
+        with pytest.raises(LedgerError) as caught:
+            await ledger.grant("pg_monitor")
+    assert str(caught.value) == (
+        'The role "pg_monitor" still lacks rights, because this role may not grant them: run '
+        "`openai-cancel ledger init --grant` as the role that owns the tables."
+    )
+
+
 async def test_tables_of_an_older_version_are_for_their_owner(roles: Roles) -> None:
     async with Ledger(roles.owner) as ledger:
         await ledger.grant(SERVICE)

@@ -1,5 +1,6 @@
 """Grant a role of PostgreSQL the rights that it needs, and say which of them it lacks."""
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, text
@@ -17,16 +18,22 @@ _DENIED = frozenset({"42501", "3F000"})
 See https://www.postgresql.org/docs/current/errcodes-appendix.html.
 """
 
+_NEEDED = ", ".join(f"('{kind}', '{name}')" for name, kinds in _RIGHTS.items() for kind in kinds)
+
 _ASK = text(f"""
 SELECT current_user AS role, current_schema() AS schema, to_regclass('{RESPONSES.name}') IS NOT NULL AS has_tables,
-    (SELECT array_agg(name || ' ' || kind) FROM (VALUES
-        {", ".join(f"('{kind}', '{name}')" for name, kinds in _RIGHTS.items() for kind in kinds)}
-    ) AS needed (kind, name) WHERE NOT has_table_privilege(to_regclass(name), kind)) AS missing
+    (SELECT array_agg(name || ' ' || kind) FROM (VALUES {_NEEDED}) AS needed (kind, name)
+        WHERE NOT has_table_privilege(to_regclass(name), kind)) AS missing
+""")  # noqa: S608 - names of this package
+
+_ASK_FOR_ROLE = text(f"""
+SELECT name, kind FROM (VALUES {_NEEDED}) AS needed (kind, name)
+    WHERE NOT has_table_privilege(:role, to_regclass(name), kind)
 """)  # noqa: S608 - names of this package
 
 
 def grant(dialect: str, role: str) -> list[Command]:
-    """Return the commands that let a role use the tables.
+    """Return the commands that let a role use the tables. The last one reads which rights it still lacks.
 
     Raises:
         ConfigurationError: there are no roles, or the name cannot be that of a role.
@@ -37,7 +44,24 @@ def grant(dialect: str, role: str) -> list[Command]:
         raise ConfigurationError(f"role must be the name of a role, not {role!r}.")
     # A colon would begin a parameter.
     statements = [statement.replace(":", "\\:") for statement in _statements(role, _RIGHTS)]
-    return [Command(text(statement)) for statement in statements]
+    return [*(Command(text(statement)) for statement in statements), Command(_ASK_FOR_ROLE, [{"role": role}])]
+
+
+def check_granted(missing: Collection[object], role: str) -> None:
+    """Make sure that a role lacks no right: if the role of this process may not grant one, PostgreSQL only warns.
+
+    Args:
+        missing: the rows of the last command of `grant`.
+        role: the name of the role.
+
+    Raises:
+        LedgerError: it lacks a right.
+    """
+    if missing:
+        raise LedgerError(
+            f"The role {_quoted(role)} still lacks rights, because this role may not grant them: run "
+            "`openai-cancel ledger init --grant` as the role that owns the tables."
+        )
 
 
 def explain(error: Exception, connection: Connection) -> LedgerError | None:

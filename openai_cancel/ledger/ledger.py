@@ -24,7 +24,7 @@ from openai_cancel.finding import Finding
 from openai_cancel.ledger.batches import batches
 from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.entry import Entry
-from openai_cancel.ledger.grants import grant
+from openai_cancel.ledger.grants import check_granted, grant
 from openai_cancel.ledger.leases import Leases
 from openai_cancel.ledger.reconcile import FATES, OnUnknown, Reconciliation
 from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
@@ -386,11 +386,12 @@ class Ledger:
             role: the name of the role.
 
         Raises:
-            LedgerError: the database failed, for example because the role does not exist.
+            LedgerError: the database failed, for example because the role does not exist; or this role may not grant
+                the rights.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             ConfigurationError: the database is not PostgreSQL, or the name cannot be that of a role.
         """
-        await self._open_leases.database.execute(*grant(self._url.dialect, role))
+        check_granted(await self._open_leases.database.execute(*grant(self._url.dialect, role)), role)
 
     async def purge(
         self, *, older_than: float, labels: Mapping[str, str] | None = None, state: str | None = None
