@@ -110,7 +110,14 @@ class BlockingIteration(Generic[_T]):
         self._notes: list[str] = []  # of the cancellation of a step
 
     def run(self) -> Generator[_T, None, None]:
-        """Yield what the generator yields, and read what it waits for. Closing this generator closes the other one."""
+        """Yield what the generator yields, and read what it waits for.
+
+        Closing this generator, or the session, closes the other one.
+        """
+        with self._loop_thread.closing(self._close):
+            yield from self._run()
+
+    def _run(self) -> Generator[_T, None, None]:
         feed, read = self._feed, None
         try:
             while (item := self._loop_thread.run(self._advance, read)) is not None:

@@ -2,9 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from threading import RLock
 from typing import Any, Generic, ParamSpec, TypeVar
@@ -39,6 +39,7 @@ class LoopThread:
         self._helpers = helpers
         self._stop: Future[None] = Future()
         self._calls: set[asyncio.Task[Any]] = set()
+        self._closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
         self._home: HomeProcess | None = None  # the process in which the thread was started
         self._closed = False
@@ -137,6 +138,15 @@ class LoopThread:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
+    @contextmanager
+    def closing(self, close: Callable[[], Coroutine[Any, Any, object]]) -> Generator[None, None, None]:
+        """Call a coroutine function before the session is closed, if that happens while the block runs."""
+        self._closers.add(close)
+        try:
+            yield
+        finally:
+            self._closers.discard(close)
+
     def check_running(self) -> None:
         """Make sure that a call can be made from this thread.
 
@@ -177,6 +187,7 @@ class LoopThread:
             for task in calls:
                 task.cancel()
             await asyncio.gather(*calls, return_exceptions=True)
+            await asyncio.gather(*(close() for close in [*self._closers]), return_exceptions=True)
 
 
 class _Call(Generic[_T]):

@@ -9,12 +9,12 @@ from functools import partial
 
 import pytest
 from conftest import QuickClock, reported, until
-from ledger_database import execute, lapse, without_table
-from ledgers import beat, cancelled_ids, entries, open_session, states, sweep
+from ledger_database import connected, execute, lapse, without_table
+from ledgers import beat, cancelled_ids, entries, open_session, settings, states, sweep
 from manual_clock import ManualClock
 from sqlalchemy import update
 
-from openai_cancel import AsyncSession, LedgerError, Verdict
+from openai_cancel import AsyncSession, LedgerError, Session, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger import sweep as sweep_module
@@ -39,6 +39,11 @@ def track_lapsed(session: AsyncSession, ledger: Ledger, url: str, create):
         return names
 
     return track_lapsed
+
+
+def troubles(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings and errors in the log."""
+    return [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
 
 
 class TestClaims:
@@ -257,3 +262,81 @@ class TestASlowOrFailingDatabase:
             ledger_clock.advance(60)
             with pytest.raises(LedgerError, match="database failed"):
                 await sweeping
+
+
+class TestSweepsWhoseLedgerIsClosed:
+    @pytest.fixture
+    async def lapsed(self, url: str, server: Emulator, create) -> list[str]:
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
+            names = [create() for _ in range(20)]
+            await ledger.track_many(names, session=session, ttl=1)
+        await lapse(url)
+        return names
+
+    @staticmethod
+    async def assert_given_back(url: str, *, of: int) -> None:
+        async with Ledger(url) as ledger:
+            found = [entry for entry in (await entries(ledger)).values() if entry.state != "cancelled"]
+        assert len(found) == of
+        assert {(entry.state, entry.owner, entry.attempts) for entry in found} == {("tracked", None, 0)}
+        assert all(entry.lease_left < 0 for entry in found)
+
+    @pytest.mark.parametrize("iterator", ["held", "dropped"])
+    async def test_claims_are_given_back_if_a_loop_is_left(
+        self, url: str, server: Emulator, lapsed: list[str], iterator: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ledger = Ledger(url)
+        async with open_session(server, ledger) as session:
+            outcomes = ledger.sweep(session, concurrency=1)
+            async for outcome in outcomes:
+                assert outcome.verdict is Verdict.CANCELLED
+                break
+            if iterator == "dropped":
+                del outcomes
+        await self.assert_given_back(url, of=len(lapsed) - len(cancelled_ids(server)))
+        assert troubles(caplog) == []
+
+    async def test_claims_are_given_back_if_a_loop_in_a_blocking_session_is_left(
+        self, url: str, server: Emulator, lapsed: list[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def work() -> None:
+            with Session(ledger=Ledger(url), **settings(server)) as session:
+                for outcome in (outcomes := session.ledger.sweep(concurrency=1)):
+                    assert outcome.verdict is Verdict.CANCELLED
+                    break
+            outcomes.close()
+
+        await asyncio.to_thread(work)
+        await self.assert_given_back(url, of=len(lapsed) - len(cancelled_ids(server)))
+        assert troubles(caplog) == []
+
+    async def test_a_claim_that_is_under_way_is_given_back(self, url: str, server: Emulator, lapsed: list[str]) -> None:
+        ledger = await Ledger(url).open()
+        async with open_session(server, ledger) as session:
+            outcomes = ledger.sweep(session)
+            sweeping = asyncio.create_task(anext(outcomes))
+            with connected(url) as connection:
+                connection.execute(update(RESPONSES).values(labels={}))  # which locks all rows
+                await asyncio.sleep(0.05)  # it waits for the lock
+                closing = asyncio.create_task(ledger.close())
+                await asyncio.sleep(0)
+            await closing
+            await asyncio.wait([sweeping])
+            await outcomes.aclose()
+        await self.assert_given_back(url, of=len(lapsed))
+
+    @pytest.mark.usefixtures("lapsed")
+    async def test_a_sweep_that_goes_on_fails_at_once(
+        self, url: str, server: Emulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ledger = await Ledger(url).open()
+        async with open_session(server, ledger) as session:
+            outcomes = ledger.sweep(session, batch=1, concurrency=1)
+            await anext(outcomes)
+            await ledger.close()
+            with pytest.raises(LedgerError, match="The ledger is closed"):
+                async with asyncio.timeout(5):
+                    assert [outcome async for outcome in outcomes]
+        assert troubles(caplog) == []
+        async with Ledger(url) as again:
+            assert "stopping" not in (await states(again)).values()

@@ -8,7 +8,7 @@ import attrs
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.connection import Rows
-from openai_cancel.ledger.database import Database
+from openai_cancel.ledger.database import ClosedError, Database
 from openai_cancel.ledger.health import Health
 from openai_cancel.ledger.selection import Place, Selection, any_claimable, claim_selected, now, page
 from openai_cancel.ledger.table import Account, Claimed, Command, claim
@@ -23,7 +23,7 @@ class Claims:
     """Claims rows for an owner.
 
     If the database fails, for example during a restart, it tries again for as long as a lease. Then it raises a
-    `LedgerError`.
+    `LedgerError`, and at once if the ledger is closed.
 
     Attributes:
         database: the database.
@@ -87,6 +87,8 @@ class Claims:
         while True:
             try:
                 rows = await execute(command)
+            except ClosedError:
+                raise
             except LedgerError as error:
                 self.health.note_failure(error)
                 delay = poll_delay(failures, asked=None, random=self.clock.random())

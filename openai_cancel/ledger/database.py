@@ -68,6 +68,10 @@ def read_url(url: str) -> Backend:
     raise ConfigurationError(f"A ledger cannot be kept in {str(scheme)!r}: use a URL {like}.")
 
 
+class ClosedError(LedgerError):
+    """The ledger is closed, which is no failure of its database."""
+
+
 @attrs.define(eq=False)
 class _Job:
     commands: Collection[Command]
@@ -158,7 +162,7 @@ class Database:
             LedgerError: too many jobs are waiting, or the database is closed.
         """
         if self._closing or self._task.done():
-            raise LedgerError(_CLOSED)
+            raise ClosedError(_CLOSED)
         if len(self._queue) >= MAX_QUEUED:
             raise LedgerError(f"The ledger's database is too slow: {len(self._queue):,} transactions wait for it.")
         job = _Job(commands, self.loop.create_future(), reads_only)

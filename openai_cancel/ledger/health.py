@@ -2,6 +2,7 @@
 
 import logging
 
+from openai_cancel.ledger.database import ClosedError
 from openai_cancel.records import fields
 
 _log = logging.getLogger("openai_cancel.ledger")
@@ -14,7 +15,9 @@ class Health:
         self._failing = False
 
     def note_failure(self, error: BaseException) -> None:
-        """Log that the database fails: once, until it works again."""
+        """Log that the database fails: once, until it works again. A ledger that was closed is no such failure."""
+        if isinstance(error, ClosedError):
+            return
         if not self._failing:
             _log.error(
                 "the ledger fails, and running responses are not recorded until it works again: %s", error,

@@ -6,7 +6,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -27,6 +27,7 @@ from openai_cancel.ledger.table import (
     Settlement,
     Sighting,
     count_owned,
+    give_back,
     look,
     owned,
 )
@@ -93,6 +94,7 @@ class Leases:
         duration: seconds that a lease lasts.
         owner: the name of this process in the ledger.
         health: whether the database works.
+        is_closed: whether `close` was called.
     """
 
     def __init__(self, database: Database, *, duration: float, clock: Clock) -> None:
@@ -104,16 +106,23 @@ class Leases:
         self._sweeps: set[str] = set()
         self._missed: dict[str, Change] = {}
         self.health: Health = Health()
+        self.is_closed: bool = False
         self._heart = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
         """Write what is still to be written, and close the database. Leases that are still held expire.
 
+        The claims of sweeps that still run are given back.
+
         It takes no longer than the timeout of the database, and half a second if it is cancelled. What could not be
         written is logged.
         """
         self._heart.cancel()
+        self.is_closed = True
         self.write(self._take_missed())
+        if self._sweeps:
+            with suppress(LedgerError):  # too many jobs are waiting, and the claims expire
+                self.database.submit([give_back([*self._sweeps])])
         try:
             await self.database.close()
             await asyncio.wait((self._heart,))

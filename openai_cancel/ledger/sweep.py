@@ -174,6 +174,8 @@ class Sweep:
             )
 
     def _write(self, settlement: Settlement) -> None:
+        if self.leases.is_closed:  # which has given back all claims
+            return
         self._unwritten.append(self.leases.write([settlement]))
 
     async def _wait_for_oldest(self) -> None:

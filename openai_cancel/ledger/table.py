@@ -445,6 +445,17 @@ def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnEle
     )
 
 
+def give_back(sweeps: Collection[str]) -> Command:
+    """Return the command that lets others claim at once what some sweeps have claimed and not stopped."""
+    claimed = select(_table.digest).where(_table.owner.in_(sweeps), _table.state == STOPPING)
+    locked = claimed.order_by(_table.digest).with_for_update(key_share=True).cte("locked")
+    return Command(
+        update(RESPONSES)
+        .where(_table.digest.in_(select(locked.c.digest)))
+        .values(state=TRACKED, owner=None, attempts=_table.attempts - 1, changed=_now, lease_until=_now)
+    )
+
+
 def release(digest: str) -> Command:
     """Return the command that releases a row with a lease, whoever holds it, and returns its digest.
 
