@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
 from conftest import KEY, HastyClock, until
 from manual_clock import ManualClock
 
@@ -51,6 +52,11 @@ async def states(ledger: Ledger) -> dict[str, str]:
 async def sweep(ledger: Ledger, session: AsyncSession, **options: Any) -> dict[str, Verdict]:
     """Sweep, and return the verdicts by id."""
     return {outcome.response_id: outcome.verdict async for outcome in ledger.sweep(session, **options)}
+
+
+def troubles(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the warnings and errors in the log."""
+    return [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
 
 
 def cancelled_ids(server: Emulator) -> list[str]:

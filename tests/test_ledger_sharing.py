@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from conftest import KEY, until
 from ledger_database import commits, execute, lapse, without_table
-from ledgers import beat, entries, open_session, states, sweep
+from ledgers import beat, entries, open_session, states, sweep, troubles
 from manual_clock import ManualClock
 from sqlalchemy import update
 
@@ -100,7 +100,15 @@ class TestGuardsOfOneResponse:
         assert guard.outcome is None
 
     async def test_a_guard_holds_the_lease_after_another_process_has_ended_its_own(
-        self, session, ledger: Ledger, ledger_clock: ManualClock, url: str, server: Emulator, *, create
+        self,
+        session,
+        ledger: Ledger,
+        ledger_clock: ManualClock,
+        url: str,
+        server: Emulator,
+        *,
+        create,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         name = create()
         async with session.guard(name) as guard:
@@ -109,12 +117,91 @@ class TestGuardsOfOneResponse:
                 for _ in range(2):
                     await beat(ledger_clock)
                     assert (await entries(ledger))[name].owner != owner
-            assert await states(ledger) == {name: "released"}
+            entry = (await entries(ledger))[name]
+            assert (entry.state, entry.owner, 50 < entry.lease_left <= 60) == ("tracked", None, True)
             await beat(ledger_clock)
             entry = (await entries(ledger))[name]
             assert (entry.state, entry.owner) == ("tracked", owner)
         assert await states(ledger) == {name: "released"}
         assert guard.outcome is None
+        assert troubles(caplog) == []  # it was never missing
+
+    async def test_a_sweep_stops_what_is_still_guarded_by_a_process_that_has_died(
+        self, session, ledger: Ledger, ledger_clock: ManualClock, url: str, server: Emulator, *, create
+    ) -> None:
+        short, long = create(), create()
+        async with (
+            Ledger(url, clock=ManualClock()) as other, open_session(server, other) as theirs,
+            session.guard(short), session.guard(long),
+        ):  # fmt: skip
+            async with theirs.guard(short):
+                pass
+            async with theirs.guard(long):
+                await execute(url, update(RESPONSES).values(shared_until=0.0))  # a lease goes by
+                await beat(ledger_clock)
+            assert set((await states(ledger)).values()) == {"tracked"}
+            assert await sweep(other, theirs) == {}
+            await lapse(url)  # as if the first process had died
+            assert await sweep(other, theirs) == dict.fromkeys([short, long], Verdict.CANCELLED)
+
+    async def test_a_guard_holds_the_lease_of_another_process_that_has_died(
+        self, session, ledger: Ledger, ledger_clock: ManualClock, url: str, server: Emulator, *, create
+    ) -> None:
+        name, limited = create(), create()
+        async with (
+            session.guard(name), session.guard(limited, max_age=300),
+            Ledger(url, lease=1, clock=ManualClock()) as other, open_session(server, other) as theirs,
+            theirs.guard(name, limited),
+        ):  # fmt: skip
+            await execute(url, update(RESPONSES).where(RESPONSES.c.response_id == limited).values(expires=0.0))
+            assert (await entries(ledger))[name].lease_left <= 1
+            await beat(ledger_clock)
+            found = await entries(ledger)
+            assert (50 < found[name].lease_left <= 60, found[limited].lease_left <= 1) == (True, True)
+
+    @pytest.mark.parametrize("first", ["owner", "sharer", "sharer that has noticed"])
+    async def test_a_response_is_released_when_the_guards_of_both_processes_have_ended(
+        self, session, ledger: Ledger, ledger_clock: ManualClock, url: str, server: Emulator, *, create, first: str
+    ) -> None:
+        names = [create() for _ in range(3)]  # many, which PostgreSQL writes at once
+        async with Ledger(url) as other, open_session(server, other) as theirs:
+            sharer, owner = session.guard(*names), theirs.guard(*names)
+            await ledger.track(names[0], session=session, ttl=900)
+            await sharer.__aenter__()
+            await owner.__aenter__()
+            if first == "sharer that has noticed":
+                await beat(ledger_clock)
+            for guard in (owner, sharer) if first == "owner" else (sharer, owner):
+                assert set((await states(ledger)).values()) == {"tracked"}
+                await guard.__aexit__(None, None, None)
+        assert await states(ledger) == {names[0]: "tracked", names[1]: "released", names[2]: "released"}
+        assert 890 < (await entries(ledger))[names[0]].lease_left <= 900
+
+    async def test_a_guard_within_one_of_the_same_process_keeps_what_both_share_with_another(
+        self, session, ledger: Ledger, url: str, server: Emulator, create
+    ) -> None:
+        name = create()
+        async with Ledger(url) as other, open_session(server, other) as theirs:
+            async with session.guard(name):
+                async with theirs.guard(name), theirs.guard(name):
+                    pass
+                assert await states(ledger) == {name: "tracked"}
+            assert await states(ledger) == {name: "released"}
+            async with theirs.guard(name):
+                pass
+            assert await states(ledger) == {name: "released"}
+
+    async def test_what_a_sweep_has_tried_is_not_released_by_a_guard_that_had_shared_it(
+        self, session, ledger: Ledger, url: str, server: Emulator, create
+    ) -> None:
+        name = create()
+        async with Ledger(url) as other, open_session(server, other) as theirs, session.guard(name):
+            async with theirs.guard(name):
+                pass
+            await lapse(url)
+            server.faults += [Fault(status=403)] * 2
+            assert await sweep(other, theirs) == {name: Verdict.FORBIDDEN}
+        assert await states(ledger) == {name: "tracked"}
 
     async def test_a_guard_holds_the_lease_after_another_process_has_died(
         self, session, ledger: Ledger, ledger_clock: ManualClock, url: str, server: Emulator, *, create

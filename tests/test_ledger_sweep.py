@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 from conftest import QuickClock, reported, until
 from ledger_database import connected, execute, lapse, without_table
-from ledgers import beat, cancelled_ids, entries, open_session, settings, states, sweep
+from ledgers import beat, cancelled_ids, entries, open_session, settings, states, sweep, troubles
 from manual_clock import ManualClock
 from sqlalchemy import update
 
@@ -39,11 +39,6 @@ def track_lapsed(session: AsyncSession, ledger: Ledger, url: str, create):
         return names
 
     return track_lapsed
-
-
-def troubles(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the warnings and errors in the log."""
-    return [record.getMessage() for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
 
 
 class TestClaims:

@@ -16,7 +16,7 @@ import attrs
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.connection import Rows
-from openai_cancel.ledger.database import Database
+from openai_cancel.ledger.database import ClosedError, Database
 from openai_cancel.ledger.fate import Fate, decide_fate, describe_taken
 from openai_cancel.ledger.health import Health
 from openai_cancel.ledger.table import (
@@ -31,7 +31,7 @@ from openai_cancel.ledger.table import (
     look,
     owned,
 )
-from openai_cancel.ledger.writes import renew, write
+from openai_cancel.ledger.writes import renew, share, write
 from openai_cancel.outcome import Outcome
 from openai_cancel.records import fields
 
@@ -153,7 +153,7 @@ class Leases:
             held.listeners.remove(listener)
             if not held.listeners:
                 del self._held[end.digest]
-                last += [end] if held.fate is Fate.OURS else []
+                last += [end] if held.fate in {Fate.OURS, Fate.SHARED} else []
         return self.write(last)
 
     def holds(self, digest: str) -> bool:
@@ -216,6 +216,8 @@ class Leases:
                 "the ends of %s guards are lost: their leases expire", f"{lost:,}",
                 extra=fields("ledger_unwritten", affected=lost),
             )  # fmt: skip
+        if isinstance(error, ClosedError):  # perhaps after `close` has reported the others
+            self._report_unwritten()
 
     async def _beat(self) -> None:
         while True:
@@ -254,6 +256,7 @@ class Leases:
                 ", ".join(f"{change.response_id} ({_new_state(change)})" for change in changes),
                 extra=fields("ledger_unwritten", affected=len(changes)),
             )
+        self._missed.clear()
 
     async def _renew_leases(self, owners: Collection[str]) -> None:
         counted = {digest: held for digest, held in self._held.items() if held.fate is Fate.OURS}
@@ -275,6 +278,7 @@ class Leases:
     async def _look_at(self, rows: Mapping[str, _Held]) -> None:
         """Find out what became of rows, tell their guards, and write those again that nobody has taken."""
         again: list[Record] = []
+        missing = 0
         for digests in _parts(rows, MAX_LOOKED_AT):
             writes = {digest: rows[digest].writes for digest in digests}
             found = await self.database.execute(look(digests))
@@ -283,13 +287,18 @@ class Leases:
                 held = rows[digest]
                 # Otherwise it was let go, or written again.
                 if self._held.get(digest) is held and held.writes == writes[digest]:
-                    again += self._learn(held, sightings.get(digest))
-        if again:
+                    lost = self._learn(held, sightings.get(digest))
+                    missing += len(lost) * (digest not in sightings)
+                    again += lost
+            held_now = [digest for digest in digests if self._held.get(digest) is rows[digest]]
+            if shared := [digest for digest in held_now if rows[digest].fate is Fate.SHARED]:
+                await self.database.execute(share(shared, self.owner, self.duration))
+        if missing:
             _log.error(
-                "%s running responses were not in the ledger, and are recorded again", f"{len(again):,}",
-                extra=fields("ledger_missed", affected=len(again)),
+                "%s running responses were not in the ledger, and are recorded again", f"{missing:,}",
+                extra=fields("ledger_missed", affected=missing),
             )  # fmt: skip
-            self.write(again)
+        self.write(again)
 
     def _learn(self, held: _Held, row: Sighting | None) -> list[Record]:
         """Note what has become of a row, tell its guards, and return what is to be written again."""

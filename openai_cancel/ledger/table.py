@@ -84,6 +84,7 @@ RESPONSES = Table(
     Column("reason", Text),  # why its owner has lost the row
     Column("progress", Text),  # a mark of the last progress that a wait has seen
     Column("progressed", Double),  # the time of that progress
+    Column("shared_until", Double),  # the lease of a guard of another process, which its owner has taken over
     # Partial indexes, because most rows of an old ledger have ended.
     _index("openai_cancel_lapsing", "lease_until", where="lease_until IS NOT NULL"),
     _index("openai_cancel_owners", "owner", where="owner IS NOT NULL"),
@@ -258,7 +259,7 @@ def _reason(outcome: Outcome) -> str | None:
 class Release(NamedTuple):
     """The normal end of a guard: its response may run on, for as long as `Ledger.track` has said if it was called.
 
-    It has no effect if the row belongs to another owner by now.
+    If guards of other processes hold the response, too, the row stays tracked for them.
 
     Attributes:
         digest: the key of the row.
@@ -433,6 +434,7 @@ def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnEle
             attempts=_table.attempts + 1,
             changed=_now,
             lease_until=_now + seconds,
+            shared_until=None,
             reason=reason,
         )
         .returning(
@@ -461,7 +463,7 @@ def release(digest: str) -> Command:
 
     Its limits end, too.
     """
-    ends = dict.fromkeys(("owner", "lease_until", "tracked_until", "expires"))
+    ends = dict.fromkeys(("owner", "lease_until", "tracked_until", "shared_until", "expires"))
     return Command(
         update(RESPONSES)
         .where(_table.digest == digest, HAS_LEASE)
@@ -477,6 +479,7 @@ _VERSION_2 = (
     "ALTER TABLE openai_cancel_responses ADD COLUMN reason TEXT",
     "ALTER TABLE openai_cancel_responses ADD COLUMN progress TEXT",
     "ALTER TABLE openai_cancel_responses ADD COLUMN progressed DOUBLE PRECISION",
+    "ALTER TABLE openai_cancel_responses ADD COLUMN shared_until DOUBLE PRECISION",
     # The rows of `Ledger.track`. Those that a sweep has given back look like them, but their lease ended with that.
     """UPDATE openai_cancel_responses SET tracked_until = lease_until
     WHERE owner IS NULL AND attempts = 0 AND lease_until > changed + 0.001""",

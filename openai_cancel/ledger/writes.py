@@ -85,6 +85,11 @@ def _earlier(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElemen
     return case((or_(one.is_(None), other < one), other), else_=one)
 
 
+def _later(one: ColumnElement[Any], other: ColumnElement[Any]) -> ColumnElement[Any]:
+    """Return the later of two times. NULL is none."""
+    return case((or_(one.is_(None), other > one), other), else_=one)
+
+
 def _unnested(types: _Types) -> FromClause:
     """Return the rows that a statement of PostgreSQL has in arrays, one for each parameter."""
     given = [bindparam(array_name(name), type_=postgresql.ARRAY(kind)) for name, kind in types.items()]
@@ -122,7 +127,8 @@ def inserting(dialect: str, *, guarded: bool, in_arrays: bool) -> sqlite.Insert 
 def _recording(dialect: str, *, guarded: bool, in_arrays: bool) -> Insert:
     """Return the statement that writes a row: for a guard, which holds its lease, or for `Ledger.track`.
 
-    It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels.
+    It leaves a row alone that is being stopped. It keeps the time of a `track`, the earliest limit and all labels. The
+    guard of another process loses the lease, which is kept as the one that they share.
     """
     statement = inserting(dialect, guarded=guarded, in_arrays=in_arrays)
     new = statement.excluded
@@ -130,6 +136,7 @@ def _recording(dialect: str, *, guarded: bool, in_arrays: bool) -> Insert:
     expires = _earlier(_table.expires, _table.created + (new.expires - new.created))
     lease = _earlier(new.lease_until, expires)
     is_guarded = and_(_table.state == TRACKED, _table.owner.is_not(None), _table.lease_until >= _now)
+    shared = case((_table.owner == new.owner, _table.shared_until), (is_guarded, _table.lease_until), else_=null())
     # The labels of a track take precedence over those of a guard, which are the same for all of its process.
     labels = (new.labels, _table.labels) if guarded else (_table.labels, new.labels)
     return statement.on_conflict_do_update(
@@ -143,6 +150,7 @@ def _recording(dialect: str, *, guarded: bool, in_arrays: bool) -> Insert:
             "lease_until": lease if guarded else case((is_guarded, _table.lease_until), else_=lease),
             # A row without a lease has ended, and with it the time of its track.
             "tracked_until": case((HAS_LEASE, _table.tracked_until), else_=null()) if guarded else new.tracked_until,
+            "shared_until": shared if guarded else _table.shared_until,
             "expires": expires,
             "error": None,
             "request_id": None,
@@ -161,39 +169,50 @@ def _merged(dialect: str, one: ColumnElement[Any], other: ColumnElement[Any]) ->
 
 
 def _ending(types: _Types, *, in_arrays: bool) -> tuple[Update, Mapping[str, ColumnElement[Any]]]:
-    """Return an update of a row that still belongs to its owner, and the parameters of the update."""
+    """Return an update of a row, which is locked if many are in arrays, and the parameters of the update."""
     given: dict[str, ColumnElement[Any]] = {name: bindparam(name, type_=kind) for name, kind in types.items()}
     if in_arrays:
         rows = _unnested(types)
-        is_owned = and_(_table.digest == rows.c.old_digest, _table.owner == rows.c.old_owner)
         # An update alone would lock the rows in whatever order they are joined in.
-        locking = select(*rows.c).join(RESPONSES, is_owned).order_by(_table.digest)
+        locking = select(*rows.c).join(RESPONSES, _table.digest == rows.c.old_digest).order_by(_table.digest)
         locked = locking.with_for_update(of=RESPONSES, key_share=True).cte("locked")
         given = {name: locked.c[name] for name in types}
-    ending = update(RESPONSES).where(_table.digest == given["old_digest"], _table.owner == given["old_owner"])
-    return ending.values(owner=None, changed=_now), given
+    return update(RESPONSES).where(_table.digest == given["old_digest"]).values(changed=_now), given
 
 
 def _settling(_dialect: str, *, in_arrays: bool) -> Update:
     """Return the statement that writes a settlement."""
     ending, given = _ending(_SETTLE_TYPES, in_arrays=in_arrays)
     again_in = given["again_in"]
-    return ending.values(
+    return ending.where(_table.owner == given["old_owner"]).values(
+        owner=None,
         state=given["new_state"],
         attempts=_table.attempts + given["more_attempts"],
         lease_until=_now + again_in,  # the sum with NULL is NULL
         tracked_until=case((again_in.is_(None), null()), else_=_table.tracked_until),
+        shared_until=None,
         error=given["new_error"],
         request_id=given["new_request_id"],
     )
 
 
 def _releasing(_dialect: str, *, in_arrays: bool) -> Update:
-    """Return the statement that writes a release."""
-    ending, _ = _ending(_RELEASE_TYPES, in_arrays=in_arrays)
-    return ending.values(
-        state=case((_table.tracked_until.is_(None), RELEASED), else_=TRACKED),
-        lease_until=case((_table.expires < _table.tracked_until, _table.expires), else_=_table.tracked_until),
+    """Return the statement that writes a release by the owner of a row, or by a process that shares it.
+
+    If the owner leaves first, the row stays tracked until the other process takes it with its next heartbeat. If the
+    other process leaves first, the owner has the row alone.
+    """
+    ending, given = _ending(_RELEASE_TYPES, in_arrays=in_arrays)
+    is_owned = _table.owner == given["old_owner"]
+    is_shared = and_(_table.state == TRACKED, _table.shared_until.is_not(None))
+    belongs_to_other = _table.owner != given["old_owner"]
+    shared = case((and_(is_owned, _table.shared_until >= _now), _table.shared_until), else_=null())
+    until = _later(shared, _table.tracked_until)
+    return ending.where(or_(is_owned, is_shared)).values(
+        owner=case((belongs_to_other, _table.owner), else_=null()),
+        state=case((belongs_to_other, _table.state), (until.is_(None), RELEASED), else_=TRACKED),
+        lease_until=case((belongs_to_other, _table.lease_until), (_table.expires < until, _table.expires), else_=until),
+        shared_until=shared,
     )
 
 
@@ -252,3 +271,24 @@ def renew(owners: Collection[str], seconds: float, dialect: str) -> Command:
         locked = held.with_for_update(key_share=True).cte("locked")
         renewal = renewal.where(_table.digest.in_(select(locked.c.digest)))
     return Command(renewal)
+
+
+def share(digests: Collection[str], owner: str, seconds: float) -> Command:
+    """Return the command that renews the leases of an owner in rows whose lease an owner of another process has.
+
+    Args:
+        digests: the keys of the rows.
+        owner: the owner that has lost them.
+        seconds: the length of the leases.
+    """
+    until = _now + seconds
+    is_shared = and_(_table.digest.in_(digests), _table.state == TRACKED, _table.owner != owner)
+    locked = (
+        select(_table.digest).where(is_shared).order_by(_table.digest).with_for_update(key_share=True).cte("locked")
+    )
+    return Command(
+        update(RESPONSES)
+        .where(_table.digest.in_(select(locked.c.digest)))
+        # If the other process dies, the row is still held.
+        .values(shared_until=until, lease_until=_later(_table.lease_until, _earlier(until, _table.expires)))
+    )
