@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from conftest import KEY
@@ -35,8 +36,34 @@ async def track(url: str, server: Emulator, account: str, *names: str) -> None:
 @pytest.mark.usefixtures("url")
 def test_a_closed_standard_output_is_no_failure(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    assert [app.run(["ledger", command]) for command in ("stats", "list")] == [0, 0]
+    assert [app.run(["ledger", command]) for command in ("init", "stats", "list")] == [0, 0, 0]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("url", ["{}", "file:{}?mode=rwc&uri=true", "file://{}?uri=true", "{}/folder/x"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check"],
+        ["list"],
+        ["stats", "--prometheus"],
+        ["purge", "--older-than", "1d"],
+        ["release", "resp_1"],
+        ["stop", "--label", "job=7"],
+    ],
+)
+async def test_a_file_that_does_not_exist_is_an_error_and_is_not_created(
+    run, command: list[str], url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong name.db"
+    database = f"sqlite:///{url.format(quote(str(path)) if 'file:' in url else path)}"
+    status, out, err = await run("ledger", *command, "--ledger", database)
+    assert (status, out) == (3, "")
+    assert f"There is no ledger at {url.format(path) if 'folder' in url else path} (" in err
+    assert await run("ledger", *command, "--ledger", database) == (3, "", err)  # it was not created
+    if "folder" not in url:
+        assert (await run("ledger", "init", "--ledger", database))[0] == 0
+        assert (await run("ledger", *command, "--ledger", database))[0] in {0, 1}
 
 
 @pytest.mark.parametrize(
@@ -95,6 +122,7 @@ class TestStats:
     @pytest.mark.slow
     @pytest.mark.usefixtures("run")
     async def test_a_terminal_gets_lines_for_people(self, url: str, server: Emulator) -> None:
+        await track(url, server, "a")
         async with Terminal("ledger", "stats") as terminal:
             await terminal.process.wait()
             await terminal.shows("states   none")
@@ -119,6 +147,7 @@ class TestStats:
 
 class TestCheck:
     async def test_it_fails_if_responses_are_overdue_for_long(self, run, url: str, server: Emulator) -> None:
+        await track(url, server, "a")
         assert await run("ledger", "check") == (0, "ok: 0 open, 0 overdue\n", "")
         await track(url, server, "a", "resp_1")
         status, out, err = await run("ledger", "check")

@@ -189,7 +189,7 @@ class TestBlockingLedgers:
         ]
 
     def test_every_method_that_a_script_needs_exists(self) -> None:
-        internal = {"open", "close", "attach", "detach", "tracker", "pages"}
+        internal = {"open", "close", "attach", "detach", "tracker", "pages", "check_exists"}
         public = {name for name in vars(Ledger) if not name.startswith("_")}
         assert public - internal == {name for name in vars(BlockingLedger) if not name.startswith("_")}
 

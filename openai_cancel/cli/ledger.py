@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App, Parameter
 
 from openai_cancel.cli.exit_status import ExitStatus, UsageError
-from openai_cancel.cli.ledger_state import NEGLECTED, check, describe_neglected, find_neglected, init, stats
+from openai_cancel.cli.ledger_state import NEGLECTED, check, describe_neglected, existing, find_neglected, init, stats
 from openai_cancel.cli.options import (
     DEFAULT_ACCOUNT,
     DEFAULT_CONNECTION,
@@ -128,7 +128,7 @@ def stop(
         raise UsageError("No condition: use --label, --state or --older-than, or --state tracked for everything.")
     if state not in (None, "tracked", "stopping"):
         raise UsageError(f"--state must be tracked or stopping: responses that are {state} have ended.")
-    opened, session = where.make(), account.session(connection, max_connections=options.concurrency)
+    opened, session = existing(where), account.session(connection, max_connections=options.concurrency)
     stop_once = partial(
         opened.stop,
         session,
@@ -259,7 +259,7 @@ def list_(
     labels = selection.labels
 
     async def run() -> None:
-        async with where.make() as opened:
+        async with existing(where) as opened:
             entries = opened.entries(
                 include_ended=ended, labels=labels, state=selection.state, older_than=older_than, overdue=overdue
             )
@@ -360,7 +360,7 @@ def release(
 
     async def run(source: "Source") -> ExitStatus:
         status = ExitStatus.OK
-        async with where.make() as opened, aclosing(source.read()) as names:
+        async with existing(where) as opened, aclosing(source.read()) as names:
             async for response_id in names:
                 if not await opened.release(response_id, session=session):
                     complain(f"{response_id!r} is not in the ledger, or has ended.")
@@ -397,7 +397,7 @@ def purge(
         raise UsageError(f"--state must be a state in which responses have ended, not {selection.state}.")
 
     async def run() -> int:
-        async with where.make() as opened:
+        async with existing(where) as opened:
             return await opened.purge(older_than=older_than, labels=labels, state=selection.state)
 
     print_line(f"{asyncio.run(run()):,} deleted")

@@ -104,11 +104,23 @@ def check(*, overdue: Seconds = NEGLECTED, where: LedgerOptions = DEFAULT_LEDGER
     return ExitStatus.OK
 
 
+def existing(where: LedgerOptions) -> "Ledger":
+    """Return the ledger of a command that creates none: with a wrong path, an empty one would look fine.
+
+    Raises:
+        ConfigurationError: as for `LedgerOptions.make`.
+        LedgerError: the file of SQLite does not exist.
+    """
+    found = where.make()
+    found.check_exists()
+    return found
+
+
 def _count(where: LedgerOptions, *, include_ended: bool) -> "Stats":
     import asyncio
 
     async def run() -> "Stats":
-        async with where.make() as opened:
+        async with existing(where) as opened:
             return await opened.stats(include_ended=include_ended)
 
     return asyncio.run(run())

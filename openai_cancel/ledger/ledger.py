@@ -28,6 +28,7 @@ from openai_cancel.ledger.grants import check_granted, grant
 from openai_cancel.ledger.leases import Leases
 from openai_cancel.ledger.reconcile import FATES, OnUnknown, Reconciliation
 from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
+from openai_cancel.ledger.sqlite import SQLite
 from openai_cancel.ledger.stats import Stats, count_groups, read
 from openai_cancel.ledger.sweep import Sweep
 from openai_cancel.ledger.table import Account, release
@@ -100,6 +101,15 @@ class Ledger:
         """Return the URL without its password."""
         url = getattr(self, "_url", None)  # there is none if the constructor has failed
         return f"<{type(self).__name__} {url.shown if url else '?'}>"
+
+    def check_exists(self) -> None:
+        """Make sure that `open` would not create the file of SQLite. Commands for an existing ledger call this.
+
+        Raises:
+            LedgerError: there is no such file.
+        """
+        if isinstance(self._url, SQLite):
+            self._url.check_exists()
 
     async def open(self, *, check: bool = True) -> Self:
         """Open the ledger in the running event loop. `async with` does this, and closes it at the end.

@@ -3,14 +3,16 @@
 import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import attrs
 from sqlalchemy import URL, Connection, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from openai_cancel.errors import ConfigurationError
+from openai_cancel.errors import ConfigurationError, LedgerError
 
 _LIKE = "use a URL like sqlite:///ledger.db"
 _NOT_A_FILE = f"That is not the URL of a file of SQLite: {_LIKE}."
@@ -43,6 +45,21 @@ class SQLite:
     shown: str
     dialect: str = attrs.field(default="sqlite", init=False)
     is_remote: bool = attrs.field(default=False, init=False)
+
+    def check_exists(self) -> None:
+        """Make sure that the file exists.
+
+        Raises:
+            LedgerError: it does not, or cannot be found.
+        """
+        name = self.url.database or ""
+        path = Path(unquote(urlsplit(name).path) if "uri" in self.url.query else name)
+        try:
+            path.stat()
+        except OSError as error:
+            raise LedgerError(
+                f"There is no ledger at {path} ({error.strerror}): check the path, or run `openai-cancel ledger init`."
+            ) from None
 
     def create_engine(self, timeout: float) -> Engine:
         """Return an engine.
