@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from pathlib import Path
 
@@ -75,6 +76,16 @@ def test_a_line_with_half_of_a_surrogate_pair_counts(tmp_path: Path) -> None:
     path.write_text('{"id": "resp_1", "stopped": true, "error": "\\ud800"}\n')
     with Log(path) as log:
         assert log.stopped() == {"resp_1"}
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("other", [1, 2**70, "\ud800"])
+def test_a_number_that_json_does_not_have_is_null(tmp_path: Path, number: float, other: object) -> None:
+    path = tmp_path / "log"
+    with Log(path) as log:
+        log.write(outcome(), {"x": [number], "y": other})
+    (document,) = (json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines())
+    assert document["input"] == {"x": [None], "y": other}
 
 
 def test_the_log_is_flushed_to_the_disk_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

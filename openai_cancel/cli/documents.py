@@ -30,8 +30,9 @@ def now() -> str:
 
 
 def to_json(document: object) -> str:
-    """Return a document as one line of JSON."""
+    """Return a document as one line of JSON, with null for NaN and infinities, which JSON does not have."""
     try:
-        return orjson.dumps(document).decode()  # writes null for NaN, which JSON does not have
+        return orjson.dumps(document).decode()
     except TypeError:  # a lone surrogate, or an integer of more than 64 bits
-        return json.dumps(document)
+        text = json.dumps(document)
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), allow_nan=False)
