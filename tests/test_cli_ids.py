@@ -125,6 +125,30 @@ class TestTable:
         table = "\r\n".join(delimiter.join(row) for row in rows).replace(' "', '"')
         assert read(f"# export\n\n{table}\n") == ["resp_1", "resp_2", "resp_3"]
 
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_titles_may_contain_line_breaks(self, end: str) -> None:
+        for table in ('"Job\nname",id,"the\n# ""last""\n\n note "\nx,resp_1,y\n', 'id,"Job\nname"\nresp_1,x\n'):
+            (row,) = rows(table.replace("\n", end))
+            assert row.response_id == "resp_1"
+            assert row.columns["Job name"] == "x"
+        assert rows('"a\nb";id\nx;resp_1') == [Row("resp_1", {"a b": "x"})]
+        assert read('"a\nb",c\nresp_1\nresp_2') == [
+            BadLine(1, "is not JSON"),
+            BadLine(2, "looks like a table, but the first line has no column id or response_id"),
+            "resp_1",
+            "resp_2",
+        ]
+
+    def test_a_quote_in_the_header_that_is_never_closed_loses_no_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ids, "RECORD_LIMIT", 3)
+        for count in (1, 2, 5):
+            names = [f"resp_{number}" for number in range(count)]
+            assert read("\n".join(['id,"x', *names])) == names
+            assert numbers("\n".join(['"x', *names])) == [1, *names]
+
+    def test_a_quote_inside_of_a_title_is_no_line_break(self) -> None:
+        assert read('id,5" disks\nresp_1,3"\nresp_2,4\n') == ["resp_1", "resp_2"]
+
     def test_a_table_may_have_no_records_or_one_column(self) -> None:
         assert read("id\n") == []
         assert read("id\nresp_1\n") == ["resp_1"]

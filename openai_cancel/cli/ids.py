@@ -106,42 +106,80 @@ class IdReader:
         self._delimiter = ""
         self._column = -1  # the column of the ids, if the file is a table
         self._names: list[str] = []  # of all columns
+        self._header: list[Line] = []  # the lines of an incomplete header
         self._record: list[Line] = []  # the lines of an incomplete record of the table
 
     def read(self, text: str) -> Iterator[Row | BadLine]:
         """Yield the ids in a line, and in the records of a table that it completes."""
         self._number += 1
-        line = self._number, text.removesuffix("\r")
+        yield from self._read((self._number, text.removesuffix("\r")))
+
+    def _read(self, line: Line) -> Iterator[Row | BadLine]:
+        text = line[1]
         if self._column >= 0:
             yield from self._read_table([line], RECORD_LIMIT)
+        elif self._header:
+            yield from self._read_header(line)
         elif self._values.is_open or JsonValues.begins(text.strip()):
             self._any = True
             yield from self._read_values(line)
         elif self._any:
             yield from self._read_line(line)
-        elif separator := _SEPARATOR.fullmatch(line[1]):
+        elif separator := _SEPARATOR.fullmatch(text):
             self._delimiters = separator[1], *DELIMITERS
         elif _has_content(text):
             self._any = True
-            if not self._is_header(line[1]):
-                yield from self._read_line(line)
+            yield from self._read_header(line)
 
     def end(self) -> Iterator[Row | BadLine]:
         """Yield the ids in what is left at the end of the file."""
         if self._values.is_open:
             yield from self._give_up()
+        if self._header:
+            yield from self._give_up_header()
         lines, self._record = self._record, []
         yield from self._read_table(lines, 1)
 
-    def _is_header(self, text: str) -> bool:
+    def _read_header(self, line: Line) -> Iterator[Row | BadLine]:
+        """Read a line of what may be the header of a table, whose titles may contain line breaks, as Excel has them."""
+        self._header.append(line)
+        texts = [text for _, text in self._header]
+        is_open = self._is_open(texts)
+        if not is_open and self._is_header(texts):
+            self._header = []
+        elif not is_open or len(texts) >= RECORD_LIMIT or sum(map(len, texts)) > LINE_LIMIT:
+            yield from self._give_up_header()
+
+    def _give_up_header(self) -> Iterator[Row | BadLine]:
+        """Read the lines one by one, as they are no header together. The first one may still be a header."""
+        (first, *rest), self._header = self._header, []
+        if not self._is_header([first[1]]):
+            yield from self._read_line(first)
+        for line in rest:
+            yield from self._read(line)
+
+    def _is_open(self, texts: Sequence[str]) -> bool:
+        """Return whether lines end within quotes."""
+        if len(texts) > 1 and '"' not in texts[-1]:
+            return True  # only a quote can end a title with line breaks
         for delimiter in self._delimiters:
             try:
-                titles = [title.strip() for title in next(csv.reader([text], delimiter=delimiter))]
+                next(csv.reader(_with_breaks(texts), delimiter=delimiter, strict=True))
+            except csv.Error as error:
+                if "end of data" in str(error):
+                    return True
+        return False
+
+    def _is_header(self, texts: Sequence[str]) -> bool:
+        for delimiter in self._delimiters:
+            reader = csv.reader(_with_breaks(texts), delimiter=delimiter)
+            try:
+                titles = [" ".join(map(str.strip, title.strip().splitlines())) for title in next(reader)]
             except csv.Error:  # for example a carriage return in the middle
                 return False
             names = [title.lower() for title in titles]
             for field in ID_FIELDS:
-                if field in names:
+                if field in names and reader.line_num == len(texts):
                     self._delimiter, self._column, self._names = delimiter, names.index(field), titles
                     return True
         return False
@@ -197,7 +235,7 @@ class IdReader:
             if len(self._record) > 1 and '"' not in self._record[-1][1] and not full:
                 continue  # only a quote can end a field with line breaks
             try:
-                record = [f"{text}\n" for _, text in self._record]
+                record = _with_breaks([text for _, text in self._record])
                 cells = next(csv.reader(record, delimiter=self._delimiter, strict=True))
             except csv.Error as error:
                 if "end of data" in str(error):
@@ -221,6 +259,10 @@ class IdReader:
             if place != self._column and name and cell
         }
         return _checked(number, cells[self._column].strip(), columns)
+
+
+def _with_breaks(texts: Sequence[str]) -> list[str]:
+    return [f"{text}\n" for text in texts]
 
 
 def _has_content(text: str) -> bool:
