@@ -183,11 +183,25 @@ class TestResponsesThatAreNotStopped:
 
     async def test_a_refused_key_ends_the_sweep(self, session, ledger: Ledger, server: Emulator, track_lapsed) -> None:
         await track_lapsed(20)
-        server.faults += [Fault(status=401)] * 40
-        tried = await sweep(ledger, session, batch=5, concurrency=1)
-        assert set(tried.values()) == {Verdict.FORBIDDEN}
-        assert len(tried) == 5
-        assert {entry.attempts for entry in (await entries(ledger)).values()} == {0, 1}
+        for _ in range(2):
+            server.faults[:] = [Fault(status=401)] * 40
+            tried = await sweep(ledger, session, batch=5, concurrency=1, max_attempts=1)
+            assert set(tried.values()) == {Verdict.FORBIDDEN}
+            assert len(tried) == 5
+            found = (await entries(ledger)).values()
+            assert {(entry.state, entry.owner, entry.attempts) for entry in found} == {("tracked", None, 0)}
+            assert sum((entry.error or "").startswith("401") for entry in found) >= 5
+            # They stay overdue since their leases have lapsed, which `ledger check` notices.
+            assert all(entry.lease_left < -1e9 for entry in found)
+
+    async def test_a_stop_with_a_refused_key_tries_each_response_once(
+        self, session, ledger: Ledger, server: Emulator, create
+    ) -> None:
+        name = create()
+        await ledger.track(name, session=session, ttl=3600)
+        server.faults[:] = [Fault(status=401)] * 4
+        assert [outcome.verdict async for outcome in ledger.stop(session)] == [Verdict.FORBIDDEN]
+        assert (await entries(ledger))[name].attempts == 1
 
     async def test_a_sweep_that_is_left_early_gives_its_claims_back(
         self, session, ledger: Ledger, track_lapsed

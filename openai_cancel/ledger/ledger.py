@@ -449,7 +449,8 @@ class Ledger:
 
         Any number of sweeps may run at the same time, on any hosts: each response is claimed by one of them. A
         response that could not be stopped may be claimed again after 30 seconds, and after twice as long with each
-        further attempt, up to an hour. A sweep whose key is refused claims no more responses.
+        further attempt, up to an hour. A sweep whose key is refused claims no more responses, and gives back those
+        that it has tried.
 
         Args:
             session: a session for the server and the account whose responses are stopped.

@@ -103,7 +103,8 @@ class Sweep:
                         while len(self._unwritten) > MAX_UNWRITTEN:
                             await self._wait_for_oldest()
         finally:
-            self._give_back()
+            for row in self._claimed.values():  # which it has not stopped
+                self._give_back(row)
             while self._unwritten:
                 await self._wait_for_oldest()
 
@@ -148,8 +149,13 @@ class Sweep:
 
     def _record(self, outcome: Outcome) -> None:
         row = self._claimed.pop(outcome.response_id)
-        # A key that the server does not accept for one response is not accepted for the others.
-        self._refused = self._refused or isinstance(outcome.error, AuthenticationError)
+        if isinstance(outcome.error, AuthenticationError):
+            # A key that the server does not accept for one response is not accepted for the others.
+            self._refused = True
+            if self.selection is None:  # otherwise this stop would claim the row again
+                # It stays overdue for a sweep with a better key, and for whoever looks for what is overdue.
+                self._give_back(row, str(outcome.error), outcome.request_id)
+                return
         backoff = min(INITIAL_BACKOFF * 2 ** min(row.attempts - 1, 10), MAX_BACKOFF)
         again_in = backoff if row.attempts < self.max_attempts else None
         young = row.age < YOUNG
@@ -159,19 +165,20 @@ class Sweep:
             )
         )
 
-    def _give_back(self) -> None:
-        """Let other sweeps claim at once what this one has claimed and not stopped."""
-        for row in self._claimed.values():
-            self._write(
-                Settlement(
-                    digest=row.digest,
-                    response_id=row.response_id,
-                    owner=self._owner,
-                    state=TRACKED,
-                    again_in=0.0,
-                    more_attempts=-1,
-                )
+    def _give_back(self, row: Claimed, error: str | None = None, request_id: str | None = None) -> None:
+        """Let other sweeps claim a row at once, as if this one had not claimed it."""
+        self._write(
+            Settlement(
+                digest=row.digest,
+                response_id=row.response_id,
+                owner=self._owner,
+                state=TRACKED,
+                again_in=0.0,
+                more_attempts=-1,
+                error=error,
+                request_id=request_id,
             )
+        )
 
     def _write(self, settlement: Settlement) -> None:
         if self.leases.is_closed:  # which has given back all claims

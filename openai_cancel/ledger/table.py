@@ -84,7 +84,7 @@ RESPONSES = Table(
     Column("reason", Text),  # why its owner has lost the row
     Column("progress", Text),  # a mark of the last progress that a wait has seen
     Column("progressed", Double),  # the time of that progress
-    Column("shared_until", Double),  # the lease of a guard of another process, which its owner has taken over
+    Column("shared_until", Double),  # the lease that its owner, a guard or a sweep, has taken over from another process
     # Partial indexes, because most rows of an old ledger have ended.
     _index("openai_cancel_lapsing", "lease_until", where="lease_until IS NOT NULL"),
     _index("openai_cancel_owners", "owner", where="owner IS NOT NULL"),
@@ -181,7 +181,7 @@ class Settlement(NamedTuple):
         owner: the holder of the lease that ends.
         state: the new state.
         again_in: seconds until a sweep may claim the row; None for never.
-        more_attempts: the number to add to the attempts.
+        more_attempts: the number to add to the attempts. If it is negative, the row remains as overdue as it was.
         error: the reason why the response was not stopped, or None.
         request_id: the server's id of the last request, or None.
     """
@@ -434,7 +434,7 @@ def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnEle
             attempts=_table.attempts + 1,
             changed=_now,
             lease_until=_now + seconds,
-            shared_until=None,
+            shared_until=_table.lease_until,
             reason=reason,
         )
         .returning(
@@ -448,13 +448,23 @@ def take(rows: Select[tuple[str]], owner: str, seconds: float, reason: ColumnEle
 
 
 def give_back(sweeps: Collection[str]) -> Command:
-    """Return the command that lets others claim at once what some sweeps have claimed and not stopped."""
+    """Return the command that lets others claim at once what some sweeps have claimed and not stopped.
+
+    Its rows are as overdue as they were.
+    """
     claimed = select(_table.digest).where(_table.owner.in_(sweeps), _table.state == STOPPING)
     locked = claimed.order_by(_table.digest).with_for_update(key_share=True).cte("locked")
     return Command(
         update(RESPONSES)
         .where(_table.digest.in_(select(locked.c.digest)))
-        .values(state=TRACKED, owner=None, attempts=_table.attempts - 1, changed=_now, lease_until=_now)
+        .values(
+            state=TRACKED,
+            owner=None,
+            attempts=_table.attempts - 1,
+            changed=_now,
+            lease_until=case((_table.shared_until < _now, _table.shared_until), else_=_now),
+            shared_until=None,
+        )
     )
 
 

@@ -184,11 +184,12 @@ def _settling(_dialect: str, *, in_arrays: bool) -> Update:
     """Return the statement that writes a settlement."""
     ending, given = _ending(_SETTLE_TYPES, in_arrays=in_arrays)
     again_in = given["again_in"]
+    until = _now + again_in  # the sum with NULL is NULL
     return ending.where(_table.owner == given["old_owner"]).values(
         owner=None,
         state=given["new_state"],
         attempts=_table.attempts + given["more_attempts"],
-        lease_until=_now + again_in,  # the sum with NULL is NULL
+        lease_until=case((given["more_attempts"] < 0, _earlier(until, _table.shared_until)), else_=until),
         tracked_until=case((again_in.is_(None), null()), else_=_table.tracked_until),
         shared_until=None,
         error=given["new_error"],
