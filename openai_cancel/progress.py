@@ -54,6 +54,11 @@ class Progress:
         number = (self._history.mark or "").partition("@")[2]
         return int(number) if number.isdecimal() else None
 
+    @property
+    def was_seen(self) -> bool:
+        """Whether the server has shown the response, or events of it, in this wait."""
+        return self._seen is not None or self._heard > -math.inf
+
     def see(self, response: Response, now: float) -> None:
         """Note a response that was retrieved, or that an event has carried."""
         seen = progress_of(response)

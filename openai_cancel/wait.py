@@ -12,10 +12,11 @@ from openai_cancel.errors import (
     APIConnectionError,
     APIError,
     ConfigurationError,
+    NotFoundError,
     OpenAICancelError,
     ResponseDecodeError,
 )
-from openai_cancel.guard import Guard
+from openai_cancel.guard import YOUNG, Guard
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.progress import Progress
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
 
 PATIENCE = 3
 """The number of refused looks in a row after which `wait` gives up: one 403 or 404 may pass."""
+
+LATE_STORE = 10.0
+"""Seconds in which a 404 about a new response may pass: a store may be eventual, and replicas may not share one."""
+
+SOON = 1.0
+"""The longest time between two looks after a 404, in seconds: one will reach the replica that has the response."""
 
 _LATE = 10
 """The number of looks after which they are no longer frequent."""
@@ -187,7 +194,7 @@ class _Wait:
         self._progress = progress
         self._began = caller.clock.monotonic()
         self._response: Response | None = None
-        self._refusals = 0  # the number of looks in a row that the server has refused
+        self._refusals = _Refusals()
         self._listener: Listener | None = None
         self._answer: Response | None = None  # if the server has sent the response instead of its events
 
@@ -231,7 +238,9 @@ class _Wait:
     def _delay(self, looks: int, asked: float | None) -> float:
         clock = self._caller.clock
         age = clock.monotonic() - self._began
-        return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=self._limits.poll)
+        is_doubtful = self._refusals.not_found and asked is None
+        longest = min(self._limits.poll, SOON) if is_doubtful else self._limits.poll
+        return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=longest)
 
     async def _hear(self, listener: "Listener", looks: int, asked: float | None) -> None:
         """Wait until the next look is due: the stream calls for it, has been silent for some time, or a limit comes."""
@@ -268,11 +277,12 @@ class _Wait:
             if answer is None:
                 answer = await self._caller.retrieve(self._response_id, deadline=seconds)
         except APIError as error:
-            self._refusals = 0 if _may_pass(error) else self._refusals + 1
-            if self._refusals == PATIENCE or (self._refusals and isinstance(error, APIConnectionError)):
+            if _may_pass(error):
+                self._refusals.clear()
+            elif self._refusals.add(error, self._caller.clock.monotonic(), was_seen=self._progress.was_seen):
                 raise
             return error
-        self._refusals = 0
+        self._refusals.clear()
         self._response, now = answer, self._caller.clock.monotonic()
         self._progress.see(answer, now)
         if not answer.is_terminal:
@@ -294,13 +304,46 @@ class _Wait:
 
     def _too_late(self, limit: Limit) -> WaitTimeoutError:
         response, seconds = self._response, getattr(self._limits, limit)
-        status = "no answer" if response is None else f"its status was {response.status!r}"
+        unseen = "it was not found" if self._refusals.not_found else "no answer"
+        status = unseen if response is None else f"its status was {response.status!r}"
         words = {
             "timeout": f"did not end within {seconds:g} s: {status}.",
             "queued_timeout": f"was still queued after {seconds:g} s (queued_timeout).",
             "stalled_timeout": f"made no progress for {seconds:g} s (stalled_timeout): {status}.",
         }
         return WaitTimeoutError(f"{self._response_id} {words[limit]}", response=response, limit=limit)
+
+
+class _Refusals:
+    """The looks in a row that the server has refused.
+
+    Attributes:
+        not_found: the number of those with a 404, which are counted apart, because they can pass without a fault.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget them, after a look that the server has not refused."""
+        self.not_found: int = 0
+        self._others = 0
+        self._since = math.inf  # the time of the first 404
+
+    def add(self, error: APIError, now: float, *, was_seen: bool) -> bool:
+        """Count a refusal, and return whether there is no sense in another look.
+
+        Args:
+            error: the refusal.
+            now: the time.
+            was_seen: whether the server has known the response before, which makes a 404 less credible.
+        """
+        if isinstance(error, NotFoundError):
+            self.not_found += 1
+            self._since = min(self._since, now)
+            return self.not_found >= PATIENCE and now - self._since >= (YOUNG if was_seen else LATE_STORE)
+        self._others += 1
+        return self._others == PATIENCE or isinstance(error, APIConnectionError)
 
 
 def _may_pass(error: APIError) -> bool:

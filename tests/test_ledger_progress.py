@@ -277,6 +277,13 @@ class TestProgress:
         progress.see(response, 5.0)
         assert progress.changed == 3.0
 
+    async def test_a_response_was_seen_if_an_event_of_it_was_heard(self) -> None:
+        progress, _ = self.make()
+        progress.hear(-math.inf, None, is_running=False)
+        assert not progress.was_seen
+        progress.hear(3.0, 8, is_running=True)
+        assert progress.was_seen
+
     async def test_a_document_that_is_nested_too_deeply_is_not_compared_with_that_of_another_process(self) -> None:
         progress, written = self.make(mark="", unchanged_for=50.0)
         for now in (1.0, 2.0):

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import KEY, QuickClock, QuickSession, cancels, notes, until
+from conftest import KEY, QuickClock, QuickSession, cancels, notes, reported, until
 
 from openai_cancel import (
     AsyncSession,
+    BadRequestError,
     ConfigurationError,
     InvalidResponseIdError,
     NotFoundError,
@@ -138,7 +139,7 @@ class TestRefusal:
         async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
             assert (await session.wait(create(runs_for=5))).status == "completed"
 
-    @pytest.mark.parametrize(("status", "kind"), [(403, PermissionDeniedError), (404, NotFoundError)])
+    @pytest.mark.parametrize(("status", "kind"), [(403, PermissionDeniedError), (400, BadRequestError)])
     async def test_three_refusals_in_a_row_end_the_wait_and_stop_the_response(
         self, session, server, caplog, status: int, kind
     ) -> None:
@@ -161,17 +162,60 @@ class TestRefusal:
         assert (caught.value.outcome, cancels(server)) == (None, 0)
         assert f"{identifier}: the wait ended with PermissionDeniedError; the response was not stopped" in caplog.text
 
-    async def test_an_unknown_id_is_not_found_after_three_looks(self, session) -> None:
+    async def test_the_error_with_its_outcome_can_be_pickled(self, session, server, create) -> None:
+        server.faults += [Fault(on="retrieve", status=403)] * 3
+        with pytest.raises(PermissionDeniedError) as caught:
+            await session.wait(create())
+        assert pickle.loads(pickle.dumps(caught.value)).outcome == caught.value.outcome
+
+
+class TestNotFound:
+    """A 404 may come from a store that is late, or from a replica that does not share it."""
+
+    async def test_a_response_that_its_server_shows_late_is_waited_for(self, clock: QuickClock, server, create) -> None:
+        server.store_delay = 6
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            assert (await session.wait(create(runs_for=20))).status == "completed"
+        assert cancels(server) == 0
+
+    async def test_an_unknown_id_is_looked_for_during_ten_seconds(self, session: QuickSession, server) -> None:
         with pytest.raises(NotFoundError) as caught:
             await session.wait("resp_none")
         assert caught.value.outcome.verdict is Verdict.NOT_FOUND
         assert "resp_none was not stopped (not_found" in notes(caught.value)[0]
+        assert [request.method for request in server.received][:13] == ["GET"] * 12 + ["POST"]
+        assert session.clock.slept[:11] == [0.5] + [1] * 10
 
-    async def test_the_error_with_its_outcome_can_be_pickled(self, session, server, create) -> None:
-        server.faults += [Fault(on="retrieve", status=404)] * 3
+    @pytest.mark.parametrize("drawn", [0.0, 1.0])
+    async def test_three_looks_are_not_enough_if_they_are_close_together(self, server, clock, create, drawn) -> None:
+        clock.drawn = drawn
+        server.faults += [Fault(on="retrieve", status=404)] * 5
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            assert (await session.wait(create(runs_for=0))).status == "completed"
+
+    async def test_ten_seconds_are_not_enough_if_they_are_two_looks(self, session, server, create) -> None:
+        server.faults += [Fault(on="retrieve", status=404, headers={"retry-after": "30"})] * 2
+        assert (await session.wait(create(runs_for=0))).status == "completed"
+
+    async def test_a_response_that_was_seen_is_looked_for_during_a_minute(self, session, server, create) -> None:
+        server.faults += [reported("in_progress"), *[Fault(on="retrieve", status=404)] * 60]
+        assert (await session.wait(create(runs_for=0))).status == "completed"
+        server.faults += [reported("in_progress"), *[Fault(on="retrieve", status=404)] * 61]
+        session.clock.slept.clear()
         with pytest.raises(NotFoundError) as caught:
             await session.wait(create())
-        assert pickle.loads(pickle.dumps(caught.value)).outcome == caught.value.outcome
+        assert session.clock.slept == [0.5] + [1] * 60
+        assert caught.value.outcome.verdict is Verdict.CANCELLED
+
+    async def test_another_refusal_between_them_does_not_count_with_them(self, session, server, create) -> None:
+        server.faults += [Fault(on="retrieve", status=status) for status in (404, 404, 403, 404, 403)]
+        assert (await session.wait(create(runs_for=0))).status == "completed"
+
+    async def test_the_timeout_counts(self, session: QuickSession) -> None:
+        with pytest.raises(WaitTimeoutError) as caught:
+            await session.wait("resp_none", timeout=5, on_abandon="leave")
+        assert str(caught.value) == "resp_none did not end within 5 s: it was not found. It was left running."
+        assert sum(session.clock.slept) == 5
 
 
 class TestArguments:

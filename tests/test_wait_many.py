@@ -72,6 +72,12 @@ class TestResults:
         assert results["resp_none"].error.outcome.verdict is Verdict.NOT_FOUND
         assert results[good].ended
 
+    async def test_a_response_that_its_server_shows_late_is_waited_for(self, clock: QuickClock, server, create) -> None:
+        server.store_delay = 6
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            results = await collect(session.wait_many([create(runs_for=20)]))
+        assert {result.response.status for result in results.values()} == {"completed"}
+
     async def test_a_refusal_comes_with_the_response_as_it_was_last_seen(self, session, server, create) -> None:
         running = create()
         refusals = [Fault(on="retrieve", status=403)] * 3

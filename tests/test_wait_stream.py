@@ -270,6 +270,12 @@ class TestFallback:
         await run_to_end(session, clock, name)
         assert is_polled(server)
 
+    async def test_a_response_that_its_server_shows_late_is_polled(self, session, server, clock, streamed) -> None:
+        server.store_delay = 4
+        await run_to_end(session, clock, await streamed(runs_for=10))
+        assert is_polled(server)
+        assert cancels(server) == 0
+
     async def test_a_response_that_cannot_be_streamed_is_polled(self, session, server, clock, create) -> None:
         await run_to_end(session, clock, create(runs_for=5))
         assert is_polled(server)
