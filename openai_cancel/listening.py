@@ -19,7 +19,7 @@ from openai_cancel.errors import APIStatusError, OpenAICancelError
 from openai_cancel.events import EventParser, ServerSentEvent
 from openai_cancel.models import Response
 from openai_cancel.models.fields import parse_exactly
-from openai_cancel.models.response import LAST_EVENTS, TERMINAL, progress_of
+from openai_cancel.models.response import LAST_EVENTS, TERMINAL, is_same_progress, progress_of
 from openai_cancel.records import fields
 from openai_cancel.retry import MAX_DELAY, POLL_SHARE, is_transient, poll_delay
 from openai_cancel.wire import EVENT_STREAM, Answer
@@ -197,7 +197,7 @@ class Listener:
         """Keep the response that an event carries, and return whether it shows progress since the last one."""
         response = response_hook()(document)
         progress = progress_of(response)
-        if progress == self._progress:
+        if is_same_progress(progress, self._progress):
             return False
         self._progress, self._response = progress, response
         self.is_running = response.status != "queued"
@@ -249,7 +249,8 @@ class _Stream:
         if not isinstance(document, dict):
             return
         fields = cast("dict[str, Any]", document)
-        kind = str(fields.get("type", event.type))
+        named = fields.get("type")
+        kind = named if isinstance(named, str) else event.type
         response: dict[str, Any] | None = fields.get("response")
         status = response.get("status") if isinstance(response, dict) else None
         if kind in LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):

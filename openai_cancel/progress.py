@@ -10,7 +10,7 @@ import math
 
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
-from openai_cancel.models.response import progress_of
+from openai_cancel.models.response import is_same_progress, progress_of
 from openai_cancel.tracking import History
 
 SHARE = 0.1
@@ -67,7 +67,7 @@ class Progress:
         elif self.queued_since is None:
             # An earlier process may have waited for it before.
             self.queued_since = self._began - self._history.age if self._seen is None else now
-        if not _is_same(seen, self._seen):
+        if not is_same_progress(seen, self._seen):
             is_first, self._seen, self.changed = self._seen is None, seen, now
             if self._limit < math.inf:
                 self._note_change(_mark(seen), now, is_first=is_first)
@@ -113,10 +113,3 @@ def _mark(seen: object) -> str:
     except RecursionError:  # documents that are nested this deeply are not compared between processes
         return ""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _is_same(one: object, other: object) -> bool:
-    try:
-        return one == other
-    except RecursionError:
-        return False

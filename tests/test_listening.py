@@ -32,6 +32,9 @@ def response(status: str, **fields: Any) -> dict[str, Any]:
     return {"id": "resp_1", "object": "response", "status": status, **fields}
 
 
+DEEP = b"[" * 1015 + b"]" * 1015
+"""A value that orjson still reads, and Python neither compares nor shows."""
+
 END = b""
 """The end of a stream in good order."""
 
@@ -144,6 +147,7 @@ class TestEvents:
             event("response.in_progress", response={"status": ["completed"]}),
             event("response.in_progress", response={"status": {"a": 1}}, status="completed"),
             b'data: {"type": {"response.completed": 1}}\n\n',
+            pytest.param(b'data: {"type": ' + DEEP + b"}\n\n", id="deep"),
             b"data: \xff\xfe\n\n",
             b": response.completed\n\n",
             b"event: response.completed\n\n",
@@ -177,6 +181,21 @@ class TestEvents:
         assert [(one.status, len(one.output or [])) for one in seen] == [
             ("queued", 0), ("in_progress", 0), ("in_progress", 1), ("completed", 0),
         ]  # fmt: skip
+
+    async def test_responses_that_are_nested_too_deeply_to_be_compared_are_told_as_if_changed(
+        self, session, scripted
+    ) -> None:
+        seen: list[Response] = []
+        wait = asyncio.create_task(session.wait("resp_1", stream=True, on_update=seen.append))
+        await until(lambda: scripted.streams)
+        for number in (1, 2):
+            carried = event("response.any", number, response=response("in_progress", output="DEEP"))
+            await scripted.streams[0].write(carried.replace(b'"DEEP"', DEEP))
+            await until(lambda number=number: len(seen) == number)
+        scripted.status = "completed"
+        await scripted.streams[0].write(COMPLETED)
+        assert (await wait).status == "completed"
+        assert scripted.queries == ["stream=true", ""]
 
     async def test_a_slow_function_misses_all_but_the_last(self, session, scripted) -> None:
         seen: list[str | None] = []

@@ -378,6 +378,14 @@ def progress_of(response: Response) -> object:
     return document.get("status"), document.get("output"), updates
 
 
+def is_same_progress(one: object, other: object) -> bool:
+    """Return whether two results of `progress_of` are equal; not if they are nested too deeply to be compared."""
+    try:
+        return one == other
+    except RecursionError:
+        return False
+
+
 def _moment(timestamp: float | None) -> datetime | None:
     try:
         return None if timestamp is None else datetime.fromtimestamp(timestamp, UTC)
