@@ -30,8 +30,8 @@ PATIENCE = 3
 STEADY = 1.0
 """Seconds that a connection must last at first to be resumed at once; later 2 % of the age, up to 8 seconds."""
 
-_NO_PROGRESS = frozenset({"error", "keepalive", "ping"})
-"""Events that say nothing of the response."""
+_OF_RESPONSE = "response."
+"""The beginning of the types of events that tell of the response. Gateways add others, such as `heartbeat`."""
 
 _log = logging.getLogger("openai_cancel")
 
@@ -180,12 +180,20 @@ class Listener:
         self.has_begun = True
         self._tell()
 
-    def is_new(self, number: object) -> bool:
-        """Return whether the event with a number is new, and note it. An event without a number is new."""
-        if isinstance(number, int):
-            if self.last_event is not None and number <= self.last_event:
-                return False
-            self.last_event = number
+    def is_new(self, number: object, *, is_resumed: bool) -> bool:
+        """Return whether the event with a number is new, and note it.
+
+        Args:
+            number: its number. An event without one may have been sent before, unless its stream is the first one.
+            is_resumed: whether there has been a stream before.
+        """
+        if isinstance(number, float) and number.is_integer():  # the only type of number that some languages have
+            number = int(number)
+        if not isinstance(number, int):
+            return not is_resumed
+        if self.last_event is not None and number <= self.last_event:
+            return False
+        self.last_event = number
         return True
 
     def on_output(self) -> None:
@@ -219,6 +227,7 @@ class _Stream:
     def __init__(self, listener: Listener, clock: Clock, *, limit: int) -> None:
         self._listener = listener
         self._clock = clock
+        self._is_resumed = listener.has_begun
         self.parser: EventParser = EventParser(limit)
         self.began: float | None = None
         self.brought_news: bool = False
@@ -251,11 +260,12 @@ class _Stream:
         fields = cast("dict[str, Any]", document)
         named = fields.get("type")
         kind = named if isinstance(named, str) else event.type
+        number = fields.get("sequence_number")
         response: dict[str, Any] | None = fields.get("response")
         status = response.get("status") if isinstance(response, dict) else None
         if kind in LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):
             self.saw_end = True
-        elif self._listener.is_new(fields.get("sequence_number")) and kind not in _NO_PROGRESS:
+        elif kind.startswith(_OF_RESPONSE) and self._listener.is_new(number, is_resumed=self._is_resumed):
             if response is None or not isinstance(status, str):
                 self._listener.on_output()
                 self.brought_news = True

@@ -738,9 +738,11 @@ class AsyncSession:
             stream: whether to follow the server-sent events of the response (`GET …?stream=true`) instead of polling,
                 to notice its end at once, usually with two requests. A stream that breaks is resumed. One more request
                 confirms the end. While no events arrive, the response is polled, at intervals of 8 seconds or more,
-                because a connection can die without a sign. If the server does not stream the response, it is polled;
-                OpenAI and Azure stream only those created with `stream=True`. At most half of the connections are
-                used for streams; further waits poll. Events count as progress for `stalled_timeout`.
+                because a connection can die without a sign; and while they arrive, at intervals of a minute or more,
+                because some gateways send events also after the end. If the server does not stream the response, it is
+                polled; OpenAI and Azure stream only those created with `stream=True`. At most half of the connections
+                are used for streams; further waits poll. New events of the response count as progress for
+                `stalled_timeout`.
             on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
                 one, and with those that events carry, of which it may miss all but the last. Its exceptions are logged
                 and do not end the wait.

@@ -21,7 +21,7 @@ from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.progress import Progress
 from openai_cancel.records import fields
-from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, is_transient, poll_delay
+from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, POLL_SHARE, is_transient, poll_delay
 from openai_cancel.tracking import History
 from openai_cancel.updates import OnUpdate, update
 
@@ -247,9 +247,11 @@ class _Wait:
         clock = self._caller.clock
         since = clock.monotonic()
         delay, later = self._delay(looks, asked), self._delay(_LATE, asked)
+        # Some servers and gateways send events also after the end, or again.
+        latest = since + max(MAX_POLL, POLL_SHARE * (since - self._began), later)
         while not listener.take_need():
             # A stream that has begun may be silent for as long as a late look may be late.
-            times = [max(since, listener.progressed) + (later if listener.has_begun else delay)]
+            times = [latest, max(since, listener.progressed) + (later if listener.has_begun else delay)]
             times += (at for _, at in self._reached() if at > since)
             left = min(times) - clock.monotonic()
             if left <= 0:

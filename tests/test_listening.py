@@ -7,6 +7,7 @@ import math
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -117,6 +118,30 @@ async def session(scripted: Scripted, clock: ManualClock) -> AsyncIterator[Async
         yield session
 
 
+class Chat:
+    """A wait on a stream that shows progress again and again."""
+
+    def __init__(self, session: AsyncSession, scripted: Scripted, clock: ManualClock) -> None:
+        self._scripted = scripted
+        self._clock = clock
+        self._sent = 0
+        self._told: object = None
+        self.wait = asyncio.create_task(session.wait("resp_1", stream=True, on_update=self._note))
+
+    def _note(self, one: Response) -> None:
+        self._told = one.to_dict().get("updated_at", self._told)
+
+    async def go_on(self, seconds: float) -> None:
+        """Send an event, wait until it was heard, and move the clock."""
+        await until(lambda: self._scripted.streams)
+        self._sent += 1
+        carried = response("in_progress", updated_at=self._sent)
+        with suppress(ConnectionError):  # the wait may just end
+            await self._scripted.streams[0].write(event("response.in_progress", self._sent, response=carried))
+        await until(lambda: self._told == self._sent or self.wait.done())
+        self._clock.advance(seconds)
+
+
 class TestEvents:
     @pytest.mark.parametrize(
         "last",
@@ -224,6 +249,10 @@ class TestEvents:
             (b": keep-alive\n\n", False),
             (event("keepalive", 5), False),
             (event("ping"), False),
+            (event("keep-alive"), False),
+            (event("heartbeat", 5), False),
+            (event("response.output_text.delta", 1.0, delta="sent again"), False),
+            (event("response.output_text.delta", 5.0, delta="new"), True),
             (event("error", 5, message="overloaded"), False),
             (event("response.output_text.delta", 1, delta="sent again"), False),
             (event("response.in_progress", 5, response=response("in_progress")), False),
@@ -259,6 +288,47 @@ class TestEvents:
             clock.advance(12)
             with pytest.raises(WaitTimeoutError, match="stalled_timeout"):
                 await wait
+
+    async def test_events_without_a_number_are_not_new_when_the_stream_is_resumed(
+        self, session, scripted, clock
+    ) -> None:
+        delta = event("response.output_text.delta", delta="x")
+        scripted.bodies = [[delta, END], [delta]]
+        wait = asyncio.create_task(session.wait("resp_1", stream=True, stalled_timeout=20))
+        await until(lambda: scripted.queries.count("") == 1 and 0.5 in clock.slept)
+        clock.advance(0.5)
+        await until(lambda: scripted.open)
+        await asyncio.sleep(0.05)
+        clock.advance(7)
+        await scripted.streams[1].write(delta)
+        await asyncio.sleep(0.05)
+        clock.advance(0.5)  # the eighth second
+        await until(lambda: scripted.queries.count("") == 2)
+        await asyncio.sleep(0.05)
+        clock.advance(12)
+        with pytest.raises(WaitTimeoutError, match="stalled_timeout"):
+            await wait
+
+    async def test_a_stream_that_goes_on_after_the_end_is_looked_at_each_minute(self, scripted, clock, session) -> None:
+        chat = Chat(session, scripted, clock)
+        while scripted.queries.count("") < 3:
+            await chat.go_on(6)
+        assert 180 <= clock.now <= 240
+        scripted.status = "completed"
+        while not chat.wait.done():
+            await chat.go_on(6)
+        assert clock.now <= 320
+        assert (await chat.wait).status == "completed"
+
+    @pytest.mark.slow
+    async def test_eight_hours_of_events_take_at_most_200_looks(self, session, scripted, clock) -> None:
+        chat = Chat(session, scripted, clock)
+        while clock.now < 8 * 3600:
+            await chat.go_on(6 if clock.now < 1800 else 30)
+        chat.wait.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await chat.wait
+        assert 100 < scripted.queries.count("") <= 200
 
     async def test_output_shows_that_a_response_has_left_the_queue(self, session, scripted, clock) -> None:
         scripted.bodies = [[event("response.created", 0, response=response("queued")), DELTA]]
