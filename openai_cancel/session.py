@@ -501,7 +501,8 @@ class AsyncSession:
             dry_run: only look, and cancel nothing. A response that would be cancelled is `still_running`.
             poll: the maximum time between two polls, in seconds, at least 0.25.
             on_update: a function, sync or async, that is called with each `Response` that was received. Its exceptions
-                are logged and do not end the stop. The time that it takes counts towards the deadline.
+                are logged and do not end the stop. The time that it takes counts towards the deadline, after which an
+                async function is cancelled.
             timeout: as for `cancel`.
             max_retries: how many failed requests in a row are followed by another one; None for as many as the
                 deadline allows.
@@ -745,7 +746,8 @@ class AsyncSession:
                 `stalled_timeout`.
             on_update: a function, sync or async, that is called with each `Response` that was retrieved, also the last
                 one, and with those that events carry, of which it may miss all but the last. Its exceptions are logged
-                and do not end the wait.
+                and do not end the wait. An async function that is still running when a limit is reached is cancelled;
+                one that is not async must not block, because it holds up everything in the event loop.
             on_abandon: `leave` lets the response run on if the wait ends before it.
             grace: seconds that stopping the response may take, after the timeout.
             max_age: as for `guard`. The wait returns the response when a sweep has stopped it.

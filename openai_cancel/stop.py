@@ -318,11 +318,8 @@ class _Stop:
             return detached(error)
         self._count(response)
         self._is_reported = reports_state(response)
-        if not self._is_reported:
-            return None
-        self._response = response
-        if self.on_update is not None:
-            await update(self.on_update, self.response_id, self._response)
+        if self._is_reported:
+            await self._take(response)
         return None
 
     async def _retrieve(self, *, max_retries: int | None = None) -> OpenAICancelError | None:
@@ -333,20 +330,25 @@ class _Stop:
         elif left <= 0:
             return self._too_late()
         try:
-            self._response = await self.caller.retrieve(self.response_id, deadline=left, max_retries=max_retries)
+            response = await self.caller.retrieve(self.response_id, deadline=left, max_retries=max_retries)
         except APIError as error:
             self._count(error)
             self._replicas_differ = self._replicas_differ or (self._is_seen and isinstance(error, NotFoundError))
             return detached(error)
-        self._count(self._response)
-        if self.on_update is not None:
-            await update(self.on_update, self.response_id, self._response)
+        self._count(response)
+        await self._take(response)
         return None
 
     @property
     def _is_seen(self) -> bool:
         """Whether the server has reported a state of the response."""
         return self._response is not None and self._response.status not in NOT_FOUND_STATUSES
+
+    async def _take(self, response: Response) -> None:
+        """Keep a response that the server has reported, and call the caller's function."""
+        self._response = response
+        if self.on_update is not None:
+            await update(self.on_update, self.response_id, response, seconds=max(self._left(), LAST_LOOK))
 
     def _count(self, answer: Response | APIError) -> None:
         """Count the attempts of an answer, and keep its request id."""

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
@@ -17,12 +18,21 @@ OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
 _log = logging.getLogger("openai_cancel")
 
 
-async def update(on_update: OnUpdate, response_id: str, response: Response) -> None:
-    """Call a caller's function. Its failure is logged, and does not end what calls it."""
+async def update(on_update: OnUpdate, response_id: str, response: Response, *, seconds: float) -> None:
+    """Call a caller's function. Its failure is logged, and does not end what calls it.
+
+    Args:
+        on_update: the function.
+        response_id: the id.
+        response: its argument.
+        seconds: the time after which an async function is cancelled, which counts as a failure. Nothing can end
+            another one.
+    """
     try:
         result = on_update(response)
         if inspect.isawaitable(result):
-            await contain(result)
+            async with asyncio.timeout(None if seconds == math.inf else seconds):
+                await contain(result)
     except (Exception, asyncio.CancelledError) as error:
         task = asyncio.current_task()
         if isinstance(error, asyncio.CancelledError) and task and task.cancelling():

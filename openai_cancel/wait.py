@@ -193,6 +193,7 @@ class _Wait:
         self._on_update = on_update
         self._progress = progress
         self._began = caller.clock.monotonic()
+        self._looked = self._began  # the time of the last answer; `on_update` may take long after it
         self._response: Response | None = None
         self._refusals = _Refusals()
         self._listener: Listener | None = None
@@ -215,18 +216,17 @@ class _Wait:
         clock = self._caller.clock
         looks = 0
         while True:
-            left = min((at for _, at in self._reached()), default=math.inf) - clock.monotonic()
-            answer = await self._look(left if left > 0 else LAST_LOOK)
+            answer = await self._look(self._left())
             if isinstance(answer, Response) and answer.is_terminal:
                 return answer
-            now = clock.monotonic()
             is_known = isinstance(answer, Response)
             asked: float | None = getattr(answer, "retry_after", None)
             del answer  # an error's traceback refers to this frame
+            now = clock.monotonic()
             ahead: list[float] = []
             for limit, at in self._reached():
-                if at > now:
-                    ahead.append(at - now)
+                if at > self._looked:
+                    ahead.append(max(at - now, 0.0))
                 elif is_known or limit == "timeout":  # without an answer, nobody knows whether it is stuck
                     raise self._too_late(limit)
             if self._listener is None:
@@ -252,7 +252,7 @@ class _Wait:
         while not listener.take_need():
             # A stream that has begun may be silent for as long as a late look may be late.
             times = [latest, max(since, listener.progressed) + (later if listener.has_begun else delay)]
-            times += (at for _, at in self._reached() if at > since)
+            times += (at for _, at in self._reached() if at > self._looked)
             left = min(times) - clock.monotonic()
             if left <= 0:
                 break
@@ -279,23 +279,31 @@ class _Wait:
             if answer is None:
                 answer = await self._caller.retrieve(self._response_id, deadline=seconds)
         except APIError as error:
+            self._looked = self._caller.clock.monotonic()
             if _may_pass(error):
                 self._refusals.clear()
-            elif self._refusals.add(error, self._caller.clock.monotonic(), was_seen=self._progress.was_seen):
+            elif self._refusals.add(error, self._looked, was_seen=self._progress.was_seen):
                 raise
             return error
         self._refusals.clear()
-        self._response, now = answer, self._caller.clock.monotonic()
-        self._progress.see(answer, now)
+        self._response, self._looked = answer, self._caller.clock.monotonic()
+        self._progress.see(answer, self._looked)
         if not answer.is_terminal:
-            await self._progress.write(now)
+            await self._progress.write(self._looked)
         await self._update(answer)
         return answer
 
     async def _update(self, response: Response) -> None:
         """Call the caller's function. Its failure does not end the wait, which would stop the response."""
         if self._on_update is not None:
-            await update(self._on_update, self._response_id, response)
+            # A response that has ended has kept the limits, however near they are.
+            seconds = max(self._left(), LAST_LOOK) if response.is_terminal else self._left()
+            await update(self._on_update, self._response_id, response, seconds=seconds)
+
+    def _left(self) -> float:
+        """Return the seconds until the next limit. After it, there is time for one more look."""
+        left = min(at for _, at in self._reached()) - self._caller.clock.monotonic()
+        return left if left > 0 else LAST_LOOK
 
     def _reached(self) -> Iterator[tuple[Limit, float]]:
         """Yield each limit with the time of the clock at which it is reached."""

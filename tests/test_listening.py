@@ -243,6 +243,33 @@ class TestEvents:
         await wait
         assert seen == ["a", "c", "completed"]
 
+    async def test_a_limit_ends_a_function_that_hangs(self, session, scripted, caplog) -> None:
+        async def hang(_: Response) -> None:
+            await asyncio.Event().wait()
+
+        scripted.bodies = [[event("response.in_progress", 1, response=response("in_progress"))]]
+        wait = asyncio.create_task(session.wait("resp_1", stream=True, timeout=0.2, on_update=hang))
+        await until(lambda: "on_update raised TimeoutError" in caplog.text)
+        assert scripted.queries == ["stream=true"]
+        wait.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await wait
+
+    async def test_a_response_that_ends_while_a_slow_function_runs_is_not_too_late(
+        self, session, scripted, clock
+    ) -> None:
+        def take_long(_: Response) -> None:
+            scripted.status = "completed"
+            clock.advance(100)
+
+        scripted.bodies = [[DELTA]]
+        wait = asyncio.create_task(session.wait("resp_1", stream=True, stalled_timeout=20, on_update=take_long))
+        await until(lambda: scripted.open and len(clock.slept) > 1)
+        await asyncio.sleep(0.03)
+        clock.advance(8)
+        assert (await wait).status == "completed"
+        assert scripted.queries == ["stream=true", "", ""]
+
     @pytest.mark.parametrize(
         ("more", "is_progress"),
         [

@@ -1,6 +1,7 @@
 """`wait`: how often it looks, when it gives up, and what it tells."""
 
 import asyncio
+import itertools
 import logging
 import math
 import random
@@ -243,6 +244,53 @@ class TestOnUpdate:
         with caplog.at_level(logging.WARNING):
             assert (await session.wait(create(runs_for=0), on_update=fail)).status == "completed"
         assert f"on_update raised {kind.__name__}, which is ignored" in caplog.text
+
+    @pytest.mark.parametrize("limit", ["timeout", "queued_timeout", "stalled_timeout"])
+    async def test_a_limit_ends_one_that_hangs(self, server, create, caplog, limit: str) -> None:
+        calls = itertools.count()
+
+        async def hang(_: Response) -> None:
+            if next(calls) == 0:
+                await asyncio.Event().wait()
+
+        name = create(queued_for=math.inf)
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session, asyncio.timeout(20):
+            with pytest.raises(WaitTimeoutError) as caught:
+                await session.wait(name, on_update=hang, **{limit: 0.2})
+        assert caught.value.limit == limit
+        assert server.responses[name].cancelled
+        assert "on_update raised TimeoutError, which is ignored" in caplog.text
+
+    @pytest.mark.slow
+    async def test_a_deadline_ends_one_that_hangs(self, server, create, caplog) -> None:
+        async def hang(_: Response) -> None:
+            await asyncio.Event().wait()
+
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session, asyncio.timeout(20):
+            assert (await session.stop(create(), deadline=1, on_update=hang)).stopped
+        assert "on_update raised TimeoutError, which is ignored" in caplog.text
+
+    async def test_it_has_time_for_the_last_response_even_if_a_limit_is_near(self, session, create) -> None:
+        seen: list[str | None] = []
+
+        async def note(response: Response) -> None:
+            await asyncio.sleep(0.05)
+            seen.append(response.status)
+
+        await session.wait(create(runs_for=0), timeout=0.001, on_update=note)
+        assert seen == ["completed"]
+
+    @pytest.mark.parametrize("limit", ["timeout", "queued_timeout", "stalled_timeout"])
+    async def test_a_response_that_ends_while_it_runs_is_not_too_late(
+        self, clock: QuickClock, server, create, limit: str
+    ) -> None:
+        def take_long(_: Response) -> None:
+            clock.now += 100
+
+        name = create(queued_for=40, runs_for=40)
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            assert (await session.wait(name, on_update=take_long, **{limit: 20})).status == "completed"
+        assert len(server.received) == 2
 
     async def test_a_cancellation_while_it_runs_ends_the_wait(self, server, create) -> None:
         entered = asyncio.Event()
