@@ -93,7 +93,7 @@ class Bulk(ABC, Generic[_R]):
     """
 
     def __init__(self, caller: Caller, pace: Pace) -> None:
-        pace.give_up = self._give_up
+        pace.give_up = self.give_up
         self.caller: Caller = caller.with_pace(pace)
         self.pace: Pace = pace
         self._results: asyncio.Queue[_R | None] = asyncio.Queue()
@@ -162,7 +162,7 @@ class Bulk(ABC, Generic[_R]):
         for name in self._asked:
             yield self._fates.get(name) or self.interrupted(name)
 
-    def _give_up(self, error: APIConnectionError) -> None:
+    def give_up(self, error: APIConnectionError) -> None:
         """End the run, because the server cannot be reached."""
         self._failure = self._failure or error
         self._feeder.cancel()

@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self, TypedDict, TypeVar
 
 import attrs
@@ -86,6 +87,7 @@ class Caller:
         transport: sends the requests.
         clock: the clock and the source of randomness.
         pace: the pace that this caller shares with others; None for no limit.
+        is_urgent: whether its requests stop responses, and so go before others at the same pace.
         is_repeated: whether the code that makes a call repeats it if it fails.
         endings: tells others which responses have ended.
         hook: calls the session's `on_outcome`; or None.
@@ -98,6 +100,7 @@ class Caller:
     transport: Transport
     clock: Clock
     pace: Pace | None = None
+    is_urgent: bool = False
     is_repeated: bool = False
     endings: Endings = attrs.field(factory=Endings)
     hook: "OutcomeHook | None" = None
@@ -143,9 +146,9 @@ class Caller:
             caller = attrs.evolve(caller, wire=self.wire.with_options(headers=headers, query=query))
         return caller
 
-    def with_pace(self, pace: Pace) -> Self:
+    def with_pace(self, pace: Pace, *, is_urgent: bool = False) -> Self:
         """Return a caller whose requests keep a pace."""
-        return attrs.evolve(self, pace=pace)
+        return attrs.evolve(self, pace=pace, is_urgent=is_urgent)
 
     def repeated(self) -> Self:
         """Return a caller for code that repeats failed calls itself."""
@@ -249,11 +252,12 @@ class Caller:
         began = clock.monotonic()
         attempts = 0
         while True:
-            sent = 0.0 if self.pace is None else await _turn(self.pace, began + policy.deadline, attempts)
+            sent = await self._turn(began + policy.deadline, attempts)
             attempts += 1
             left = policy.deadline - (clock.monotonic() - began)
             is_last = attempts > policy.max_retries and not self.is_repeated
-            result = await self._attempt(request, read, policy, left=left, is_last=is_last)
+            with nullcontext() if self.pace is None else self.pace.sending():
+                result = await self._attempt(request, read, policy, left=left, is_last=is_last)
             self._note(request, response_id, result, sent, attempts)
             if not isinstance(result, OpenAICancelError):
                 if self.endings.listeners:
@@ -268,6 +272,16 @@ class Caller:
                 del result  # its traceback refers to this frame, which would refer to it
             await clock.sleep(delay)
             transport.check_open()
+
+    async def _turn(self, until: float, attempts: int) -> float:
+        """Wait until the pace allows a request, and return the time."""
+        if self.pace is None:
+            return 0.0
+        try:
+            return await self.pace.turn(until, is_urgent=self.is_urgent)
+        except APITimeoutError as error:
+            error.attempts = attempts
+            raise
 
     def _tell_end(self, response_id: ResponseId | None, result: Response | Page | OpenAICancelError) -> None:
         if isinstance(result, Response) and result.is_terminal and reports_state(result):
@@ -344,15 +358,6 @@ def _describe(attempt: Attempt, timeout: float, deadline: float) -> str:
         return f"No answer within {round(attempt.share, 3):g} s on a used connection, which may be dead."
     within = f"{timeout:g} s" if attempt.seconds == timeout else f"the deadline of {round(deadline, 3):g} s"
     return f"No complete answer within {within}."
-
-
-async def _turn(pace: Pace, until: float, attempts: int) -> float:
-    """Wait until the pace allows a request, and return the time."""
-    try:
-        return await pace.turn(until)
-    except APITimeoutError as error:
-        error.attempts = attempts
-        raise
 
 
 def _log_attempt(

@@ -1,13 +1,16 @@
 """The pace of a bulk run: as many requests a second as the server allows."""
 
+import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 import attrs
 
 from openai_cancel.clock import Clock
 from openai_cancel.errors import APIConnectionError, APIStatusError, APITimeoutError, OpenAICancelError
 from openai_cancel.retry import is_transient, poll_delay
+from openai_cancel.slots import Slots
 
 CUT = 0.9
 """The factor by which the measured rate is cut when the server refuses a request."""
@@ -27,6 +30,9 @@ LEAST_RATE = 0.5
 HORIZON = 1.0
 """Seconds for which turns are given ahead."""
 
+STOP_PAUSE = 2.0
+"""Seconds that a stop, which has little time, pauses at most after the server has refused a request."""
+
 OVERLOAD = frozenset({429, 529})
 UNAVAILABLE = 503
 
@@ -41,10 +47,12 @@ class Pace:
     Attributes:
         concurrency: the maximum number of responses that are worked on at once.
         clock: the clock and the source of randomness.
-        give_up_after: seconds in which every request must fail for want of an answer before `give_up` is called.
-        give_up: is called with the error of the last request if the server cannot be reached.
+        give_up_after: seconds without any answer to requests that were sent before `give_up` is called.
+        give_up: is called once, with the error of the last request, if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
         max_rate: the highest rate.
+        first_answer: as `give_up_after`, until the server answers for the first time.
+        slots: the slots of stops at this pace.
     """
 
     concurrency: int
@@ -53,71 +61,146 @@ class Pace:
     give_up: Callable[[APIConnectionError], None] | None = None
     rate: float = math.inf
     max_rate: float = math.inf
+    first_answer: float = math.inf
+    slots: Slots = attrs.field(init=False)
 
     _next: float = 0.0  # when the next request may be sent
     _resume: float = 0.0  # the end of the pause that the server asked for
+    _refused: float = -math.inf  # when the server last refused a request
     _cut: float = -math.inf  # when the rate was last cut
+    _urgent: int = 0  # the number of stops that wait for a turn
     _grown: float = attrs.field(init=False)  # the time up to which the growth is included in the rate
     _second: float = -math.inf  # when the second that is being counted began
-    _silent_since: float = math.inf  # when the first request after the last answer had none
+    _answered: float = -math.inf  # when the server last answered
+    _silent_since: float = math.inf  # when the first request was sent of those since then that had no answer
+    _under_way: int = 0  # the number of requests without an answer so far
+    _heard: float = 0.0  # when they began, or the last answer came, in the time of the loop, as all their timeouts
+    _failure: APIConnectionError | None = None  # of the last request since the last answer
+    _alarm: asyncio.TimerHandle | None = None  # gives up if there is no answer to them
     _counts: tuple[int, int] = (0, 0)  # the requests that got through in the last second, and in this one
 
     def __attrs_post_init__(self) -> None:
         self._grown = self.clock.monotonic()
+        self.slots = Slots(lambda: self.rate, self.clock)
 
     @property
     def limit(self) -> int:
         """The number of responses to work on at once: low at a low rate, so that none waits until its deadline."""
         return self.concurrency if self.rate == math.inf else max(1, min(self.concurrency, math.ceil(self.rate)))
 
-    async def turn(self, deadline: float = math.inf) -> float:
+    @property
+    def has_answered(self) -> bool:
+        """Whether the server has ever answered."""
+        return self._answered > -math.inf
+
+    async def turn(self, deadline: float = math.inf, *, is_urgent: bool = False) -> float:
         """Wait until a request may be sent, and return the time.
 
+        Args:
+            deadline: a time of the clock.
+            is_urgent: whether the request stops a response. Such a request goes before all others.
+
         Raises:
-            APITimeoutError: that would be after the deadline, a time of the clock.
+            APITimeoutError: that would be after the deadline.
         """
+        self._urgent += is_urgent
+        try:
+            return await self._turn(deadline, is_urgent=is_urgent)
+        finally:
+            self._urgent -= is_urgent
+
+    async def _turn(self, deadline: float, *, is_urgent: bool) -> float:
         while True:
-            now = self.clock.monotonic()
-            at = max(now, self._next, self._resume)
+            now, resume = self.clock.monotonic(), self._resume_at(is_urgent=is_urgent)
+            at = max(now, self._next, resume)
             if at > deadline:
                 raise APITimeoutError("The server's rate limit leaves no time for a request before the deadline.")
-            if at - now > HORIZON:  # by then, the rate may have grown
-                await self.clock.sleep(max(HORIZON, self._resume - now))
+            # Beyond the horizon, the rate may have grown.
+            if at - now > HORIZON or (self._urgent and not is_urgent):
+                await self.clock.sleep(max(HORIZON, resume - now))
                 continue
-            self._next = at + 1 / self.rate
+            interval = 1 / self.rate
+            self._next = at + interval
             if at > now:
-                await self.clock.sleep(at - now)
-            if self._resume <= (now := self.clock.monotonic()):
+                try:
+                    await self.clock.sleep(at - now)
+                except asyncio.CancelledError:
+                    self._next -= interval  # another request can have the turn
+                    raise
+            if self._resume_at(is_urgent=is_urgent) <= (now := self.clock.monotonic()):
                 return now
+
+    def _resume_at(self, *, is_urgent: bool) -> float:
+        return min(self._resume, self._refused + STOP_PAUSE) if is_urgent else self._resume
+
+    @contextmanager
+    def sending(self) -> Generator[None, None, None]:
+        """Give up if no request is answered for too long while this one is under way."""
+        if not self._under_way:
+            self._heard = asyncio.get_running_loop().time()
+            self._set_alarm()
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            if not self._under_way and self._alarm:
+                self._alarm.cancel()
+                self._alarm = None
 
     def note(self, sent: float, error: OpenAICancelError | None) -> None:
         """Adapt the rate to the result of a request that was sent at a time of the clock."""
         now = self.clock.monotonic()
-        self._note_silence(now, error)
+        self._note_silence(now, sent, error)
         if not isinstance(error, APIStatusError) or not _is_overload(error):
             self._count(now, sent)
             return
         delay = poll_delay(0, asked=error.retry_after, random=self.clock.random())
-        self._next = self._resume = max(self._resume, now + delay)
+        self._refused, self._resume = now, max(self._resume, now + delay)
         if sent > self._cut:  # requests that were under way at the last cut do not cut again
-            self.rate = max(LEAST_RATE, CUT * min(self.rate, self._measured(now)))
+            self.rate = min(self.rate, max(LEAST_RATE, CUT * self._measured(now)))
             self._cut = self._grown = now
 
-    def _note_silence(self, now: float, error: OpenAICancelError | None) -> None:
+    def _note_silence(self, now: float, sent: float, error: OpenAICancelError | None) -> None:
         if not isinstance(error, APIConnectionError):
-            self._silent_since = math.inf
+            self._answered, self._silent_since, self._failure = now, math.inf, None
+            if self._alarm:
+                self._heard = asyncio.get_running_loop().time()
             return
-        self._silent_since = min(self._silent_since, now)
-        silent = error.permanent or now - self._silent_since >= self.give_up_after
-        if silent and self.give_up and self.give_up_after < math.inf:
-            self.give_up(error)
+        self._failure = error
+        # A request that was sent before the last answer may hang, although the server answers others.
+        self._silent_since = min(self._silent_since, max(sent, self._answered))
+        if error.permanent or now - self._silent_since >= self._patience:
+            self._give_up(error)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds without any answer after which to give up."""
+        return self.give_up_after if self.has_answered else min(self.give_up_after, self.first_answer)
+
+    def _set_alarm(self) -> None:
+        """Give up if the requests that are under way had no answer for too long, or look again when that may be so."""
+        self._alarm = None
+        if self.give_up is None or (seconds := self._patience) == math.inf:
+            return
+        loop = asyncio.get_running_loop()
+        if (left := self._heard + seconds - loop.time()) > 0:
+            self._alarm = loop.call_later(left, self._set_alarm)
+        else:
+            self._give_up(self._failure or APITimeoutError(f"No answer within {seconds:g} s."))
+
+    def _give_up(self, error: APIConnectionError) -> None:
+        give_up = self.give_up
+        if give_up and self._patience < math.inf:
+            self.give_up = None
+            give_up(error)
 
     def _count(self, now: float, sent: float) -> None:
         self._roll(now)
         before, current = self._counts
         self._counts = (before, current + 1)
         if sent <= self._cut:  # it got through beside those that were refused, so the cut was too deep
-            self.rate = max(self.rate, CUT * self._measured(now))
+            self.rate = max(self.rate, min(self.max_rate, CUT * self._measured(now)))
         elif self.rate != math.inf and now > self._grown:
             self._grow(min(now - self._grown, 1.0), since_cut=now - self._cut)
             self._grown = now

@@ -437,6 +437,12 @@ class TestUnreachableServer:
             await collect(unreachable.stop_many(ids, give_up_after=5))
         assert 5 <= unreachable.clock.now - began < 60
 
+    async def test_the_run_ends_while_requests_have_no_answer(self, session: QuickSession, server: Emulator) -> None:
+        server.faults += [Fault(delay=math.inf)] * 5
+        async with asyncio.timeout(5):
+            with pytest.raises(APITimeoutError, match="No answer within 0.2 s"):
+                await collect(session.stop_many(["resp_1", "resp_2"], give_up_after=0.2))
+
     async def test_the_run_ends_while_the_source_waits(self, unreachable: QuickSession) -> None:
         async def source() -> AsyncIterator[str]:
             yield "resp_1"

@@ -1,6 +1,7 @@
 """`Pace`: the rate follows what the server allows."""
 
 import asyncio
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from conftest import QuickClock
 from manual_clock import ManualClock
 
 from openai_cancel.errors import APIConnectionError, APITimeoutError, InternalServerError, RateLimitError
-from openai_cancel.pace import LEAST_GROWTH, LEAST_RATE, Pace
+from openai_cancel.pace import LEAST_GROWTH, LEAST_RATE, STOP_PAUSE, Pace
 
 
 class LimitedServer:
@@ -137,8 +138,47 @@ class TestTurn:
         server.clock.sleep = sleep
         pace.note(await pace.turn(), server.answer())
         await pace.turn()
-        assert sleeps == pytest.approx([1.995, 1.0], abs=1)
-        assert len(sleeps) == 2
+        # The pause, in which another one begins, and then the time that the turn which was lost would have taken.
+        assert sum(sleeps) == pytest.approx(1 + 1 / LEAST_RATE, abs=0.01)
+
+    async def test_a_request_that_stops_a_response_goes_before_all_others(self) -> None:
+        clock = ManualClock()
+        pace = Pace(64, clock, rate=1)
+        turns: list[str] = []
+
+        async def take(name: str, *, is_urgent: bool) -> None:
+            await pace.turn(is_urgent=is_urgent)
+            turns.append(name)
+
+        names = ["look"] * 5 + ["stop"] * 5
+        tasks = [asyncio.create_task(take(name, is_urgent=name == "stop")) for name in names]
+        while not all(task.done() for task in tasks):
+            for _ in range(3):
+                await asyncio.sleep(0)
+            clock.advance(0.5)
+        # The first two looks had their turns before the first stop was there.
+        assert turns == ["look"] * 2 + ["stop"] * 5 + ["look"] * 3
+
+    async def test_the_turns_of_cancelled_requests_go_to_others(self) -> None:
+        clock = ManualClock()
+        pace = Pace(64, clock, rate=10)
+        tasks = [asyncio.create_task(pace.turn()) for _ in range(10)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        turn = asyncio.create_task(pace.turn())
+        await asyncio.sleep(0)
+        clock.advance(0.11)  # the first of them did not wait, and has used its turn
+        await asyncio.sleep(0)
+        assert await turn == 0.11
+
+    async def test_a_request_that_stops_a_response_waits_for_a_part_of_a_long_pause(self) -> None:
+        server = LimitedServer(1, burst=0, latency=0)
+        pace = paced(server)
+        pace.note(await pace.turn(), refusal(retry_after=30.0))
+        now = server.clock.now
+        assert await pace.turn(now + 10, is_urgent=True) - now == pytest.approx(STOP_PAUSE)
 
     async def test_a_shorter_retry_after_does_not_shorten_the_pause(self) -> None:
         server = LimitedServer(1, burst=0, latency=0)
@@ -226,6 +266,24 @@ class TestRate:
         pace.note(at, None)
         assert pace.rate >= rate
 
+    @pytest.mark.parametrize("asked", [0.25, 30.0])
+    async def test_a_refusal_does_not_raise_the_rate_above_its_maximum(self, asked: float) -> None:
+        clock = QuickClock()
+        pace = Pace(64, clock, rate=0.1, max_rate=0.1)
+        times: list[float] = []
+        for number in range(10):
+            times.append(await pace.turn())
+            pace.note(times[-1], refusal(asked) if number == 3 else None)
+        assert min(after - before for before, after in itertools.pairwise(times)) >= 10 - 1e-6
+        assert pace.rate == 0.1
+
+    async def test_a_cut_that_was_too_deep_is_undone_up_to_the_maximum(self) -> None:
+        server = LimitedServer(1000, latency=0)
+        pace = Pace(64, server.clock, rate=2, max_rate=2)
+        for error in (refusal(), *[None] * 9):  # they were all sent before the refusal
+            pace.note(server.clock.now, error)
+        assert pace.rate == 2
+
     async def test_requests_of_long_ago_are_not_measured(self) -> None:
         server = LimitedServer(1000, latency=0)
         pace = paced(server)
@@ -270,6 +328,47 @@ class TestSilence:
         pace.note(clock.now, error)
         assert given_up == [error]
 
+    def test_the_time_counts_from_the_first_request_that_had_no_answer(self, clock, pace, given_up) -> None:
+        sent = clock.now
+        clock.now += 5
+        pace.note(sent, error := APITimeoutError("nothing"))
+        assert given_up == [error]
+
+    def test_a_request_that_hangs_while_others_are_answered_counts_from_the_last_answer(
+        self, clock, pace, given_up
+    ) -> None:
+        sent = clock.now
+        for _ in range(9):
+            clock.now += 1
+            pace.note(clock.now, None)
+        clock.now += 4
+        pace.note(sent, error := APITimeoutError("nothing"))
+        assert given_up == []
+        clock.now += 1
+        pace.note(clock.now, error)
+        assert given_up == [error]
+
+    def test_the_first_answer_can_have_a_limit_of_its_own(self, clock, given_up) -> None:
+        def silence(seconds: float) -> None:
+            sent = clock.now
+            clock.now += seconds
+            pace.note(sent, APITimeoutError("nothing"))
+
+        pace = Pace(64, clock, first_answer=5, give_up=given_up.append)
+        pace.note(clock.now, None)
+        silence(100)
+        assert (pace.has_answered, given_up) == (True, [])
+        pace = Pace(64, clock, give_up_after=100, first_answer=5, give_up=given_up.append)
+        silence(5)
+        assert (pace.has_answered, len(given_up)) == (False, 1)
+
+    def test_the_pace_gives_up_once(self, clock, pace, given_up) -> None:
+        sent = clock.now
+        clock.now += 5
+        for _ in range(3):
+            pace.note(sent, APITimeoutError("nothing"))
+        assert len(given_up) == 1
+
     @pytest.mark.parametrize("answer", [None, refusal(), InternalServerError("no", status=500, headers={}, body=b"")])
     def test_any_answer_starts_the_time_again(self, clock, pace, given_up, answer) -> None:
         for error in (APIConnectionError("refused"), answer, APIConnectionError("refused")):
@@ -288,4 +387,53 @@ class TestSilence:
         error = APIConnectionError("no such host")
         error.permanent = True
         pace.note(clock.now, error)
+        assert given_up == []
+
+
+class TestHangingRequests:
+    """Requests under way that the server does not answer. Their time is that of the event loop."""
+
+    @pytest.fixture
+    def given_up(self) -> list[APIConnectionError]:
+        """The errors with which the pace has given up."""
+        return []
+
+    @pytest.fixture
+    def pace(self, given_up: list[APIConnectionError]) -> Pace:
+        return Pace(64, QuickClock(), give_up_after=0.2, give_up=given_up.append)
+
+    async def test_the_pace_gives_up_while_they_are_under_way(self, pace, given_up) -> None:
+        with pace.sending():
+            await asyncio.sleep(0.1)
+            with pace.sending():
+                assert given_up == []
+                await asyncio.sleep(0.2)
+                assert [str(error) for error in given_up] == ["No answer within 0.2 s."]
+                assert isinstance(given_up[0], APITimeoutError)
+
+    async def test_the_error_is_that_of_the_last_request_that_has_failed(self, pace, given_up) -> None:
+        with pace.sending():
+            pace.note(pace.clock.now, error := APIConnectionError("refused"))
+            await asyncio.sleep(0.3)
+        assert given_up == [error]
+
+    async def test_any_answer_starts_the_time_again(self, pace, given_up) -> None:
+        with pace.sending():
+            for _ in range(6):
+                await asyncio.sleep(0.05)
+                pace.note(pace.clock.now, None)
+        assert given_up == []
+
+    async def test_nothing_is_waited_for_between_requests(self, pace, given_up) -> None:
+        for _ in range(2):
+            with pace.sending():
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.25)
+        assert given_up == []
+
+    async def test_after_the_first_answer_its_limit_no_longer_counts(self, given_up) -> None:
+        pace = Pace(64, QuickClock(), first_answer=0.1, give_up=given_up.append)
+        with pace.sending():
+            pace.note(pace.clock.now, None)
+            await asyncio.sleep(0.15)
         assert given_up == []
