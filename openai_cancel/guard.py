@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import math
+import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
@@ -15,6 +17,7 @@ from openai_cancel.clients import Account, Client, http_client, is_client
 from openai_cancel.errors import OpenAICancelError, SessionStateError, detached
 from openai_cancel.home import Arrivals, Home, Work, in_asyncio
 from openai_cancel.outcome import Outcome, ended
+from openai_cancel.pace import Pace
 from openai_cancel.records import fields
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
@@ -22,6 +25,12 @@ from openai_cancel.stop import stop
 from openai_cancel.tracking import History, Tracker
 from openai_cancel.watcher import Watcher
 from openai_cancel.wire import ResponseId
+
+MANY = 20
+"""The number of responses above which a guard stops them at a pace: a server may allow few requests a second."""
+
+FIRST_RATE = 100.0
+"""Requests a second at which a guard begins to stop many responses. The rate doubles each second."""
 
 TRUSTED_FOR = 1.0
 """Seconds for which an idle connection is trusted by a guard, which has little time: a dead one gives no sign."""
@@ -272,6 +281,10 @@ class Stops:
         """Whether the responses are being stopped."""
         return self._run is not None
 
+    def keep(self, pace: Pace) -> None:
+        """Stop the responses at a pace that others share. Their grace then begins with the turn of each."""
+        self._caller = self._caller.with_pace(pace, is_urgent=True)
+
     def begin(self) -> None:
         """Forget what an earlier block has left."""
         self.closed = False
@@ -311,7 +324,7 @@ class Stops:
             return
         ended = self._alone[response_id] = asyncio.get_running_loop().create_future()
         try:
-            await self._stop_one(response_id, self._grace)
+            await self._stop_one(response_id, self._caller, self._caller.clock.monotonic() + self._grace)
         finally:
             del self._alone[response_id]
             ended.set_result(None)
@@ -355,14 +368,19 @@ class Stops:
         clock = self._caller.clock
         self._caller.transport.drop_idle(TRUSTED_FOR)
         cancellation: asyncio.CancelledError | None = None
-        until = clock.monotonic() + self._grace
+        until = math.inf if self._caller.pace else clock.monotonic() + self._grace
+        caller = self._caller
         while True:
             # A loop that shuts down cancels all tasks, also these, which are then started again.
             while (left := until - clock.monotonic()) > 0 and ((names := self._open()) or self.arrivals):
                 if not names:
                     cancellation = await self.arrivals.wait(left) or cancellation
                     continue
-                stops = [self._alone.get(name) or asyncio.create_task(self._stop_one(name, left)) for name in names]
+                if caller.pace is None and len(names) > MANY:
+                    caller = caller.with_pace(self._pace(len(names) / left), is_urgent=True)
+                stops = [
+                    self._alone.get(name) or asyncio.create_task(self._stop_one(name, caller, until)) for name in names
+                ]
                 cancellation = await wait_through_cancellation(*stops) or cancellation
             self._failures.update(dict.fromkeys(self._open()))
             names = self.unsettled()
@@ -387,19 +405,32 @@ class Stops:
         """Return the ids that have neither an outcome nor a failure."""
         return [name for name in [*self.ids] if name not in self.outcomes and name not in self._failures]
 
-    async def _stop_one(self, name: str, left: float) -> None:
+    def _pace(self, needed: float) -> Pace:
+        """Return a pace for the stops of many responses.
+
+        Args:
+            needed: the requests a second that are at least needed to stop all in time.
+        """
+        return Pace(sys.maxsize, self._caller.clock, rate=max(FIRST_RATE, 2 * needed))
+
+    async def _stop_one(self, name: str, caller: Caller, until: float) -> None:
+        """Stop a response until a time of the clock, and in the grace."""
         try:
-            young = self._caller.clock.monotonic() - self.ids[name] < YOUNG
-            await stop(
-                self._caller,
-                name,
-                deadline=left,
-                poll=self._poll,
-                max_retries=self._max_retries,
-                young=young,
-                unseen=True,
-                keep=partial(self.outcomes.__setitem__, name),
-            )
+            young = caller.clock.monotonic() - self.ids[name] < YOUNG
+            async with caller.pace.slots.take(self._grace) if caller.pace else nullcontext():
+                left = min(self._grace, until - caller.clock.monotonic())
+                if left <= 0:  # it was not its turn in time
+                    return
+                await stop(
+                    caller,
+                    name,
+                    deadline=left,
+                    poll=self._poll,
+                    max_retries=self._max_retries,
+                    young=young,
+                    unseen=True,
+                    keep=partial(self.outcomes.__setitem__, name),
+                )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
             if isinstance(error, asyncio.CancelledError) and task.cancelling():

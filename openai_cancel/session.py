@@ -573,7 +573,8 @@ class AsyncSession:
             guarded: the ids, or objects that have them as `.id`; and clients: of the openai package, for the server and
                 the account of the session, or the httpx clients that they were given as `http_client`. `Guard.add` adds
                 more inside the block.
-            grace: seconds that stopping them may take.
+            grace: seconds that stopping them may take. More than 20 are stopped at a rate of requests that adapts to
+                the server, so that many need more time if it allows few requests.
             poll: as for `stop`.
             on_exit: `stop` stops the responses also if the block ends normally, for example because the code stops to
                 read a stream, or a framework returns an error instead of raising it. A response that was not stopped
@@ -810,6 +811,7 @@ class AsyncSession:
         grace: float = 10.0,
         abandoned: Abandoned | None = None,
         give_up_after: float = math.inf,
+        first_answer: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -821,9 +823,9 @@ class AsyncSession:
             print(result.response_id, result.response and result.response.status, result.error)
         ```
 
-        The ids are read as they are needed, and memory does not grow with their number. All waits share one rate of
-        requests, which grows until the server reports too many (429, 503), and is kept below that. An id that is
-        already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
+        The ids are read as they are needed, and memory does not grow with their number. All waits and stops share one
+        rate of requests, which grows until the server reports too many (429, 503), and is kept below that. An id that
+        is already waited for is not asked for twice. To leave the loop early, use `contextlib.aclosing`: the responses
         that are being waited for are then stopped, unless `on_abandon` is `leave`. If Ctrl-C in a `Session` or a
         cancellation of the task interrupts the loop, notes of the exception say what became of each response.
 
@@ -837,10 +839,14 @@ class AsyncSession:
             poll: as for `wait`. With many responses, the rate of requests may allow only longer intervals.
             on_update: as for `wait`.
             on_abandon: as for `wait`.
-            grace: as for `wait`.
+            grace: as for `wait`, for each response. Many stops take turns, at the rate of requests that all share, and
+                the grace of each begins with its turn.
             abandoned: as for `guard`. It ends each wait, also those that begin later, with an `AbandonedError` as the
                 error of its result.
             give_up_after: as for `stop_many`.
+            first_answer: as `give_up_after`, until the server answers for the first time. Then only responses that a
+                ledger records are stopped. A server that has answered may be away for longer, for example while it is
+                restarted.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
             query: as for `cancel`.
@@ -848,7 +854,8 @@ class AsyncSession:
         Raises:
             ConfigurationError: an option cannot work.
             SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
-            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
+            APIConnectionError: the iteration raises it if the server does not answer for `give_up_after` seconds, or at
+                first for `first_answer` seconds.
 
         An exception of the iterable is raised after the results of the ids before it.
         """
@@ -887,6 +894,7 @@ class AsyncSession:
             guard=guard,
             on_update=on_update,
             give_up_after=check_seconds("give_up_after", give_up_after),
+            first_answer=check_seconds("first_answer", first_answer),
         )
 
     def stop_many(

@@ -8,7 +8,14 @@ import attrs
 
 from openai_cancel.bulk import Bulk, Fate
 from openai_cancel.caller import Caller
-from openai_cancel.errors import AbandonedError, APIError, InvalidResponseIdError, OpenAICancelError, detached
+from openai_cancel.errors import (
+    AbandonedError,
+    APIConnectionError,
+    APIError,
+    InvalidResponseIdError,
+    OpenAICancelError,
+    detached,
+)
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.models.serialization import Serializable
@@ -64,6 +71,7 @@ def wait_many(
     guard: Callable[[str], Guard],
     on_update: OnUpdate | None = None,
     give_up_after: float = math.inf,
+    first_answer: float = math.inf,
 ) -> AsyncGenerator[WaitResult, None]:
     """Wait for any number of responses, and yield how each wait has ended.
 
@@ -76,8 +84,16 @@ def wait_many(
         guard: returns the guard of a wait, which stops its response if the wait ends before.
         on_update: as for `AsyncSession.wait`.
         give_up_after: seconds without any answer of the server after which the iteration ends with an error.
+        first_answer: as `give_up_after`, until the server answers for the first time.
     """
-    pace = Pace(concurrency, caller.clock, give_up_after, rate=min(FIRST_RATE, max_rate), max_rate=max_rate)
+    pace = Pace(
+        concurrency,
+        caller.clock,
+        give_up_after,
+        rate=min(FIRST_RATE, max_rate),
+        max_rate=max_rate,
+        first_answer=first_answer,
+    )
     return _WaitMany(caller, pace, limits=limits, guard=guard, on_update=on_update).run(response_ids)
 
 
@@ -97,6 +113,7 @@ class _WaitMany(Bulk[WaitResult]):
         self._limits = limits
         self._guard = guard
         self._on_update = on_update
+        self._guards: set[Guard] = set()  # of the waits that are under way
 
     @property
     def limit(self) -> int:
@@ -113,6 +130,8 @@ class _WaitMany(Bulk[WaitResult]):
             return None if self._on_update is None else self._on_update(response)
 
         guard = self._guard(response_id)
+        guard.stops.keep(self.pace)  # all stops at once would be too many requests
+        self._guards.add(guard)
         try:
             await wait(self.caller, guard, response_id, limits=self._limits, on_update=update)
         except (WaitTimeoutError, AbandonedError, APIError) as error:
@@ -122,7 +141,17 @@ class _WaitMany(Bulk[WaitResult]):
             for note in getattr(error, "__notes__", ()):  # the guard says what became of the response
                 self._fates[response_id] = Fate(note.removeprefix("openai-cancel: "), was_stopped)
             raise
+        finally:
+            self._guards.discard(guard)
         return WaitResult(response_id=response_id, response=seen, error=None)
+
+    def give_up(self, error: APIConnectionError) -> None:
+        """End the run. A server that has not answered in time at first is not asked to stop anything."""
+        if self.pace.first_answer < math.inf and not self.pace.has_answered:
+            for guard in self._guards:
+                if not guard.tracked:  # a ledger has to know that the response may still be running
+                    guard.disarm()
+        super().give_up(error)
 
     def refuse(self, response_id: str, error: InvalidResponseIdError) -> WaitResult:
         """Return the result of an id that cannot be sent."""

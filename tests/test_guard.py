@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from conftest import KEY, cancels, notes
+from crowds import crowd
 
 from openai_cancel import (
     AsyncSession,
@@ -166,6 +167,35 @@ class TestResponseThatIsNotStopped:
             async with session.guard(create(runs_for=0)):
                 raise ValueError("mine")
         assert notes(caught.value) == []
+
+    async def test_many_responses_are_stopped_with_few_refused_requests(self) -> None:
+        async with crowd(100, allows=20) as many:
+            with pytest.raises(ValueError, match="mine"):
+                async with many.session.guard(*many.ids, grace=10):
+                    raise ValueError("mine")
+        assert all(many.server.responses[name].cancelled for name in many.ids)
+        assert len(many.server.received) <= 120
+
+    async def test_stopping_many_responses_takes_no_longer_than_the_grace(self) -> None:
+        async with crowd(100, allows=20) as many:
+            with pytest.raises(ValueError, match="mine") as caught:
+                async with many.session.guard(*many.ids, grace=2) as guard:
+                    raise ValueError("mine")
+            assert many.clock.now < 3
+        stopped = [name for name, outcome in guard.outcomes.items() if outcome.stopped]
+        assert len(stopped) >= 25
+        assert len(notes(caught.value)) == 100 - len(stopped)
+        assert all(many.server.responses[name].cancelled for name in stopped)
+
+    async def test_a_response_whose_turn_does_not_come_in_time_is_noted(self, server, create) -> None:
+        server.faults += [Fault(delay=math.inf)] * 99
+        names = [create() for _ in range(30)]
+        async with AsyncSession(base_url=server.base_url, api_key=KEY) as session:
+            with pytest.raises(ValueError, match="mine") as caught:
+                async with session.guard(*names, grace=0.3):
+                    raise ValueError("mine")
+        assert len(notes(caught.value)) == 30
+        assert notes(caught.value)[-1] == f"openai-cancel: {names[-1]} was not stopped (no answer within 0.3 s)"
 
     async def test_stopping_takes_no_longer_than_the_grace(self, server, create) -> None:
         server.faults += [Fault(delay=math.inf)] * 9

@@ -7,10 +7,12 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import KEY, QuickClock, QuickSession, cancels, hasty_session, notes
+from conftest import KEY, QuickClock, QuickSession, cancels, hasty_session, notes, until
+from crowds import crowd
 
 from openai_cancel import (
     AbandonedError,
@@ -27,6 +29,7 @@ from openai_cancel import (
     WaitTimeoutError,
 )
 from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.ledger import Ledger
 from openai_cancel.pytest_plugin import _running as running_in_thread
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
@@ -280,6 +283,54 @@ class TestRate:
             assert all(result.ended for result in (await collect(session.wait_many(ids))).values())
             assert len(server.received) <= 300 * 1.02
 
+    async def test_the_stops_after_a_timeout_keep_to_the_rate_and_each_has_its_grace(self) -> None:
+        """All at once, they would take as many requests as fit into the grace, most of them refused."""
+        async with crowd(100, allows=20) as many:
+            results = await collect(many.session.wait_many(many.ids, timeout=6, grace=2, max_rate=20))
+            assert many.clock.now >= 6 + 90 / 20
+        assert {result.error.outcome.verdict for result in results.values()} == {Verdict.CANCELLED}
+        assert cancels(many.server) <= 110
+
+    async def test_the_stops_after_a_cancellation_keep_to_the_rate(self) -> None:
+        async with crowd(100, allows=20) as many:
+            task = asyncio.create_task(collect(many.session.wait_many(many.ids, grace=4)))
+            await until(lambda: len(many.server.received) >= 40)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert all(many.server.responses[name].cancelled for name in many.ids)
+        assert cancels(many.server) <= 120
+
+    async def test_stops_that_get_nowhere_do_not_wait_for_each_other(self) -> None:
+        async with crowd(100, allows=1000) as many:
+            many.server.faults += [Fault(on="cancel", status=500)] * 10_000
+            results = await collect(many.session.wait_many(many.ids, timeout=3, grace=2, max_rate=20))
+            assert many.clock.now < 3 + 3 * 2
+        assert not any(result.error.outcome.stopped for result in results.values())
+
+    async def test_a_server_that_does_not_answer_at_first_ends_the_iteration(self, unused_tcp_port: int) -> None:
+        async with hasty_session(api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}") as session:
+            async with asyncio.timeout(5):  # much less than the grace: nothing is stopped
+                with pytest.raises(APIConnectionError, match="Cannot connect"):
+                    await collect(session.wait_many(["a", "b"], first_answer=0.2, grace=60))
+
+    async def test_an_iteration_that_a_server_never_answers_stops_what_a_ledger_records(
+        self, unused_tcp_port: int, tmp_path: Path
+    ) -> None:
+        ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+        base_url = f"http://127.0.0.1:{unused_tcp_port}"
+        async with hasty_session(api_key=KEY, base_url=base_url, ledger=ledger) as session:
+            with pytest.raises(APIConnectionError, match="Cannot connect"):
+                await collect(session.wait_many(["a"], first_answer=0.2, grace=0.5))
+            assert [entry.response_id async for entry in ledger.entries()] == ["a"]
+
+    async def test_a_server_that_has_answered_may_be_away(self, clock: QuickClock, server, create) -> None:
+        name = create(runs_for=1)
+        server.faults += [Fault(), *[Fault(on="retrieve", cut="connection")] * 5]
+        async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
+            results = await collect(session.wait_many([name], first_answer=0.1))
+        assert (results[name].ended, server.faults) == (True, [])
+
     async def test_a_server_that_cannot_be_reached_ends_the_iteration(self, unused_tcp_port: int) -> None:
         async with hasty_session(api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}") as session:
             with pytest.raises(APIConnectionError):
@@ -294,6 +345,7 @@ class TestRate:
         ({"max_rate": -1}, "max_rate must be"),
         ({"poll": 0.1}, "poll must be at least"),
         ({"grace": 0}, "grace must be"),
+        ({"first_answer": 0}, "first_answer must be"),
         ({"max_retries": -1}, "max_retries must be"),
         ({"on_abandon": "kill"}, "on_abandon must be 'stop' or 'leave'"),
         ({"timeout": 1, "queued_timeout": 2}, "must not be longer than timeout"),
