@@ -77,7 +77,8 @@ def test_waits_are_counted_by_status_and_then_by_the_reason_for_their_end() -> N
         tally.note(line_of(unfinished(error)))
     assert not tally.all_stopped
     assert tally.line().plain == (
-        "completed 2  failed 1  queued too long 1  interrupted 1  not found 1  forbidden 1  unknown 1"
+        "completed 2  failed 1  queued too long, not stopped 1  interrupted, not stopped 1  "
+        "not found 1  forbidden 1  unknown 1"
     )
 
 
@@ -89,7 +90,9 @@ def test_each_limit_of_a_wait_has_its_name(limit: str, words: str) -> None:
     tally = Tally()
     error: OpenAICancelError = WaitTimeoutError("late", limit=limit)
     tally.note(line_of(unfinished(error)))
-    assert tally.line().plain == f"{words} 1"
+    stopped = WaitTimeoutError("late", limit=limit, outcome=outcome())
+    tally.note(line_of(unfinished(stopped)))
+    assert tally.line().plain == f"{words} 1  {words}, not stopped 1"
 
 
 def test_the_totals_are_the_same_table_with_and_without_a_terminal() -> None:

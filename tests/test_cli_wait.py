@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,17 @@ async def test_a_time_out_reports_the_stop_as_json(run, create) -> None:
     assert document["status"] == "cancelled"
     _, out, _ = await run("wait", create(), "--timeout", "0.1", "--json", "--on-abandon", "leave")
     assert "outcome" not in json.loads(out)
+
+
+async def test_a_server_that_does_not_answer_at_first_ends_the_run(
+    run, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys.modules["openai_cancel.cli.wait"], "GIVE_UP_AFTER", 0.1)  # `cli.wait` is a function, too
+    log = tmp_path / "log"
+    base_url = f"http://127.0.0.1:{unused_tcp_port}/v1"
+    status, _, err = await run("wait", "resp_1", "resp_2", "--log", str(log), "--base-url", base_url)
+    assert (status, log.read_text()) == (1, "")  # so that --resume tries all of them
+    assert err.endswith("Connection refused. The remaining ids are not tried.\n")
 
 
 async def test_without_ids_or_with_an_invalid_id_it_is_a_usage_error(run) -> None:

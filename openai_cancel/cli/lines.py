@@ -166,9 +166,9 @@ class WaitLine:
         if error is None:
             return Kind(0, printable(status), STATUS_STYLES.get(status, "yellow"))
         if isinstance(error, WaitTimeoutError):
-            return Kind(1, LIMITS[error.limit], "red")
+            return Kind(1, LIMITS[error.limit] + self._left, "red")
         if isinstance(error, AbandonedError):
-            return Kind(2, "interrupted", "yellow")
+            return Kind(2, f"interrupted{self._left}", "red" if self._left else "yellow")
         if isinstance(error, NotFoundError):
             return Kind(3, "not found", "yellow")
         if isinstance(error, AuthenticationError | PermissionDeniedError):
@@ -220,6 +220,11 @@ class WaitLine:
         """The response as it was last seen, also by the stop."""
         outcome = self._outcome
         return (outcome.response if isinstance(outcome, Outcome) else None) or self.result.response
+
+    @property
+    def _left(self) -> str:
+        """Return whether the response may still be running, as a part of the category."""
+        return "" if self.stopped else ", not stopped"
 
     @property
     def _status(self) -> str:

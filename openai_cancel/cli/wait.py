@@ -7,7 +7,7 @@ from functools import partial
 from openai_cancel.cli.options import Connection, FileOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
-from openai_cancel.cli.run import handle_responses
+from openai_cancel.cli.run import GIVE_UP_AFTER, handle_responses
 from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.wait_options import WaitOptions
 
@@ -47,6 +47,7 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
         on_update=statuses.see,
         on_abandon=options.on_abandon,
         abandoned=interrupted.wait,
+        first_answer=GIVE_UP_AFTER,  # not a later outage, which may pass, and would have everything stopped
     )
 
     def abandon(under_way: int) -> None:
