@@ -51,7 +51,7 @@ class Pace:
         give_up: is called once, with the error of the last request, if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
         max_rate: the highest rate.
-        first_answer: as `give_up_after`, until the server answers for the first time.
+        first_answer_timeout: as `give_up_after`, until the server answers for the first time.
         slots: the slots of stops at this pace.
     """
 
@@ -61,7 +61,7 @@ class Pace:
     give_up: Callable[[APIConnectionError], None] | None = None
     rate: float = math.inf
     max_rate: float = math.inf
-    first_answer: float = math.inf
+    first_answer_timeout: float = math.inf
     slots: Slots = attrs.field(init=False)
 
     _next: float = 0.0  # when the next request may be sent
@@ -176,7 +176,7 @@ class Pace:
     @property
     def _patience(self) -> float:
         """Seconds without any answer after which to give up."""
-        return self.give_up_after if self.has_answered else min(self.give_up_after, self.first_answer)
+        return self.give_up_after if self.has_answered else min(self.give_up_after, self.first_answer_timeout)
 
     def _set_alarm(self) -> None:
         """Give up if the requests that are under way had no answer for too long, or look again when that may be so."""

@@ -811,7 +811,7 @@ class AsyncSession:
         grace: float = 10.0,
         abandoned: Abandoned | None = None,
         give_up_after: float = math.inf,
-        first_answer: float = math.inf,
+        first_answer_timeout: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -844,9 +844,9 @@ class AsyncSession:
             abandoned: as for `guard`. It ends each wait, also those that begin later, with an `AbandonedError` as the
                 error of its result.
             give_up_after: as for `stop_many`.
-            first_answer: as `give_up_after`, until the server answers for the first time. Then only responses that a
-                ledger records are stopped. A server that has answered may be away for longer, for example while it is
-                restarted.
+            first_answer_timeout: as `give_up_after`, until the server answers for the first time. If it passes, only
+                responses that a ledger records are stopped. A server that has answered may be away for longer, for
+                example while it is restarted.
             max_retries: as for `cancel`.
             headers: as for `cancel`.
             query: as for `cancel`.
@@ -855,7 +855,7 @@ class AsyncSession:
             ConfigurationError: an option cannot work.
             SessionStateError: the iteration raises it if the session is not open, or belongs to another event loop.
             APIConnectionError: the iteration raises it if the server does not answer for `give_up_after` seconds, or at
-                first for `first_answer` seconds.
+                first for `first_answer_timeout` seconds.
 
         An exception of the iterable is raised after the results of the ids before it.
         """
@@ -894,7 +894,7 @@ class AsyncSession:
             guard=guard,
             on_update=on_update,
             give_up_after=check_seconds("give_up_after", give_up_after),
-            first_answer=check_seconds("first_answer", first_answer),
+            first_answer_timeout=check_seconds("first_answer_timeout", first_answer_timeout),
         )
 
     def stop_many(

@@ -71,7 +71,7 @@ def wait_many(
     guard: Callable[[str], Guard],
     on_update: OnUpdate | None = None,
     give_up_after: float = math.inf,
-    first_answer: float = math.inf,
+    first_answer_timeout: float = math.inf,
 ) -> AsyncGenerator[WaitResult, None]:
     """Wait for any number of responses, and yield how each wait has ended.
 
@@ -84,7 +84,7 @@ def wait_many(
         guard: returns the guard of a wait, which stops its response if the wait ends before.
         on_update: as for `AsyncSession.wait`.
         give_up_after: seconds without any answer of the server after which the iteration ends with an error.
-        first_answer: as `give_up_after`, until the server answers for the first time.
+        first_answer_timeout: as `give_up_after`, until the server answers for the first time.
     """
     pace = Pace(
         concurrency,
@@ -92,7 +92,7 @@ def wait_many(
         give_up_after,
         rate=min(FIRST_RATE, max_rate),
         max_rate=max_rate,
-        first_answer=first_answer,
+        first_answer_timeout=first_answer_timeout,
     )
     return _WaitMany(caller, pace, limits=limits, guard=guard, on_update=on_update).run(response_ids)
 
@@ -147,7 +147,7 @@ class _WaitMany(Bulk[WaitResult]):
 
     def give_up(self, error: APIConnectionError) -> None:
         """End the run. A server that has not answered in time at first is not asked to stop anything."""
-        if self.pace.first_answer < math.inf and not self.pace.has_answered:
+        if self.pace.first_answer_timeout < math.inf and not self.pace.has_answered:
             for guard in self._guards:
                 if not guard.tracked:  # a ledger has to know that the response may still be running
                     guard.disarm()

@@ -354,11 +354,11 @@ class TestSilence:
             clock.now += seconds
             pace.note(sent, APITimeoutError("nothing"))
 
-        pace = Pace(64, clock, first_answer=5, give_up=given_up.append)
+        pace = Pace(64, clock, first_answer_timeout=5, give_up=given_up.append)
         pace.note(clock.now, None)
         silence(100)
         assert (pace.has_answered, given_up) == (True, [])
-        pace = Pace(64, clock, give_up_after=100, first_answer=5, give_up=given_up.append)
+        pace = Pace(64, clock, give_up_after=100, first_answer_timeout=5, give_up=given_up.append)
         silence(5)
         assert (pace.has_answered, len(given_up)) == (False, 1)
 
@@ -432,7 +432,7 @@ class TestHangingRequests:
         assert given_up == []
 
     async def test_after_the_first_answer_its_limit_no_longer_counts(self, given_up) -> None:
-        pace = Pace(64, QuickClock(), first_answer=0.1, give_up=given_up.append)
+        pace = Pace(64, QuickClock(), first_answer_timeout=0.1, give_up=given_up.append)
         with pace.sending():
             pace.note(pace.clock.now, None)
             await asyncio.sleep(0.15)

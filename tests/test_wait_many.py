@@ -312,7 +312,7 @@ class TestRate:
         async with hasty_session(api_key=KEY, base_url=f"http://127.0.0.1:{unused_tcp_port}") as session:
             async with asyncio.timeout(5):  # much less than the grace: nothing is stopped
                 with pytest.raises(APIConnectionError, match="Cannot connect"):
-                    await collect(session.wait_many(["a", "b"], first_answer=0.2, grace=60))
+                    await collect(session.wait_many(["a", "b"], first_answer_timeout=0.2, grace=60))
 
     async def test_an_iteration_that_a_server_never_answers_stops_what_a_ledger_records(
         self, unused_tcp_port: int, tmp_path: Path
@@ -321,14 +321,14 @@ class TestRate:
         base_url = f"http://127.0.0.1:{unused_tcp_port}"
         async with hasty_session(api_key=KEY, base_url=base_url, ledger=ledger) as session:
             with pytest.raises(APIConnectionError, match="Cannot connect"):
-                await collect(session.wait_many(["a"], first_answer=0.2, grace=0.5))
+                await collect(session.wait_many(["a"], first_answer_timeout=0.2, grace=0.5))
             assert [entry.response_id async for entry in ledger.entries()] == ["a"]
 
     async def test_a_server_that_has_answered_may_be_away(self, clock: QuickClock, server, create) -> None:
         name = create(runs_for=1)
         server.faults += [Fault(), *[Fault(on="retrieve", cut="connection")] * 5]
         async with QuickSession(api_key=KEY, base_url=server.base_url, clock=clock) as session:
-            results = await collect(session.wait_many([name], first_answer=0.1))
+            results = await collect(session.wait_many([name], first_answer_timeout=0.1))
         assert (results[name].ended, server.faults) == (True, [])
 
     async def test_a_server_that_cannot_be_reached_ends_the_iteration(self, unused_tcp_port: int) -> None:
@@ -345,7 +345,7 @@ class TestRate:
         ({"max_rate": -1}, "max_rate must be"),
         ({"poll": 0.1}, "poll must be at least"),
         ({"grace": 0}, "grace must be"),
-        ({"first_answer": 0}, "first_answer must be"),
+        ({"first_answer_timeout": 0}, "first_answer_timeout must be"),
         ({"max_retries": -1}, "max_retries must be"),
         ({"on_abandon": "kill"}, "on_abandon must be 'stop' or 'leave'"),
         ({"timeout": 1, "queued_timeout": 2}, "must not be longer than timeout"),
