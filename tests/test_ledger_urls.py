@@ -1,7 +1,10 @@
 """The URLs of databases: what operators write is honoured, or refused with a reason before anything is used."""
 
+import socket
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 from conftest import until
 from ledger_database import execute
@@ -77,6 +80,64 @@ class TestPostgreSQL:
         with pytest.raises(ConfigurationError, match='definition of service "nothing" not found'):
             Ledger("postgresql:///?service=nothing")
 
+    @pytest.mark.parametrize(
+        ("rest", "variables", "places"),
+        [
+            ("u@g:1,h:2/d", {}, ("g,h", None, "1,2")),
+            ("u@/d?hostaddr=127.0.0.1,127.0.0.2", {}, (None, "127.0.0.1,127.0.0.2", "5432")),
+            ("/?service=ledger", {}, ("g,h", None, "1,2")),
+            ("i,j/?service=ledger&port=3", {}, ("i,j", None, "3")),
+            ("/d", {"PGSERVICE": "ledger"}, ("g,h", None, "1,2")),
+            ("/d?port=3,4", {"PGHOST": "i,j"}, ("i,j", None, "3,4")),
+            ("/d", {"PGHOSTADDR": "127.0.0.1,127.0.0.2", "PGPORT": "3"}, (None, "127.0.0.1,127.0.0.2", "3")),
+        ],
+    )
+    async def test_each_of_several_hosts_has_its_turn_whoever_names_them(
+        self,
+        rest: str,
+        variables: dict[str, str],
+        places: tuple[str | None, ...],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        file = tmp_path / "pg_service.conf"
+        file.write_text("[ledger]\nhost=g,h\nport=1,2\nuser=u\ndbname=d\n")
+        for name, value in {"PGSERVICEFILE": str(file), **variables}.items():
+            monkeypatch.setenv(name, value)
+        used: list[dict[str, Any]] = []
+
+        def connect(**options: Any) -> None:
+            used.append(options)
+            raise psycopg.OperationalError
+
+        monkeypatch.setattr(psycopg, "connect", connect)
+        with pytest.raises(LedgerError):
+            await Ledger(f"postgresql://{rest}", timeout=8).open()
+        (options,) = used
+        assert (*(options.get(name) for name in ("host", "hostaddr", "port")), options["connect_timeout"]) == (
+            *places,
+            4,
+        )
+
+    @pytest.mark.slow
+    async def test_a_host_of_a_service_that_does_not_answer_leaves_time_for_the_next_one(
+        self, postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await empty(postgres.url)
+        file = tmp_path / "pg_service.conf"
+        monkeypatch.setenv("PGSERVICEFILE", str(file))
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            port = silent.getsockname()[1]
+            hosts = f"host=127.0.0.1,{socket_folder(postgres)}\nport={port},5432"
+            file.write_text(f"[ledger]\n{hosts}\nuser=postgres\ndbname=postgres\n")
+            async with Ledger("postgresql:///?service=ledger", timeout=8) as ledger:
+                assert (await ledger.stats()).open == 0
+
+    def test_ports_for_other_hosts_than_there_are_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PGPORT", "1,2")
+        with pytest.raises(ConfigurationError, match="or what it refers to, names 2 ports for 1 hosts"):
+            Ledger("postgresql://u@h/d")
+
     async def test_encryption_that_is_required_is_required(self, postgres: Postgres) -> None:
         async with Relay(postgres.url) as relay:
             with pytest.raises(LedgerError, match="server does not support SSL, but SSL was required"):
@@ -100,7 +161,7 @@ class TestPostgreSQL:
             ("h/d?connect_timeout=soon", "connect_timeout in the URL of a ledger must be a number"),
             ("h:port/d", "port in the URL of a ledger must be a number"),
             ("/d?host=h&port=\u0665432", "port in the URL of a ledger must be a number"),
-            ("g:1,h:2/d?host=i", "names 2 ports for 1 hosts"),
+            ("g:1,h:2/d?host=i", "The URL of a ledger, or what it refers to, names 2 ports for 1 hosts"),
             ("h/d%00", "not the URL of a PostgreSQL database"),
         ],
     )
@@ -124,6 +185,7 @@ class TestPostgreSQL:
             ("u:secret@h/d", "u:***@h/d"),
             ("u@g:1,h:2/d?sslmode=require", "u@g:1,h:2/d"),
             ("u@g,h/d?port=5", "u@g:5,h:5/d"),
+            ("u@/d?hostaddr=127.0.0.1,127.0.0.2&port=1,2", "u@:1,:2/d"),
             ("[::1]:5/d?password=secret", ":***@[::1]:5/d"),
             ("%2Frun%2Fdb/d", "%2Frun%2Fdb/d"),
         ],

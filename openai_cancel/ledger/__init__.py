@@ -151,7 +151,7 @@ into `~/.pgpass`, into a service file, or into the variable `PGPASSWORD` or `OPE
 argument of a command.
 
 **Failures.** A connection that no longer answers, or that leads to a read-only server after a failover, is replaced
-within the ledger's `timeout`.
+within the ledger's `timeout`. Of several hosts, each has a part of it, and at least 2 s.
 
 **Roles and grants.** The tables are created by whoever opens the ledger first. To give services no right to do that,
 let a migration job run `openai-cancel ledger init --grant SERVICE` as the role that is to own them. It runs:

@@ -31,6 +31,9 @@ _KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives
 _NOWHERE = "/openai-cancel-checks-options"
 """A folder without a socket. To connect to it fails at once, and after libpq has checked the options."""
 
+_NO_MODE = "none"
+"""A value of `sslmode` that libpq refuses before it uses the network."""
+
 _MAX_MILLISECONDS = 2**31 - 1
 
 
@@ -130,9 +133,10 @@ def read_postgresql_url(url: str) -> PostgreSQL:
     if given is None:
         raise ConfigurationError(f"That is not the URL of a PostgreSQL database: {_LIKE}.{_unknown_option(url)}")
     _check_numbers(given)
+    places = _places(given)
     effective = _check_with_libpq(given)
     _check_suitability(effective)
-    parameters = SecretMapping({**_defaults(given, effective), **given})
+    parameters = SecretMapping({**_defaults(given, effective), **places, **given})
     unlimited = frozenset({"connect_timeout", "tcp_user_timeout"} - effective.keys())
     return PostgreSQL(_describe(given), parameters, unlimited)
 
@@ -168,10 +172,26 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
         for part in str.split(given.get(name, ""), ","):
             if part and not (part.isascii() and part.isdecimal()):
                 raise ConfigurationError(f"{name} in the URL of a ledger must be a number.")
-    hosts = max(len(str.split(given.get(name, ""), ",")) for name in ("host", "hostaddr"))
-    ports = len(str.split(given.get("port", ""), ","))
+
+
+def _places(given: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the hosts and ports that libpq would use, also those of a service file and of the environment.
+
+    psycopg tries one after another those that it is told, and it does not read service files.
+
+    Raises:
+        ConfigurationError: there is not a port for each host.
+    """
+    _, options = _start(SecretMapping({**given, "sslmode": _NO_MODE}))
+    places = {name: options[name] for name in ("host", "hostaddr", "port") if name in options}
+    hosts, ports = _count_hosts(places), len(str.split(places.get("port", ""), ","))
     if ports not in {1, hosts}:
-        raise ConfigurationError(f"The URL of a ledger names {ports} ports for {hosts} hosts.")
+        raise ConfigurationError(f"The URL of a ledger, or what it refers to, names {ports} ports for {hosts} hosts.")
+    return SecretMapping(places)
+
+
+def _count_hosts(places: Mapping[str, Any]) -> int:
+    return max(len(str.split(places.get(name, ""), ",")) for name in ("host", "hostaddr"))
 
 
 def _check_with_libpq(given: Mapping[str, Any]) -> Mapping[str, str]:
@@ -180,22 +200,27 @@ def _check_with_libpq(given: Mapping[str, Any]) -> Mapping[str, str]:
     Raises:
         ConfigurationError: libpq refuses an option.
     """
-    from psycopg.conninfo import make_conninfo
-    from psycopg.pq import PGconn
-
-    elsewhere = Secret(make_conninfo(**{**given, "host": _NOWHERE, "hostaddr": "", "port": "5432"}))
-    connection = PGconn.connect_start(elsewhere.encode())
-    try:
-        words = " ".join(connection.error_message.decode(errors="replace").split())
-        options = SecretMapping(
-            {option.keyword.decode(): option.val.decode(errors="replace") for option in connection.info if option.val}
-        )
-    finally:
-        connection.finish()
+    words, options = _start(SecretMapping({**given, "host": _NOWHERE, "hostaddr": "", "port": "5432"}))
     # A socket in a folder cannot be encrypted with GSSAPI, which says nothing about the host.
     if _NOWHERE not in words and "local socket" not in words:
         raise ConfigurationError(f"An option in the URL of a ledger cannot be used: {words}.")
     return options
+
+
+def _start(options: Mapping[str, Any]) -> tuple[str, Mapping[str, str]]:
+    """Let libpq begin a connection that cannot be made, and return its complaint and all options as it sees them."""
+    from psycopg.conninfo import make_conninfo
+    from psycopg.pq import PGconn
+
+    connection = PGconn.connect_start(Secret(make_conninfo(**options)).encode())
+    try:
+        words = " ".join(connection.error_message.decode(errors="replace").split())
+        found = {
+            option.keyword.decode(): option.val.decode(errors="replace") for option in connection.info if option.val
+        }
+    finally:
+        connection.finish()
+    return words, SecretMapping(found)
 
 
 def _check_suitability(options: Mapping[str, str]) -> None:
@@ -227,9 +252,10 @@ def _describe(given: Mapping[str, Any]) -> str:
     user = quote(given.get("user", ""), safe="") + (":***" if "password" in given else "")
     hosts = str.split(given.get("host", ""), ",")
     ports = str.split(given.get("port", ""), ",")
-    ports = ports if len(ports) == len(hosts) else ports * len(hosts)
+    count = max(len(hosts), len(ports))  # of which the URL may name only the ports, or one port
+    hosts, ports = (names * (count // len(names)) for names in (hosts, ports))
     hosts = [f"[{host}]" if ":" in host else quote(host, safe="") for host in hosts]
-    places = [host + (f":{port}" if port else "") for host, port in zip(hosts, ports, strict=True)]
+    places = [host + (f":{port}" if port else "") for host, port in zip(hosts, ports, strict=False)]
     service = f"?service={given['service']}" if "service" in given else ""
     return f"postgresql://{user}{'@' if user else ''}{','.join(places)}/{given.get('dbname', '')}{service}"
 
@@ -240,8 +266,8 @@ def _connect(parameters: Mapping[str, Any], unlimited: frozenset[str], timeout: 
 
     limits: dict[str, Any] = {}
     if timeout < math.inf:
-        hosts = len(str.split(parameters.get("host", ""), ","))
-        limits["connect_timeout"] = min(max(2, int(timeout / hosts)), _MAX_MILLISECONDS)  # two seconds are the least
+        share = timeout / _count_hosts(parameters)
+        limits["connect_timeout"] = min(max(2, int(share)), _MAX_MILLISECONDS)  # two seconds are the least
         limits["tcp_user_timeout"] = _milliseconds(timeout)
     chosen = {name: limits[name] for name in unlimited & limits.keys()}
     return psycopg.connect(**{**parameters, **chosen}, autocommit=True, prepare_threshold=None)
