@@ -139,7 +139,6 @@ WRITES: dict[str, Callable[[], list[Command]]] = {
     "guard": lambda: write([record(name, ME) for name in reversed(NAMES)], "postgresql"),
     "settle": lambda: write([settlement(name) for name in reversed(NAMES)], "postgresql"),
     "release": lambda: write([release(name) for name in reversed(NAMES)], "postgresql"),
-    "renew": lambda: [renew([ME], 60.0, "postgresql")],
 }
 
 ENDS = {"settle": [("cancelled", None), ("tracked", None)], "release": [("tracked", None), ("tracked", None)]}
@@ -176,6 +175,14 @@ async def test_transactions_that_write_the_same_rows_in_opposite_orders_do_not_d
     found = await execute_apart(url, select(RESPONSES.c.state, RESPONSES.c.owner).distinct())
     last, first = ENDS.get(kind, [("tracked", ME)] * 2)
     assert [tuple(row) for row in found] == [last if comes_last else first]
+
+
+async def test_a_renewal_skips_what_another_transaction_has_locked(url: str) -> None:
+    await asyncio.to_thread(transact, url, write([record(name, ME, seconds=1.0) for name in NAMES], "postgresql"))
+    async with locked(url, NAMES[4]):
+        await asyncio.to_thread(transact, url, [renew([ME], DAY, "postgresql")])
+    renewed = select(RESPONSES.c.response_id).where(RESPONSES.c.lease_until > time.time() + 60)
+    assert {name for (name,) in await execute_apart(url, renewed)} == {*NAMES} - {NAMES[4]}
 
 
 async def test_a_purge_leaves_a_row_that_is_tracked_again_at_the_moment(url: str, server: Emulator) -> None:

@@ -258,6 +258,9 @@ def renew(owners: Collection[str], seconds: float, dialect: str) -> Command:
 
     No lease of a guard lasts longer than the limit of its row. That of a sweep does, because it is stopping it.
 
+    On PostgreSQL it skips rows that another transaction has locked, so that one of them does not let all others lapse.
+    A lease lasts three heartbeats, and no sweep claims a row that is locked.
+
     Args:
         owners: the owners.
         seconds: the length of the leases.
@@ -269,7 +272,7 @@ def renew(owners: Collection[str], seconds: float, dialect: str) -> Command:
     renewal = update(RESPONSES).where(is_held).values(lease_until=renewed)
     if dialect == "postgresql":
         held = select(_table.digest).where(is_held).order_by(_table.digest)
-        locked = held.with_for_update(key_share=True).cte("locked")
+        locked = held.with_for_update(key_share=True, skip_locked=True).cte("locked")
         renewal = renewal.where(_table.digest.in_(select(locked.c.digest)))
     return Command(renewal)
 
