@@ -30,7 +30,7 @@ def connected(url: str) -> Iterator[Connection]:
     backend = read_url(url)
     engine = backend.create_engine(30)
     with engine.connect() as connection:
-        backend.begin(connection, lambda: False, reads_only=False, timeout=30)
+        backend.begin(connection, lambda: False, reads_only=False, timeout=30, lock_timeout=30)
         yield connection
         connection.commit()
     engine.dispose()

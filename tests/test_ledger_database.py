@@ -1,18 +1,25 @@
 """The database of a ledger: transactions, its end, and eager tasks."""
 
 import asyncio
+import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import pytest
 from conftest import KEY, until
-from ledger_database import commits, execute, lapse
-from ledgers import beat, open_session, states, sweep
+from ledger_database import commits, connected, execute, lapse, locked
+from ledgers import beat, cancelled_ids, open_session, states, sweep
 from manual_clock import ManualClock
+from postgres import Postgres, empty
+from sqlalchemy import Engine, event
 
 from openai_cancel import AsyncSession, LedgerError, Verdict
 from openai_cancel.emulator import Emulator
-from openai_cancel.ledger import Ledger, database
+from openai_cancel.ledger import Ledger, connection, database
+from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.table import RESPONSES
 
 REFUSE_RESP_WRONG = {
@@ -21,6 +28,21 @@ REFUSE_RESP_WRONG = {
     "postgresql": f"ALTER TABLE {RESPONSES.name} ADD CONSTRAINT refused CHECK (response_id <> 'resp_wrong')",
 }
 """Statements that make a database refuse one row."""
+
+
+@contextmanager
+def lock_timeouts() -> Iterator[list[int]]:
+    """Collect the milliseconds that the transactions of the block wait for a lock."""
+    found: list[int] = []
+
+    def note(_core: object, _cursor: object, statement: str, *_: object) -> None:
+        found.extend(int(limit) for limit in re.findall(r"lock_timeout = (\d+)", statement))
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield found
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 @pytest.fixture
@@ -67,6 +89,72 @@ class TestTransactions:
         results = await asyncio.gather(*tracking, return_exceptions=True)
         assert [type(result) for result in results] == [type(None)] * 3 + [LedgerError] * 2
         assert str(results[4]) == "The ledger's database is too slow: 3 transactions wait for it."
+
+    async def test_jobs_that_are_done_one_by_one_do_not_take_longer_than_one_transaction(self, tmp_path: Path) -> None:
+        url = f"sqlite:///{tmp_path}/ledger.db"
+        opened = Database(read_url(url), timeout=0.5)
+        await opened.execute()
+        with connected(url):  # which locks the file
+            waiting = [opened.submit(()) for _ in range(50)]
+            await asyncio.wait(waiting)
+        errors = [str(job.exception()) for job in waiting]
+        assert errors[-1] == "The ledger's database does not answer within 0.5 s."
+        await opened.close()
+
+
+class TestARowThatAnotherTransactionHasLocked:
+    """Only PostgreSQL locks single rows."""
+
+    @pytest.fixture
+    async def url(self, postgres: Postgres) -> str:
+        await empty(postgres.url)
+        return postgres.url
+
+    async def test_it_delays_only_what_concerns_it(self, url: str, server: Emulator, create) -> None:
+        names = [create() for _ in range(5)]
+        async with (
+            Ledger(url, timeout=4) as ledger,
+            open_session(server, ledger, ledger_required=True) as session,
+        ):
+            await ledger.track(names[0], session=session, ttl=60)
+
+            async def guard(name: str) -> None:
+                async with session.guard(name):
+                    pass
+
+            async with locked(url, names[0]):
+                results = await asyncio.gather(*map(guard, names), return_exceptions=True)
+            assert "canceling statement due to lock timeout" in str(results[0])
+            assert results[1:] == [None] * 4
+            assert cancelled_ids(server) == [names[0]]
+
+    async def test_the_more_rows_are_locked_the_shorter_is_the_wait_for_each(
+        self, url: str, server: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(connection, "LOCK_SHARE", 0.1)
+        names = [f"resp_{number}" for number in range(5)]
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
+            tracking = [partial(ledger.track, name, session=session, ttl=60) for name in names]
+            await asyncio.gather(*(track() for track in tracking))
+            async with locked(url, names[0]), locked(url, names[1]), locked(url, names[2]):
+                with lock_timeouts() as limits:
+                    results = await asyncio.gather(*(track() for track in tracking), return_exceptions=True)
+        assert [type(result) for result in results] == [LedgerError] * 3 + [type(None)] * 2
+        waits = limits[:7:2]  # of all jobs, and of the first three: a fresh connection looks at the tables first
+        assert waits == sorted(waits, reverse=True)
+        assert waits[0] == pytest.approx(500, abs=20)
+        assert waits[-1] <= 0.9**3 * 500
+
+    async def test_a_job_that_waits_in_vain_is_not_repeated(
+        self, url: str, server: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(connection, "LOCK_SHARE", 0.01)
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
+            await ledger.track("resp_1", session=session, ttl=60)
+            async with locked(url, "resp_1"):
+                with lock_timeouts() as limits, pytest.raises(LedgerError, match="lock timeout"):
+                    await ledger.track("resp_1", session=session, ttl=60)
+        assert len(limits) == 1
 
 
 class TestTheEnd:

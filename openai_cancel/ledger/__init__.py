@@ -153,6 +153,9 @@ argument of a command.
 **Failures.** A connection that no longer answers, or that leads to a read-only server after a failover, is replaced
 within the ledger's `timeout`. Of several hosts, each has a part of it, and at least 2 s.
 
+**Locks.** A row that another transaction has locked does not hold up the others. A heartbeat skips it, an operation
+that needs it fails after 0.3 of the `timeout`, and the end of its guard is written later.
+
 **Roles and grants.** The tables are created by whoever opens the ledger first. To give services no right to do that,
 let a migration job run `openai-cancel ledger init --grant SERVICE` as the role that is to own them. It runs:
 

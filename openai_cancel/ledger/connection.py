@@ -24,6 +24,12 @@ from openai_cancel.threads import HelperThread
 MIGRATION_TIMEOUT = 600.0
 """Seconds that a migration of the tables may take."""
 
+LOCK_SHARE = 0.3
+"""The part of the time of a transaction in which a statement must get the locks that it needs.
+
+The rest is for the jobs that share the transaction, or wait for it, and do not need the lock.
+"""
+
 _log = logging.getLogger("openai_cancel.ledger")
 
 Rows = Sequence[Row[Any]]
@@ -64,7 +70,9 @@ class Backend(Protocol):
     def set_up(self, connection: Core, is_over: Callable[[], bool]) -> None:
         """Make the settings of a connection that was opened."""
 
-    def begin(self, connection: Core, is_over: Callable[[], bool], *, reads_only: bool, timeout: float) -> None:
+    def begin(
+        self, connection: Core, is_over: Callable[[], bool], *, reads_only: bool, timeout: float, lock_timeout: float
+    ) -> None:
         """Begin a transaction."""
 
     def handle(self, driver: Any) -> Handle:
@@ -82,7 +90,6 @@ class Connection:
     Args:
         backend: the kind of database.
         engine: opens the connection.
-        timeout: seconds that a transaction may take.
 
     Attributes:
         is_open: whether it is open, and the tables have the newest version.
@@ -91,14 +98,14 @@ class Connection:
         is_committing: whether the newest transaction was left in its commit, so that it is not known whether it counts.
     """
 
-    def __init__(self, backend: Backend, engine: Engine, timeout: float) -> None:
+    def __init__(self, backend: Backend, engine: Engine) -> None:
         self.is_open: bool = False
         self.has_begun: bool = False
         self.is_migrating: bool = False
         self.is_committing: bool = False
         self._backend = backend
         self._engine = engine
-        self._timeout = timeout
+        self._timeout = 0.0
         self._thread = HelperThread("openai-cancel ledger")
         self._core: Core | None = None
         self._file: DatabaseFile | None = None
@@ -106,16 +113,20 @@ class Connection:
         self._aborted = False
         self._until = 0.0
 
-    def transact(self, jobs: Sequence[Collection[Command]], *, reads_only: bool) -> asyncio.Task[list[Rows]]:
+    def transact(
+        self, jobs: Sequence[Collection[Command]], *, reads_only: bool, timeout: float
+    ) -> asyncio.Task[list[Rows]]:
         """Start a transaction, and return the task that waits for the rows of each job's last command.
 
         Args:
             jobs: the commands of each job.
             reads_only: whether all of them only read.
+            timeout: seconds that the transaction may take.
         """
         self.has_begun = self.is_committing = False
+        self._timeout = timeout
         # The error message of a lock says more than that of a timeout, and should come first.
-        self._until = time.monotonic() + self._timeout * 0.8
+        self._until = time.monotonic() + timeout * 0.8
         return asyncio.create_task(self._thread.call(self._transact, jobs, reads_only))
 
     def abort(self) -> None:
@@ -174,9 +185,12 @@ class Connection:
 
     @contextmanager
     def _transaction(self, core: Core, *, reads_only: bool) -> Generator[None, None, None]:
-        timeout = MIGRATION_TIMEOUT if self.is_migrating else self._timeout
+        # A migration waits for that of another process, which may take all of its time.
+        timeout = lock_timeout = MIGRATION_TIMEOUT
+        if not self.is_migrating:
+            timeout, lock_timeout = self._timeout, self._timeout * LOCK_SHARE
         with core.begin() as transaction:
-            self._backend.begin(core, self._is_over, reads_only=reads_only, timeout=timeout)
+            self._backend.begin(core, self._is_over, reads_only=reads_only, timeout=timeout, lock_timeout=lock_timeout)
             self.has_begun = True
             yield
             self.is_committing = True  # before the check: who aborts, and then looks at this, does not miss a commit

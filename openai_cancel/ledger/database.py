@@ -44,6 +44,9 @@ END_TIME = 0.5
 
 _CLOSED = "The ledger is closed."
 
+_LOCK_NOT_AVAILABLE = "55P03"
+"""See https://www.postgresql.org/docs/current/errcodes-appendix.html."""
+
 
 def read_url(url: str) -> Backend:
     """Return the database of a URL. Errors do not quote the URL: it may contain a password.
@@ -190,16 +193,17 @@ class Database:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._queue:
-                    await self._do([self._queue.popleft() for _ in range(min(BATCH_SIZE, len(self._queue)))])
+                    jobs = [self._queue.popleft() for _ in range(min(BATCH_SIZE, len(self._queue)))]
+                    await self._do(jobs, self.loop.time() + self._timeout)
         finally:
             self._closing = True  # perhaps the event loop ends, and cancels all tasks
             _fail(self._queue, LedgerError(_CLOSED))
             await self._end_connections()
 
-    async def _do(self, jobs: Sequence[_Job]) -> None:
+    async def _do(self, jobs: Sequence[_Job], until: float) -> None:
         """Do some jobs in one transaction, or each in its own if one of them fails."""
         try:
-            results = await self._transact(jobs)
+            results = await self._transact(jobs, until)
         except TimeoutError:
             _fail(jobs, self._too_late())
         except asyncio.CancelledError:
@@ -209,39 +213,45 @@ class Database:
             if len(jobs) == 1 or not self._was_open:
                 _fail(jobs, _translate(error))
             else:
-                await self._do_each(jobs)
+                await self._do_each(jobs, until)
         else:
             for job, rows in zip(jobs, results, strict=True):
                 job.result.set_result(rows)
 
-    async def _do_each(self, jobs: Sequence[_Job]) -> None:
-        """Do each job in a transaction of its own. If the database is closed meanwhile, the others fail."""
+    async def _do_each(self, jobs: Sequence[_Job], until: float) -> None:
+        """Do each job in a transaction of its own. If the database is closed meanwhile, the others fail.
+
+        A transaction waits for a lock for a part of the time that is left, so that many of them leave some to others.
+        """
         try:
             for job in jobs:
-                await self._do([job])
+                await self._do([job], until)
         finally:
             _fail([job for job in jobs if not job.result.done()], LedgerError(_CLOSED))
 
-    async def _transact(self, jobs: Sequence[_Job]) -> list[Rows]:
+    async def _transact(self, jobs: Sequence[_Job], until: float) -> list[Rows]:
         """Do some jobs in one transaction. If the connection that was idle fails, a fresh one follows.
 
         It may have been closed in the meantime, forgotten by the network, or lead to what is a replica by now.
         """
-        until = self.loop.time() + self._timeout
+        if self.loop.time() >= until:  # the jobs before have taken all of it
+            raise TimeoutError
         if self._connection is not None:
             idle, self._connection = self._connection, None
             try:
                 return await self._attempt(idle, jobs, until)
-            except Exception:
-                if not self._can_be_repeated(idle, jobs, until):
+            except Exception as error:
+                if not self._can_be_repeated(idle, error, jobs, until):
                     raise
-        return await self._attempt(Connection(self._backend, self._engine, self._timeout), jobs, until)
+        return await self._attempt(Connection(self._backend, self._engine), jobs, until)
 
-    def _can_be_repeated(self, failed: Connection, jobs: Sequence[_Job], until: float) -> bool:
+    def _can_be_repeated(self, failed: Connection, error: Exception, jobs: Sequence[_Job], until: float) -> bool:
         """Return whether there is time for jobs that have failed, and they can do no harm if they were done after all.
 
-        A transaction whose commit was not sent was not done.
+        A transaction whose commit was not sent was not done. One that waits for a lock would wait again.
         """
+        if _is_locked(error):
+            return False
         if self.loop.time() > until - self._timeout / 2:
             return False
         return not failed.is_committing or all(command.is_repeatable for job in jobs for command in job.commands)
@@ -251,7 +261,8 @@ class Database:
         self._active = connection
         was_idle = connection.is_open
         reads_only = all(job.reads_only for job in jobs)
-        task = connection.transact([job.commands for job in jobs], reads_only=reads_only)
+        timeout = until - self.loop.time()
+        task = connection.transact([job.commands for job in jobs], reads_only=reads_only, timeout=timeout)
         try:
             if was_idle and self._backend.is_remote:
                 await _wait_for(task, self._timeout * PROBE_SHARE)
@@ -306,6 +317,11 @@ def _fail(jobs: Collection[_Job], error: LedgerError) -> None:
     for job in jobs:
         job.result.set_exception(error)
         job.result.exception()  # asyncio would log an exception that nobody has looked at
+
+
+def _is_locked(error: Exception) -> bool:
+    """Return whether a statement of PostgreSQL has waited in vain for a lock of another transaction."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE
 
 
 def _translate(error: Exception) -> LedgerError:

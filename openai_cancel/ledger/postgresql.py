@@ -72,7 +72,15 @@ class PostgreSQL:
     def set_up(self, connection: Connection, is_over: Callable[[], bool]) -> None:
         """Do nothing: every setting belongs to a transaction."""
 
-    def begin(self, connection: Connection, is_over: Callable[[], bool], *, reads_only: bool, timeout: float) -> None:
+    def begin(
+        self,
+        connection: Connection,
+        is_over: Callable[[], bool],
+        *,
+        reads_only: bool,
+        timeout: float,
+        lock_timeout: float,
+    ) -> None:
         """Begin a transaction, in one round trip.
 
         The server ends it, and frees its locks, if this process dies or gives up.
@@ -82,13 +90,17 @@ class PostgreSQL:
             is_over: not used.
             reads_only: not used. A replica is no place for a ledger's readers, who want to see what was written.
             timeout: seconds that a statement may take.
+            lock_timeout: seconds that it may wait for a lock.
         """
         del is_over, reads_only
         statements = ["BEGIN ISOLATION LEVEL READ COMMITTED"]
         if timeout < math.inf:
-            limit = _milliseconds(timeout)
-            names = ("statement_timeout", "idle_in_transaction_session_timeout")
-            statements += [f"SET LOCAL {name} = {limit}" for name in names]
+            limits = {
+                "statement_timeout": timeout,
+                "idle_in_transaction_session_timeout": timeout,
+                "lock_timeout": lock_timeout,
+            }
+            statements += [f"SET LOCAL {name} = {_milliseconds(limit)}" for name, limit in limits.items()]
         connection.exec_driver_sql("; ".join(statements), execution_options={"no_parameters": True})
 
     def handle(self, driver: Any) -> "Wire":

@@ -83,7 +83,15 @@ class SQLite:
         for statement in _SETTINGS:
             _execute(connection, statement, is_over)
 
-    def begin(self, connection: Connection, is_over: Callable[[], bool], *, reads_only: bool, timeout: float) -> None:
+    def begin(
+        self,
+        connection: Connection,
+        is_over: Callable[[], bool],
+        *,
+        reads_only: bool,
+        timeout: float,
+        lock_timeout: float,
+    ) -> None:
         """Begin a transaction. Writers take turns, and readers do not wait.
 
         See https://www.sqlite.org/lang_transaction.html.
@@ -93,8 +101,9 @@ class SQLite:
             is_over: whether to give up waiting for other writers.
             reads_only: whether all statements of the transaction only read.
             timeout: not used.
+            lock_timeout: not used: there is one lock, which all jobs need.
         """
-        del timeout
+        del timeout, lock_timeout
         _execute(connection, "BEGIN" if reads_only else "BEGIN IMMEDIATE", is_over)
 
     def handle(self, driver: Any) -> "Handle":
