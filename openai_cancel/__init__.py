@@ -122,8 +122,9 @@ as the response runs unless you set a `timeout`, and the ids in a log that the c
 - `stop_many`: 64 responses at a time, and as many outcomes that are not yet consumed (`concurrency`).
 - `wait_many`: 1,000 responses at a time (`concurrency`).
 - A line in a file of ids: 16,777,216 characters. An id in it: 4,096 characters.
-- A ledger: 5 s for a transaction, and for its close (`timeout`); 10,000 operations that wait; 10,000 rows that are
-  written later. A sweep gives up a response after 12 attempts (`max_attempts`).
+- A ledger: 5 s for a transaction, and for its close (`timeout`); 0.3 of that for a row that another transaction has
+  locked. An operation is refused if more than 100 wait, one of them for longer than that `timeout`, or if 200,000 wait.
+  100,000 rows are written later. A sweep gives up a response after 12 attempts (`max_attempts`).
 
 # Versions
 

@@ -84,11 +84,35 @@ class TestTransactions:
     async def test_the_number_of_jobs_that_wait_is_limited(
         self, session, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(database, "BATCH_SIZE", 2)
         monkeypatch.setattr(database, "MAX_QUEUED", 3)
         tracking = (ledger.track(f"resp_{number}", session=session, ttl=60) for number in range(5))
         results = await asyncio.gather(*tracking, return_exceptions=True)
         assert [type(result) for result in results] == [type(None)] * 3 + [LedgerError] * 2
         assert str(results[4]) == "The ledger's database is too slow: 3 transactions wait for it."
+
+    async def test_a_burst_of_jobs_is_not_refused(self, url: str) -> None:
+        opened = Database(read_url(url), timeout=30)
+        burst = [opened.submit(()) for _ in range(10_001)]
+        await asyncio.wait(burst)
+        assert not any(job.exception() for job in burst)
+        await opened.close()
+
+    async def test_jobs_are_refused_while_others_wait_in_vain(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(database, "BATCH_SIZE", 1)
+        url = f"sqlite:///{tmp_path}/ledger.db"
+        opened = Database(read_url(url), timeout=0.3)
+        await opened.execute()
+        with connected(url):  # which locks the file
+            waiting = [opened.submit(()) for _ in range(9)]
+            await asyncio.wait(waiting[:3])  # each of them has waited for almost the whole time
+            with pytest.raises(LedgerError, match="is too slow: [1-6] transactions wait for it"):
+                opened.submit(())
+        await asyncio.wait(waiting)
+        await opened.submit(())
+        await opened.close()
 
     async def test_jobs_that_are_done_one_by_one_do_not_take_longer_than_one_transaction(self, tmp_path: Path) -> None:
         url = f"sqlite:///{tmp_path}/ledger.db"

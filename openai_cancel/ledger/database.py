@@ -24,8 +24,8 @@ from openai_cancel.ledger.table import Command
 BATCH_SIZE = 100
 """The maximum number of jobs that share a transaction."""
 
-MAX_QUEUED = 10_000
-"""The maximum number of jobs that wait. It is reached only if the database hangs."""
+MAX_QUEUED = 200_000
+"""The maximum number of jobs that wait, for the sake of memory: each takes more than 1 kB."""
 
 PROBE_SHARE = 0.2
 """The part of the time of a transaction in which a connection that was idle must answer to its begin.
@@ -80,6 +80,7 @@ class _Job:
     commands: Collection[Command]
     result: asyncio.Future[Rows]
     reads_only: bool
+    since: float
 
 
 class Database:
@@ -162,16 +163,23 @@ class Database:
         """Start a job like `execute` or `read`, and return its result, for which `wait` waits.
 
         Raises:
-            LedgerError: too many jobs are waiting, or the database is closed.
+            LedgerError: jobs have waited for too long, or are too many, or the database is closed.
         """
         if self._closing or self._task.done():
             raise ClosedError(_CLOSED)
-        if len(self._queue) >= MAX_QUEUED:
+        if self._is_too_slow():
             raise LedgerError(f"The ledger's database is too slow: {len(self._queue):,} transactions wait for it.")
-        job = _Job(commands, self.loop.create_future(), reads_only)
+        job = _Job(commands, self.loop.create_future(), reads_only, self.loop.time())
         self._queue.append(job)
         self._wake.set()
         return job.result
+
+    def _is_too_slow(self) -> bool:
+        """Return whether jobs wait in vain. A burst of them alone does not mean that."""
+        waiting = len(self._queue)
+        if waiting <= BATCH_SIZE:  # the next transaction does all of them
+            return False
+        return waiting >= MAX_QUEUED or self.loop.time() - self._queue[0].since > self._timeout
 
     async def wait(self, result: asyncio.Future[Rows]) -> Rows:
         """Wait for the result of a job. A cancellation ends the wait, and not the job.
