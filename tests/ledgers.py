@@ -162,8 +162,12 @@ async def open_calls(kind: str, url: str, server: Emulator, **options: Any) -> A
 
 
 async def beat(clock: ManualClock) -> None:
-    """Let the heart of a ledger beat once, and wait until it has renewed the leases."""
+    """Let the heart of a ledger beat once, and wait until it has renewed the leases.
+
+    The ends that were missed are then on their way, before whatever the test asks the ledger next.
+    """
     await until(lambda: HEARTBEAT in clock.slept)
     before = clock.slept.count(HEARTBEAT)
     clock.advance(HEARTBEAT)
     await until(lambda: clock.slept.count(HEARTBEAT) > before)
+    await asyncio.sleep(0)

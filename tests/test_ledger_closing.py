@@ -127,6 +127,19 @@ class TestMissedChanges:
             assert await states(again) == {running: "released"}
         assert warnings(caplog) == ["the ledger works again"]
 
+    async def test_closing_writes_many_missed_ends_some_at_a_time(
+        self, url: str, server: Emulator, create, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(leases, "MAX_APART", 2)
+        names = [create() for _ in range(5)]
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
+            guard = session.guard(*names)
+            await guard.__aenter__()
+            async with without_table(url):
+                await guard.__aexit__(None, None, None)
+        async with Ledger(url) as again:
+            assert await states(again) == dict.fromkeys(names, "released")
+
     async def test_what_is_never_written_is_said_in_lines_of_limited_length(
         self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:

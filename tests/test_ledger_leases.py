@@ -6,16 +6,18 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 from conftest import until
-from ledger_database import execute, lapse, without_table
-from ledgers import beat, entries, open_session, states
+from ledger_database import execute, lapse, locked, without_table
+from ledgers import beat, entries, open_session, states, sweep
 from manual_clock import ManualClock
+from postgres import Postgres, empty
 from sqlalchemy import Engine, event, select
 
-from openai_cancel import AsyncSession, LedgerError
-from openai_cancel.emulator import Emulator
-from openai_cancel.ledger import Ledger, leases
+from openai_cancel import AsyncSession, LedgerError, Verdict
+from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger, connection, leases
 from openai_cancel.ledger.table import RESPONSES
 
 
@@ -94,6 +96,8 @@ class TestADatabaseThatFailsForAWhile:
             failing_end = without_table(url)
             await failing_end.__aenter__()
         await beat(ledger_clock)  # it fails, and the heart beats on
+        with pytest.raises(LedgerError):
+            await states(ledger)
         await failing_end.__aexit__(None, None, None)
         assert (await states(ledger))[ended] == "tracked"
         await beat(ledger_clock)
@@ -141,6 +145,119 @@ class TestADatabaseThatFailsForAWhile:
                     await broken.__aenter__()
             await broken.__aexit__(None, None, None)
             assert not server.responses[over].cancelled
+
+
+class TestRowsThatAnotherTransactionHasLocked:
+    """Only PostgreSQL locks single rows."""
+
+    @pytest.fixture
+    async def url(self, postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.setattr(connection, "LOCK_SHARE", 0.01)  # so that no test waits long for a lock
+        await empty(postgres.url)
+        return postgres.url
+
+    async def test_a_heartbeat_renews_all_other_leases_and_does_not_take_the_row_for_lost(
+        self,
+        session,
+        ledger: Ledger,
+        url: str,
+        ledger_clock: ManualClock,
+        create,
+        *,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        blocked, held = create(), create()
+        async with session.guard(blocked), session.guard(held):
+            await lapse(url)
+            async with locked(url, blocked):
+                await beat(ledger_clock)
+                found = await entries(ledger)
+                assert found[blocked].lease_left < 0
+                assert 50 < found[held].lease_left <= 60
+                assert await sweep(ledger, session) == {}
+            await beat(ledger_clock)
+            assert 50 < (await entries(ledger))[blocked].lease_left <= 60
+        assert await states(ledger) == {blocked: "released", held: "released"}
+        assert logged_errors(caplog) == []
+
+    async def test_an_end_that_cannot_be_written_delays_neither_heartbeats_nor_other_ends(
+        self, session, ledger: Ledger, url: str, ledger_clock: ManualClock, create
+    ) -> None:
+        blocked, ended, held = create(), create(), create()
+        async with session.guard(held):
+            async with session.guard(ended), session.guard(blocked):
+                failing = without_table(url)
+                await failing.__aenter__()
+            await failing.__aexit__(None, None, None)
+            async with locked(url, blocked):
+                for _ in range(2):
+                    await lapse(url, held)
+                    await beat(ledger_clock)
+                    found = await entries(ledger)
+                    assert 50 < found[held].lease_left <= 60
+                    assert (found[blocked].state, found[ended].state) == ("tracked", "released")
+            await beat(ledger_clock)
+            assert (await states(ledger))[blocked] == "released"
+
+    async def test_a_row_that_is_missing_is_recorded_again_although_an_end_cannot_be_written(
+        self, session, ledger: Ledger, url: str, ledger_clock: ManualClock, create
+    ) -> None:
+        blocked, missing = create(), create()
+        async with session.guard(missing):
+            async with session.guard(blocked):
+                failing = without_table(url)
+                await failing.__aenter__()
+            await failing.__aexit__(None, None, None)
+            async with locked(url, blocked):
+                await execute(url, RESPONSES.delete().where(RESPONSES.c.response_id == missing))
+                await beat(ledger_clock)  # the process owns as many rows as it holds
+                assert await states(ledger) == {blocked: "tracked", missing: "tracked"}
+
+    async def test_an_end_that_cannot_be_written_at_the_close_is_the_only_one_that_is_not(
+        self, url: str, server: Emulator, create, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        blocked, *ended = (create() for _ in range(5))
+        async with Ledger(url) as ledger, open_session(server, ledger) as session:
+            async with session.guard(blocked, *ended):
+                failing = without_table(url)
+                await failing.__aenter__()
+            await failing.__aexit__(None, None, None)
+            async with locked(url, blocked):
+                await ledger.close()
+        async with Ledger(url) as again:
+            assert await states(again) == {blocked: "tracked", **dict.fromkeys(ended, "released")}
+        (said,) = [message for message in caplog.messages if "was closed before" in message]
+        assert said.endswith(f": {blocked} (released)")
+
+
+class TestADatabaseOfAnotherEncoding:
+    @pytest.fixture
+    async def url(self, postgres: Postgres) -> AsyncIterator[str]:
+        await asyncio.to_thread(self.change, postgres.url, "DROP DATABASE IF EXISTS latin")
+        create = "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'"
+        await asyncio.to_thread(self.change, postgres.url, create)
+        yield postgres.url.replace("/postgres?", "/latin?")
+        await asyncio.to_thread(self.change, postgres.url, "DROP DATABASE latin WITH (FORCE)")
+
+    def change(self, url: str, statement: str) -> None:
+        with psycopg.connect(url, autocommit=True) as found:
+            found.execute(statement)
+
+    async def test_letters_of_an_error_that_it_cannot_hold_are_escaped_and_guards_go_on(
+        self, session, ledger: Ledger, url: str, server: Emulator, ledger_clock: ManualClock, *, create
+    ) -> None:
+        refused, held = create(), create()
+        await ledger.track(refused, session=session, ttl=60)
+        await lapse(url)
+        server.faults.append(Fault(status=403, body={"error": {"message": "é サ"}}))
+        async with session.guard(held):
+            assert await sweep(ledger, session) == {refused: Verdict.FORBIDDEN}
+            await lapse(url, held)
+            await beat(ledger_clock)
+            found = await entries(ledger)
+            assert r"403: \xe9 \u30b5" in found[refused].error
+            assert found[refused].lease_left > 0
+            assert 50 < found[held].lease_left <= 60
 
 
 class TestADatabaseThatCannotBeUsed:

@@ -156,6 +156,9 @@ within the ledger's `timeout`. Of several hosts, each has a part of it, and at l
 **Locks.** A row that another transaction has locked does not hold up the others. A heartbeat skips it, an operation
 that needs it fails after 0.3 of the `timeout`, and the end of its guard is written later.
 
+**Encoding.** Use a database with the encoding UTF8. In another one, an error message with letters that it cannot hold
+is stored in ASCII, with escapes.
+
 **Roles and grants.** The tables are created by whoever opens the ledger first. To give services no right to do that,
 let a migration job run `openai-cancel ledger init --grant SERVICE` as the role that is to own them. It runs:
 

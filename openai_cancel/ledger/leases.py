@@ -16,7 +16,7 @@ import attrs
 from openai_cancel.clock import Clock
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.connection import Rows
-from openai_cancel.ledger.database import ClosedError, Database
+from openai_cancel.ledger.database import BATCH_SIZE, ClosedError, Database
 from openai_cancel.ledger.fate import Fate, decide_fate, describe_taken
 from openai_cancel.ledger.health import Health
 from openai_cancel.ledger.table import (
@@ -38,6 +38,9 @@ from openai_cancel.records import fields
 MAX_MISSED = 100_000
 """The maximum number of changes that are kept, to be written later, while the database fails."""
 
+MAX_APART = 1_000
+"""The number of missed ends up to which each is written apart from the others. A close has no time for more jobs."""
+
 REPORTED = 100
 """The maximum number of changes in a line of the log."""
 
@@ -52,6 +55,12 @@ Listener = Callable[[Outcome], None]
 
 _WATCHED = frozenset({Fate.SHARED, Fate.TAKEN})
 """The fates that may change."""
+
+_UNTRANSLATABLE = "22P05"
+"""The SQLSTATE for a text that the encoding of the database cannot hold.
+
+See https://www.postgresql.org/docs/current/errcodes-appendix.html.
+"""
 
 _T = TypeVar("_T")
 
@@ -80,9 +89,9 @@ class _Held:
 class Leases:
     """The leases that this process holds. Each heartbeat renews all of them with one statement.
 
-    A heartbeat also writes the changes that could not be written before, unless they no longer matter. If the process
-    owns fewer rows than it holds, the heartbeat looks for the others: a row that is missing is written again, and the
-    guards of a row that another process has taken are told.
+    After a heartbeat, the ends that could not be written before are written, unless they no longer matter. If the
+    process owns fewer rows than it holds, the heartbeat looks for the others: a row that is missing is written again,
+    and the guards of a row that another process has taken are told.
 
     Args:
         database: the database. It is closed together with this object.
@@ -107,7 +116,8 @@ class Leases:
         self._missed: dict[str, Change] = {}
         self.health: Health = Health()
         self.is_closed: bool = False
-        self._heart = asyncio.create_task(self._beat())
+        self._has_beaten = asyncio.Event()
+        self._tasks = [asyncio.create_task(self._beat()), asyncio.create_task(self._catch_up())]
 
     async def close(self) -> None:
         """Write what is still to be written, and close the database. Leases that are still held expire.
@@ -117,15 +127,16 @@ class Leases:
         It takes no longer than the timeout of the database, and half a second if it is cancelled. What could not be
         written is logged.
         """
-        self._heart.cancel()
+        for task in self._tasks:
+            task.cancel()
         self.is_closed = True
-        self.write(self._take_missed())
+        self._write_apart(self._missed_ends())
         if self._sweeps:
             with suppress(LedgerError):  # too many jobs are waiting, and the claims expire
                 self.database.submit([give_back([*self._sweeps])])
         try:
             await self.database.close()
-            await asyncio.wait((self._heart,))
+            await asyncio.wait(self._tasks)
         finally:
             self._report_unwritten()
 
@@ -206,6 +217,8 @@ class Leases:
             return
         self.health.note_failure(error)
         lost = 0
+        if getattr(error.__cause__, "sqlstate", None) == _UNTRANSLATABLE:
+            changes = [change.in_ascii() if isinstance(change, Settlement) else change for change in changes]
         for change in changes:
             if len(self._missed) < MAX_MISSED:
                 self._missed[change.digest] = change
@@ -223,30 +236,45 @@ class Leases:
         while True:
             await self._clock.sleep(self.duration / 3)
             await self._renew()
+            self._has_beaten.set()
 
     async def _renew(self) -> None:
-        """Write the ends that were missed, renew all leases, and find out what became of rows that were lost."""
-        missed = self._take_missed()
+        """Renew all leases, and find out what became of rows that were lost."""
         owners = {*self._sweeps, self.owner} if self._held else self._sweeps
         try:
-            if missed:
-                await self.wait(self.write(missed))
             if owners:
                 await self._renew_leases(owners)
         except LedgerError as error:
             self.health.note_failure(error)
 
-    def _take_missed(self) -> list[End]:
-        """Return the ends that were missed and still matter."""
+    async def _catch_up(self) -> None:
+        """Write the ends that were missed after each heartbeat, which does not wait for them."""
+        while True:
+            await self._has_beaten.wait()
+            self._has_beaten.clear()
+            missed = self._missed_ends()
+            for ends in _parts((end for end in missed if self._missed.get(end.digest) is end), BATCH_SIZE):
+                written = self._write_apart(ends)
+                await asyncio.wait(written)
+                if all(one.exception() for one in written):
+                    break  # the database fails
+
+    def _write_apart(self, ends: Collection[End]) -> list[Written]:
+        """Write ends that were missed, each as a job of its own, so that one that fails does not affect the others."""
+        size = 1 + len(ends) // MAX_APART
+        return [self.write(part) for part in _parts(ends, size)]
+
+    def _missed_ends(self) -> list[End]:
+        """Return the ends that were missed and still matter, and forget the other changes that were missed."""
         # A row that is held again was written again. Heartbeats find the rows of guards that are missing by themselves,
         # and who has called `Ledger.track` was told.
-        missed = [
+        ends = [
             change
             for change in self._missed.values()
             if not isinstance(change, Record) and (change.owner != self.owner or change.digest not in self._held)
         ]
-        self._missed.clear()
-        return missed
+        self._missed = {end.digest: end for end in ends}
+        return ends
 
     def _report_unwritten(self) -> None:
         for changes in _parts(self._missed.values(), REPORTED):
@@ -265,13 +293,15 @@ class Leases:
             renew(owners, self.duration, self.database.dialect), count_owned(self.owner)
         )
         self.health.note_success()
-        lost = {} if found == len(counted) else await self._find_lost(counted)
+        # A row whose end is still to be written may be counted in the place of one that was lost.
+        lost = {} if found == len(counted) and not self._missed else await self._find_lost(counted)
         await self._look_at({**watched, **lost})
 
     async def _find_lost(self, counted: Mapping[str, _Held]) -> dict[str, _Held]:
         """Return the rows that this process should own, and does not."""
+        known = {*counted, *self._held, *self._missed}  # before the answer comes, ends may be on their way
         ours = {digest for (digest,) in await self.database.execute(owned(self.owner))}
-        unknown = ours - counted.keys() - self._held.keys() - self._missed.keys()  # their ends were lost
+        unknown = ours - known - self._held.keys() - self._missed.keys()  # their ends were lost
         self.write([Settlement(digest, "?", self.owner, TRACKED, again_in=self.duration) for digest in unknown])
         return {digest: held for digest, held in counted.items() if digest not in ours}
 

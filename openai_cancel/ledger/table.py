@@ -233,6 +233,10 @@ class Settlement(NamedTuple):
             request_id=outcome.request_id,
         )
 
+    def in_ascii(self) -> Self:
+        """Return the same with what a database of any encoding can hold: a server's text, with its letters escaped."""
+        return self._replace(error=_escaped(self.error), request_id=_escaped(self.request_id))
+
     def parameters(self) -> dict[str, Any]:
         """Return the parameters of the statement that writes the change."""
         return {
@@ -315,6 +319,10 @@ class Account(NamedTuple):
             seconds=seconds,
             max_age=max_age,
         )
+
+
+def _escaped(words: str | None) -> str | None:
+    return words and words.encode("ascii", errors="backslashreplace").decode()
 
 
 def _storable(words: str | None) -> str | None:
