@@ -287,9 +287,8 @@ def share(digests: Collection[str], owner: str, seconds: float) -> Command:
     """
     until = _now + seconds
     is_shared = and_(_table.digest.in_(digests), _table.state == TRACKED, _table.owner != owner)
-    locked = (
-        select(_table.digest).where(is_shared).order_by(_table.digest).with_for_update(key_share=True).cte("locked")
-    )
+    held = select(_table.digest).where(is_shared).order_by(_table.digest)
+    locked = held.with_for_update(key_share=True, skip_locked=True).cte("locked")  # as for `renew`
     return Command(
         update(RESPONSES)
         .where(_table.digest.in_(select(locked.c.digest)))
