@@ -13,6 +13,9 @@ from openai_cancel.clock import Clock
 TURN_SHARE = 0.125
 """The share of its time that a stop may wait for its first turn, if all slots are taken. It may need more of them."""
 
+LONGEST_TURN = 0.8
+"""Seconds that it may wait at most. `Pace` gives turns one second ahead, and who waits for longer can be overtaken."""
+
 
 @attrs.define(eq=False)
 class Slots:
@@ -72,7 +75,7 @@ class Slots:
                 slot.set_result(None)
 
     def _has_room(self, seconds: float) -> bool:
-        return self._stuck or self._held < max(1.0, self.rate() * seconds * TURN_SHARE)
+        return self._stuck or self._held < max(1.0, self.rate() * min(seconds * TURN_SHARE, LONGEST_TURN))
 
     def _note_end(self, began: float, seconds: float) -> None:
         now = self.clock.monotonic()

@@ -6,7 +6,7 @@ import attrs
 import pytest
 from manual_clock import ManualClock
 
-from openai_cancel.slots import TURN_SHARE, Slots
+from openai_cancel.slots import LONGEST_TURN, Slots
 
 GRACE = 10.0
 
@@ -28,6 +28,7 @@ class Stops:
     """
 
     slots: Slots
+    seconds: float = GRACE
     begun: list[str] = attrs.field(factory=list)
     tasks: dict[str, asyncio.Task[None]] = attrs.field(factory=dict)
     _ends: dict[str, asyncio.Event] = attrs.field(factory=dict)
@@ -44,7 +45,7 @@ class Stops:
         await settle()
 
     async def _run(self, name: str) -> None:
-        async with self.slots.take(GRACE):
+        async with self.slots.take(self.seconds):
             self.begun.append(name)
             await self._ends[name].wait()
 
@@ -57,7 +58,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 def stops(clock: ManualClock) -> Stops:
     """Stops that share two slots."""
-    return Stops(Slots(lambda: 2 / GRACE / TURN_SHARE, clock))
+    return Stops(Slots(lambda: 2 / LONGEST_TURN, clock))
 
 
 async def test_stops_begin_in_their_order_when_others_have_ended(stops: Stops) -> None:
@@ -88,7 +89,7 @@ async def test_a_slot_goes_to_the_next_one_if_its_stop_is_cancelled_meanwhile(st
 
 async def test_a_later_stop_does_not_overtake_those_that_wait(stops: Stops) -> None:
     await stops.begin("abc")
-    stops.slots.rate = lambda: 3 / GRACE / TURN_SHARE
+    stops.slots.rate = lambda: 3 / LONGEST_TURN
     await stops.begin("d")
     assert stops.begun == ["a", "b"]
     await stops.end("abcd")
@@ -119,3 +120,12 @@ async def test_a_stop_that_uses_up_its_time_is_waited_for_while_others_end(stops
     await stops.begin("fg")
     assert "f" not in stops.begun
     await stops.end("defg")
+
+
+@pytest.mark.parametrize(("seconds", "slots"), [(0.1, 1), (1.6, 4), (4.0, 10), (6.4, 16), (100.0, 16)])
+async def test_no_stop_waits_long_for_its_first_turn(clock: ManualClock, seconds: float, slots: int) -> None:
+    stops = Stops(Slots(lambda: 20, clock), seconds)
+    names = "abcdefghijklmnopqrst"
+    await stops.begin(names)
+    assert len(stops.begun) == slots
+    await stops.end(names)
