@@ -140,7 +140,7 @@ class _Tap:
         """The method that sends a request. It is looked up each time, since somebody may replace it in the class."""
         if self._own is not None:
             return cast("Callable[..., Any]", self._own)
-        method: Any = type(self._client).send
+        method: Any = cast("Any", type(self._client)).send
         return cast("Callable[..., Any]", method.__get__(self._client) if hasattr(method, "__get__") else method)
 
     @property
