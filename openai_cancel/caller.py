@@ -7,7 +7,6 @@ import asyncio
 import logging
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Self, TypedDict, TypeVar
 
 import attrs
@@ -256,8 +255,12 @@ class Caller:
             attempts += 1
             left = policy.deadline - (clock.monotonic() - began)
             is_last = attempts > policy.max_retries and not self.is_repeated
-            with nullcontext() if self.pace is None else self.pace.sending():
-                result = await self._attempt(request, read, policy, left=left, is_last=is_last)
+            attempt = self._attempt(request, read, policy, left=left, is_last=is_last)
+            if self.pace is None:
+                result = await attempt
+            else:
+                with self.pace.sending():
+                    result = await attempt
             self._note(request, response_id, result, sent, attempts)
             if not isinstance(result, OpenAICancelError):
                 if self.endings.listeners:
