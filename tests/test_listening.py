@@ -263,8 +263,10 @@ class TestEvents:
             clock.advance(100)
 
         wait = asyncio.create_task(session.wait("resp_1", stream=True, stalled_timeout=20, on_update=take_long))
-        await until(lambda: scripted.streams and clock.slept)
-        clock.advance(8)
+        await until(lambda: scripted.streams)
+        while not wait.done():
+            clock.advance(1)
+            await asyncio.sleep(0.005)
         assert (await wait).status == "completed"
         assert scripted.queries == ["stream=true", "", ""]
 
