@@ -96,7 +96,8 @@ These properties are tested:
 - The key is sent only to the host of `base_url`. `~/.netrc` does not replace it, and a proxy does not see the key of an
   https server. Redirects are not followed: one would also turn the POST into a GET, whose answer looks like a success.
 - The key appears in no URL, repr, log line, error, pickle or ledger row, and in no local variable of this package in a
-  traceback. If a server repeats the key in an error, it is replaced by `***`.
+  traceback. If a server repeats the key in an error, it is replaced by `***`, and so are values of headers and of the
+  query whose names sound like those of credentials, such as `subscription-key`.
 - If the key would travel to another machine over plain http, an `InsecureTransportWarning` says so.
 - An id is always one segment of the path, also if it contains slashes, as some do. Ids, headers and query values cannot
   inject anything into a request.

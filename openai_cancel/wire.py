@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from math import isfinite
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias
-from urllib.parse import quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import attrs
 import orjson
@@ -464,6 +464,9 @@ def _parse(body: bytes) -> Any:
     return document
 
 
+_SECRET_NAME = re.compile("auth|cookie|credential|key|passw|secret|sig|token", re.IGNORECASE)
+
+
 def _redact(answer: Answer, request: Request) -> Answer:
     """Return the answer without the credentials of the request, which a server may repeat in any form.
 
@@ -471,13 +474,18 @@ def _redact(answer: Answer, request: Request) -> Answer:
     """
     headers = [(name, value.encode(errors="replace").decode()) for name, value in answer.headers.items()]
     body = answer.body
-    for name in ("authorization", "api-key"):
-        secret = request.headers.get(name, "").rpartition(" ")[2]
+    for secret in _secrets(request):
         if len(secret) >= SECRET_LENGTH:
             pattern = "".join(map(_any_form, secret))
             headers = [(name, re.sub(pattern, "***", value, flags=re.IGNORECASE)) for name, value in headers]
             body = re.sub(pattern.encode(), b"***", body, flags=re.IGNORECASE)
     return answer._replace(headers=CIMultiDict(headers), body=body)
+
+
+def _secrets(request: Request) -> list[str]:
+    """Return the values of headers and of the query whose names sound like those of credentials, the longest first."""
+    named = [*request.headers.items(), *parse_qsl(urlsplit(request.url).query)]
+    return sorted({value.rpartition(" ")[2] for name, value in named if _SECRET_NAME.search(name)}, key=len)[::-1]
 
 
 def _any_form(character: str) -> str:

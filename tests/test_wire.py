@@ -486,6 +486,22 @@ class TestErrors:
     def test_the_key_is_removed_from_a_success_that_repeats_it(self) -> None:
         assert KEY.encode() not in decode_failure(f'{{"key": "{KEY}"}}'.encode()).body
 
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"headers": {"X-Api-Key": "sub-0123/456"}},
+            {"headers": {"Ocp-Apim-Subscription-Key": "sub-0123/456"}},
+            {"base_url": "https://h/v1?subscription-key=sub-0123%2F456"},
+            {"base_url": "https://h/v1?sig=sub-0123%2F456&api-version=2025-04-01-preview"},
+        ],
+    )
+    def test_other_credentials_are_removed_from_an_error_that_repeats_them(self, options: dict) -> None:
+        request = Wire.from_settings(Settings.openai(api_key=KEY, **options)).request("GET", "x")
+        body = {"error": {"message": "No sub-0123/456, nor /v1?k=sub-0123%2F456, for 2025-04-01-preview."}}
+        error = decode_error(401, body, {"location": "/v1?k=sub-0123%2F456"}, request=request)
+        assert error.message == "No ***, nor /v1?k=***, for 2025-04-01-preview."
+        assert "sub-0123" not in f"{error!s} {error!r} {vars(error)} {error.to_dict()}"
+
     def test_a_key_of_digits_is_removed_from_a_number(self) -> None:
         request = Wire.from_settings(Settings.openai(api_key="12345678")).request("GET", "x")
         assert decode_error(400, b'{"error": {"message": "no", "code": 12345678}}', request=request).message.endswith(
