@@ -79,6 +79,14 @@ class TestJson:
     def test_lines_of_json_and_plain_ids_can_be_mixed(self) -> None:
         assert read('{"id": "resp_1", "x": 1}\n"resp_2"\nresp_3\n') == ["resp_1", "resp_2", "resp_3"]
 
+    @pytest.mark.parametrize("indent", [None, 2])
+    def test_the_list_of_a_server_has_its_ids(self, indent: int | None) -> None:
+        listed = [{"id": "resp_1", "status": "queued"}, {"id": "resp_2"}, {"name": "x"}]
+        text = json.dumps({"object": "list", "data": listed, "has_more": False}, indent=indent)
+        bad = BadLine(1, "has no field id or response_id", {"name": "x"})
+        assert rows(text) == [Row("resp_1", {"status": "queued"}), Row("resp_2", {}), bad]
+        assert numbers('{"object": "list", "data": {}}') == [1]
+
     def test_response_id_is_preferred_to_id(self) -> None:
         assert read('{"id": 17, "response_id": "resp_1"}') == ["resp_1"]
 

@@ -187,7 +187,7 @@ class IdReader:
     def _read_values(self, line: Line) -> Iterator[Row | BadLine]:
         try:
             for number, text in self._values.read(line):
-                yield self._read_json(number, text)
+                yield from self._read_json(number, text)
         except NotJsonError:
             yield from self._give_up()
 
@@ -199,12 +199,10 @@ class IdReader:
             yield from self._read_line(line)
 
     def _read_line(self, line: Line) -> Iterator[Row | BadLine]:
-        if _has_content(line[1]):
-            yield self._read_plain(line[0], line[1].strip())
+        if _has_content(text := line[1].strip()):
+            yield from self._read_json(line[0], text) if text[0] in '{["' else [self._read_plain(line[0], text)]
 
     def _read_plain(self, number: int, text: str) -> Row | BadLine:
-        if text[0] in '{["':
-            return self._read_json(number, text)
         text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
         if any(delimiter in text for delimiter in self._delimiters):
             return BadLine(number, "looks like a table, but the first line has no column id or response_id")
@@ -212,20 +210,16 @@ class IdReader:
             return BadLine(number, "contains a space; write one id per line")
         return _checked(number, text)
 
-    def _read_json(self, number: int, text: str) -> Row | BadLine:
+    def _read_json(self, number: int, text: str) -> Iterator[Row | BadLine]:
         try:
             document: Any = json.loads(text)
         except (ValueError, RecursionError):
-            return BadLine(number, "is not JSON")
-        if document.__class__ is list:
-            return BadLine(number, "is a list inside a list; write one object or one id per line")
-        if document.__class__ is not dict:
-            return _checked(number, document)
-        for field in ID_FIELDS:
-            if field in document:
-                found = document.pop(field)
-                return _checked(number, found, _fields(document))
-        return BadLine(number, "has no field id or response_id", _fields(document))
+            yield BadLine(number, "is not JSON")
+            return
+        # The answer of a server that lists its responses.
+        listed = document.get("data") if document.__class__ is dict and document.get("object") == "list" else None
+        for value in listed if listed.__class__ is list else [document]:
+            yield _read_value(number, value)
 
     def _read_table(self, lines: list[Line], line_limit: int) -> Iterator[Row | BadLine]:
         while lines:
@@ -268,6 +262,18 @@ def _with_breaks(texts: Sequence[str]) -> list[str]:
 def _has_content(text: str) -> bool:
     text = text.strip()
     return bool(text) and not text.startswith("#")
+
+
+def _read_value(number: int, value: Any) -> Row | BadLine:
+    if value.__class__ is list:
+        return BadLine(number, "is a list inside a list; write one object or one id per line")
+    if value.__class__ is not dict:
+        return _checked(number, value)
+    for field in ID_FIELDS:
+        if field in value:
+            found = value.pop(field)
+            return _checked(number, found, _fields(value))
+    return BadLine(number, "has no field id or response_id", _fields(value))
 
 
 def _checked(number: int, found: object, columns: Mapping[str, Any] = _NO_COLUMNS) -> Row | BadLine:
