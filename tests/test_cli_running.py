@@ -98,11 +98,11 @@ class TestList:
         assert (done, out) == (expected, "")
         assert ("openai-cancel ledger" in err) == (status == 405)
 
-    @pytest.mark.slow
     async def test_a_table_can_be_written_into_a_pipe(self, run, add) -> None:
         name = add(7200)
         assert name in (await run("list", "--no-json"))[1].splitlines()[-1].split()
 
+    @pytest.mark.slow
     async def test_a_terminal_shows_a_table(self, add, server: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
