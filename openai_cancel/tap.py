@@ -29,6 +29,8 @@ from openai_cancel.wire import SEGMENT
 _PATH = re.compile(rb"(?P<api>.*)/responses(?:/(?P<id>[^/?]+)(?:/cancel)?)?(?:\?.*)?", re.DOTALL)
 _BACKGROUND = re.compile(rb'"background"\s*:\s*true')
 
+_UNSET = object()
+
 _log = logging.getLogger("openai_cancel")
 
 
@@ -262,10 +264,10 @@ def _end_of(task: "asyncio.Task[Any]") -> "asyncio.Future[None]":
     return waiter
 
 
-def _take_over(context: Context) -> None:
+def _take_over(context: Context, before: Context) -> None:
     """Set the variables here that an event hook or an instrumentation has set in the context of a creation."""
     for variable, value in context.items():
-        if variable.get(None) is not value:
+        if before.get(variable, _UNSET) is not value:
             variable.set(value)
 
 
@@ -321,7 +323,8 @@ class _AsyncTap(_Tap):
         creation = self._begin(request, listeners, stream=stream)
         if not in_asyncio():
             return await self._create(creation, request, stream=stream, options=options)
-        context = copy_context()
+        before = copy_context()
+        context = before.copy()
         task = asyncio.create_task(self._create(creation, request, stream=stream, options=options), context=context)
         try:
             await _end_of(task)
@@ -330,7 +333,7 @@ class _AsyncTap(_Tap):
                 listener.forsake(creation)
             self._clean_up(self._abandon(task, creation))
             raise
-        _take_over(context)
+        _take_over(context, before)
         try:
             return task.result()
         finally:
