@@ -217,7 +217,8 @@ class IdReader:
             yield BadLine(number, "is not JSON")
             return
         # The answer of a server that lists its responses.
-        listed = document.get("data") if document.__class__ is dict and document.get("object") == "list" else None
+        is_page = document.__class__ is dict and document.get("object") == "list"
+        listed: Any = document.get("data") if is_page else None
         for value in listed if listed.__class__ is list else [document]:
             yield _read_value(number, value)
 
