@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import itertools
+import logging
 import math
 import os
 import signal
@@ -40,6 +41,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # In asyncio's debug mode, each future keeps the stack of its creation, which takes a third of the time of the tests.
 _walk_stack = traceback.walk_stack
 traceback.walk_stack = lambda frame: itertools.islice(_walk_stack(frame), 10)
+
+# It also warns of callbacks that take long, as they do on a busy machine. Tests look at the warnings of the package.
+logging.getLogger("asyncio").addFilter(lambda record: not record.getMessage().startswith("Executing "))
 
 # While modules are imported and tests collected, hardly anything becomes garbage.
 gc.disable()

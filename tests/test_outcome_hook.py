@@ -59,7 +59,7 @@ async def session(request: pytest.FixtureRequest, server: Emulator, told: Told) 
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the warnings of the package. On a busy machine, asyncio's debug mode warns, too."""
+    """Return the warnings of the package."""
     return [record.getMessage() for record in caplog.records if record.name == "openai_cancel"]
 
 

@@ -1,7 +1,11 @@
 """Clients whose `send` somebody has written anew: it gets what it asked for, and what it creates is seen."""
 
+import asyncio
 import functools
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -10,8 +14,9 @@ import pytest
 from conftest import KEY
 from openai_clients import REQUEST, async_client, states
 
-from openai_cancel import AsyncSession
+from openai_cancel import AsyncSession, LedgerError
 from openai_cancel.emulator import Emulator, Fault
+from openai_cancel.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -36,6 +41,24 @@ class RetryingClient(httpx2.AsyncClient):
                 continue
             if answer.json()["status"] != "failed":
                 return answer
+
+
+class ForgetfulClient(httpx2.AsyncClient):
+    """A client that drops all event hooks, and leaves the body to its caller."""
+
+    async def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        assert not stream
+        self.event_hooks = {}
+        return await super().send(request, stream=True, **options)
+
+
+class ForgetfulBlockingClient(httpx2.Client):
+    """The same for blocking code."""
+
+    def send(self, request: Any, *, stream: bool = False, **options: Any) -> Any:
+        assert not stream
+        self.event_hooks = {}
+        return super().send(request, stream=True, **options)
 
 
 class DelegatingClient(httpx2.AsyncClient):
@@ -92,6 +115,27 @@ async def test_each_answer_of_a_method_that_tries_again_is_seen(
                 await client.responses.create(**REQUEST)
                 raise ZeroDivisionError
     assert {*states(server)} == {"cancelled"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_body_that_a_method_leaves_to_its_caller_is_read_or_closed(
+    server: Emulator, tmp_path: Path, *, fails: bool
+) -> None:
+    settings: dict[str, Any] = {"api_key": KEY, "base_url": server.base_url, "max_retries": 0}
+    async with (
+        openai.AsyncOpenAI(**settings, http_client=ForgetfulClient()) as client,
+        Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+        AsyncSession(api_key=KEY, base_url=server.base_url, ledger=ledger, ledger_required=True) as session,
+        session.watch(client) as watch,
+    ):
+        with openai.OpenAI(**settings, http_client=ForgetfulBlockingClient()) as blocking:
+            watch.add(blocking)
+            if fails:
+                await ledger.close()
+            for create in (client.responses.create, partial(asyncio.to_thread, blocking.responses.create)):
+                with pytest.raises((LedgerError, openai.APIConnectionError)) if fails else nullcontext():
+                    assert (await create(**REQUEST)).id in server.responses
+    assert len(server.responses) == 2
 
 
 async def test_a_method_that_is_replaced_in_the_class_meanwhile_is_called(

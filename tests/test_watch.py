@@ -16,7 +16,15 @@ from openai_clients import REQUEST, async_client, blocking_client, inside
 from openai_clients import states as server_states
 from processes import StartProcess
 
-from openai_cancel import AsyncSession, ConfigurationError, LedgerError, Session, SessionStateError
+from openai_cancel import (
+    AsyncSession,
+    ConfigurationError,
+    LedgerError,
+    Outcome,
+    Session,
+    SessionStateError,
+    outcome_hook,
+)
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 
@@ -325,6 +333,32 @@ async def test_a_sweep_stops_everything_that_a_killed_service_has_created(
         await lapse(url)
         await sweep(ledger, session)
     assert {name for name, work in server.responses.items() if work.cancelled} >= {*names}
+
+
+async def test_an_outcome_is_recorded_although_its_task_is_cancelled_before_everybody_was_told(
+    ledger: Ledger,
+    server: Emulator,
+    client: openai.AsyncOpenAI,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def hook(_: Outcome) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+    begun = asyncio.Event()
+    server.faults = [Fault(on="create", delay=0.05)]
+    async with open_session(server, ledger, on_outcome=hook) as session, session.watch(client):
+        task = asyncio.create_task(create(client))
+        await until(lambda: server.received)
+        task.cancel()
+        await begun.wait()
+        (stopping,) = [one for one in asyncio.all_tasks() if "WatchedResponses._stop" in repr(one)]
+        stopping.cancel()
+        await asyncio.wait([stopping])
+    assert [*(await states(ledger)).values()] == ["cancelled"]
+    assert "was not stopped" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
