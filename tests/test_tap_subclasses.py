@@ -151,13 +151,20 @@ async def test_a_method_that_is_replaced_in_the_class_meanwhile_is_called(
     async def replaced(request: Any, **options: Any) -> Any:
         return await real(client._client, request, **options)
 
+    class Replacement:
+        """A callable that binds no client, as a mock is."""
+
+        async def __call__(self, request: Any, **options: Any) -> Any:
+            return await replaced(request, **options)
+
     async with async_client(server) as client, session.guard(client, on_exit="stop"):
         kind = type(client._client)
         monkeypatch.setattr(kind, "send", send)
         response = await client.responses.create(**REQUEST)
         await client.responses.retrieve(response.id)
         assert seen == ["POST", "GET"]
-        monkeypatch.setattr(kind, "send", functools.partial(replaced))  # which binds no client
-        await client.responses.create(**REQUEST)
+        for replacement in (staticmethod(replaced), Replacement()):
+            monkeypatch.setattr(kind, "send", replacement)
+            await client.responses.create(**REQUEST)
     assert seen == ["POST", "GET"]
-    assert states(server) == ["cancelled", "cancelled"]
+    assert states(server) == ["cancelled"] * 3
