@@ -142,9 +142,9 @@ class _Tap:
         """The method that sends a request. It is looked up each time, since somebody may replace it in the class."""
         if self._own is not None:
             return cast("Callable[..., Any]", self._own)
-        kind = cast("type[Any]", type(self._client))
-        method: Any = next(vars(base)["send"] for base in kind.__mro__ if "send" in vars(base))
-        return cast("Callable[..., Any]", method.__get__(self._client) if hasattr(method, "__get__") else method)
+        client: object = self._client
+        method: Any = next(vars(base)["send"] for base in type(client).__mro__ if "send" in vars(base))
+        return cast("Callable[..., Any]", method.__get__(client) if hasattr(method, "__get__") else method)
 
     @property
     def is_installed(self) -> bool:
