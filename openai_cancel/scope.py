@@ -104,11 +104,11 @@ class Scope:
         self._has_failed = True
 
     def check_context(self) -> None:
-        """Warn if the block is left in another context than that in which it was entered, as it has seen nothing."""
+        """Warn if the block is left in a different context from the one it was entered in: it has seen nothing."""
         if self._clients and self not in (_scopes.get() or ()):
             _log.warning(
-                "a guard was left in another context than that in which it was entered: it has not seen what its "
-                "clients have created there. Enter it in the task, or the thread, that calls them",
+                "a guard was exited in a different context from the one it was entered in, so it did not see what its "
+                "clients created. Enter it in the task or thread that calls them",
                 extra=fields("other_context"),
             )
 

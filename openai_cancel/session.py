@@ -719,9 +719,9 @@ class AsyncSession:
         """Wait until a response ends.
 
         Transient errors do not end the wait. If it ends before the response does, because of a timeout, a
-        cancellation of the task, or a server that refuses three times in a row, the response is stopped. A response
-        that is not found is looked for during 10 seconds at least, and a minute if it was seen before: a store may not
-        show a new one yet, and replicas may not share one.
+        cancellation of the task, or a server that refuses three times in a row, the response is stopped. If the
+        response is not found, the wait goes on for at least 10 seconds, or a minute if it was seen before: a store may
+        not show a new response yet, and replicas may not share one.
 
         It polls often at first, then about every 8 seconds, and after some minutes at intervals of 2 % of the time that
         has passed. With `stream=True` it follows the events of the response instead of polling.

@@ -249,7 +249,7 @@ class TestThreads:
         contextvars.copy_context().run(block.__enter__)
         create(client)
         block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
-        assert "a guard was left in another context" in caplog.text
+        assert "a guard was exited in a different context" in caplog.text
         assert states(server) == ["in_progress"]
 
     def test_a_block_in_a_thread_leaves_it_in_the_block_around_its_start(

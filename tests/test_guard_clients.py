@@ -360,7 +360,7 @@ async def test_a_block_that_is_entered_in_another_task_is_told(
     guard = session.guard(client)
     await asyncio.create_task(guard.__aenter__())
     await guard.__aexit__(None, None, None)
-    assert "a guard was left in another context" in caplog.text
+    assert "a guard was exited in a different context" in caplog.text
 
 
 class TestCreationsUnderWay:
