@@ -75,7 +75,7 @@ async def stop(
     unseen: bool = False,
     keep: Callable[[Outcome], object] | None = None,
 ) -> Outcome:
-    """Stop a response, and report its fate. For the other arguments, see `AsyncSession.stop`.
+    """Stop a response, and report its fate.
 
     Args:
         caller: makes the requests.

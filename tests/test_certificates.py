@@ -3,10 +3,10 @@
 import datetime as dt
 import ssl
 import subprocess
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import aiohttp
 import pytest
@@ -14,7 +14,7 @@ import trustme
 from aiohttp import web
 from conftest import KEY, hasty_session
 
-from openai_cancel import APIConnectionError, AsyncSession
+from openai_cancel import APIConnectionError, AsyncSession, transport
 from openai_cancel.certificates import trusted_authorities
 
 DOCUMENT = b'{"id": "resp_1", "status": "cancelled"}'
@@ -112,13 +112,10 @@ class TestTheContext:
         trust(authority)
         assert trusted_authorities() is trusted_authorities()
 
-    async def test_a_session_without_tls_makes_none(self, trust, authority: trustme.CA) -> None:
-        trust(authority)
-        began = time.perf_counter()
-        for _ in range(10):
-            async with AsyncSession(api_key=KEY, base_url="http://127.0.0.1:9"):
-                pass
-        assert time.perf_counter() - began < 1
+    async def test_a_session_for_http_creates_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(transport, "trusted_authorities", Mock(side_effect=AssertionError))
+        async with AsyncSession(api_key=KEY, base_url="http://127.0.0.1:9"):
+            pass
 
 
 class TestAdvice:

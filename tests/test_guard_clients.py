@@ -483,7 +483,9 @@ class TestCreationsUnderWay:
             await cancel_under_way(task, server)
         else:
             await task
-        await until(lambda: states(server) == ["in_progress"])
+        await until(lambda: states(server))
+        await until(lambda: not any("Tap" in repr(task.get_coro()) for task in asyncio.all_tasks()))
+        assert states(server) == ["in_progress"]
 
     @pytest.mark.parametrize("fault", [Fault(on="create", delay=0.05, status=500), Fault(on="create", delay=math.inf)])
     async def test_a_creation_without_a_response_holds_up_nothing_but_the_grace(

@@ -16,7 +16,7 @@ from openai_cancel.cli.options import FileOptions
 
 
 class FailedIds:
-    """The ids whose last line in a log says that they are not stopped, as a `Source` of a run.
+    """The ids whose last line in a log says that they are not stopped, as an `IdSource` of a run.
 
     Args:
         lines: the order, the id, and the other columns of each.

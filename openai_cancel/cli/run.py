@@ -248,7 +248,8 @@ class Run:
     ) -> None:
         """Handle the responses with all ids of a source, while the session is open.
 
-        After Ctrl-C or SIGTERM, the responses under way are finished; after another one, they are abandoned.
+        After Ctrl-C or SIGTERM, the responses under way are finished, or abandoned if the run has an `abandon`. Without
+        one, a second signal abandons them.
         """
         self._source = source
         interrupt = partial(self._interrupt, asyncio.current_task())

@@ -196,7 +196,7 @@ class Findings:
 
 
 class RunningSource:
-    """The ids of the responses that run, as a `Source` of a run.
+    """The ids of the responses that run, as an `IdSource` of a run.
 
     What does not run in the background cannot be stopped by an id, and is left out.
 

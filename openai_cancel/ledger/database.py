@@ -113,7 +113,8 @@ class Database:
     async def close(self) -> None:
         """Accept no more jobs, do those that wait, and close the connection, all within the timeout.
 
-        If it is cancelled, it has half a second left. The jobs that are not done then fail.
+        If it is cancelled, the jobs that wait have half a second left, and fail then. To close the connection may take
+        as long again.
         """
         self._closing = True
         self._wake.set()

@@ -124,7 +124,7 @@ class Leases:
 
         The claims of sweeps that still run are given back.
 
-        It takes no longer than the timeout of the database, and half a second if it is cancelled. What could not be
+        It takes no longer than the timeout of the database, and about a second if it is cancelled. What could not be
         written is logged.
         """
         for task in self._tasks:

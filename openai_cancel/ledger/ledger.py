@@ -639,7 +639,7 @@ class Ledger:
             account=partial(_account, session),
             clock=self._clock,
             unknown=unknown,
-            ttl=_check_fate(unknown, ttl),
+            ttl=_check_unknown(unknown, ttl),
             labels={**self._labels, **check_labels(labels or {})},
             max_age=self._max_age,
             filters=attrs.evolve(filters, older_than=None),
@@ -713,12 +713,16 @@ def _check_session(session: AsyncSession) -> None:
         )
 
 
-def _check_fate(unknown: str, ttl: float | None) -> float:
+def _check_unknown(unknown: str, ttl: float | None) -> float:
     """Return the time to live of responses that are adopted, or infinity if there are none."""
     if unknown not in FATES:
         raise ConfigurationError(f"unknown must be {', '.join(map(repr, FATES))}, not {unknown!r}.")
-    if (unknown == "adopt") != (ttl is not None):
-        raise ConfigurationError("ttl is the time until adopted responses are stopped: use it with unknown='adopt'.")
+    if unknown == "adopt" and ttl is None:
+        raise ConfigurationError("unknown='adopt' requires ttl, the seconds until a sweep stops adopted responses.")
+    if unknown != "adopt" and ttl is not None:
+        raise ConfigurationError(
+            "ttl is the seconds until a sweep stops adopted responses: use it with unknown='adopt'."
+        )
     return math.inf if ttl is None else check_seconds("ttl", ttl)
 
 

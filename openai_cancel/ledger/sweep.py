@@ -158,10 +158,14 @@ class Sweep:
                 return
         backoff = min(INITIAL_BACKOFF * 2 ** min(row.attempts - 1, 10), MAX_BACKOFF)
         again_in = backoff if row.attempts < self.max_attempts else None
-        young = row.age < YOUNG
         self._write(
             Settlement.from_outcome(
-                row.digest, self._owner, outcome, again_in=again_in, attempts=row.attempts, young=young
+                row.digest,
+                self._owner,
+                outcome,
+                again_in=again_in,
+                attempts=row.attempts,
+                not_found_is_final=row.age >= YOUNG,
             )
         )
 

@@ -205,7 +205,7 @@ class Settlement(NamedTuple):
         again_in: float | None,
         more_attempts: int = 0,
         attempts: int = 1,
-        young: bool = False,
+        not_found_is_final: bool = True,
     ) -> Self:
         """Return what to record for the outcome of a stop.
 
@@ -216,10 +216,10 @@ class Settlement(NamedTuple):
             again_in: seconds until a sweep may claim the row if the response was not stopped; None to give up.
             more_attempts: the number to add to the attempts.
             attempts: the number of attempts to stop the response so far, for the reason of giving up.
-            young: whether the response was recorded a moment ago, so that a server that does not find it may find it
-                later.
+            not_found_is_final: whether a response that the server does not find is not tried again. If it was created
+                recently, the server may find it later.
         """
-        final = outcome.verdict in FINAL_VERDICTS and not (young and outcome.verdict is Verdict.NOT_FOUND)
+        final = outcome.verdict in FINAL_VERDICTS and (not_found_is_final or outcome.verdict is not Verdict.NOT_FOUND)
         gives_up = again_in is None and not final
         error = _reason(outcome)
         return cls(

@@ -117,7 +117,7 @@ class LeaseTracker:
         digest, owner = self._account.digest(response_id), self._leases.owner
         if outcome is None:
             return Settlement(digest, response_id, owner, TRACKED, again_in=0.0, more_attempts=1)
-        return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1, young=True)
+        return Settlement.from_outcome(digest, owner, outcome, again_in=0.0, more_attempts=1, not_found_is_final=False)
 
     def _hold(self, records: Collection[Record]) -> Written:
         return self._leases.hold(records, self._lose)
