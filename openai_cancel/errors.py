@@ -282,7 +282,8 @@ class ListingError(APIError):
 class AbandonedError(OpenAICancelError):
     """Nobody waits for a block any more, as the function `abandoned` of its guard reports.
 
-    The guard has tried to stop its responses, and `outcome` says whether that worked. Register a handler for it in your web framework, which otherwise logs a traceback.
+    The guard has tried to stop its responses, and `outcome` says whether that worked. Register a handler for the error
+    in your web framework, which otherwise logs a traceback.
 
     Attributes:
         outcome: the `Outcome` of stopping the response, or of the first one of several; None if the guard stopped
