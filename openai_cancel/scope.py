@@ -8,11 +8,12 @@ import logging
 import threading
 from collections.abc import Collection
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 from openai_cancel.clients import Account
-from openai_cancel.home import Arrivals, Home, Work
+from openai_cancel.guarded_responses import GuardedResponses
+from openai_cancel.home import Home
 from openai_cancel.records import fields
 from openai_cancel.settings import Settings
 from openai_cancel.tap import tap, untap
@@ -25,48 +26,23 @@ _of_main_thread: "list[Scope]" = []
 """The blocks that the main thread is in, which count for the threads that it starts, too."""
 
 
-class Members(Protocol):
-    """The responses of a guard, as its scopes see them.
-
-    Attributes:
-        arrivals: the creations that are under way.
-        orphans: the creations and responses whose callers are gone.
-    """
-
-    arrivals: Arrivals
-    orphans: Arrivals
-
-    def join(self, response_id: str) -> Work | None:
-        """Guard a response, and return what is left to do. Can be called from any thread."""
-
-    def leave(self, response_id: str) -> None:
-        """Let go of a response that has ended. Can be called from any thread."""
-
-    def holds(self, response_id: str) -> bool:
-        """Return whether a response is guarded."""
-        ...
-
-    async def stop_one(self, response_id: str) -> None:
-        """Stop a response, unless the end of the block has done it."""
-
-
 class Scope:
     """One run of a guard's block. It is a `Listener` of the clients of the guard.
 
     Args:
         settings: the settings of the session.
         home: the event loop of the session.
-        members: the responses of the guard.
+        responses: the responses of the guard.
 
     Attributes:
         home: as above.
     """
 
-    def __init__(self, settings: Settings, home: Home, members: Members) -> None:
+    def __init__(self, settings: Settings, home: Home, responses: GuardedResponses) -> None:
         self.home: Home = home
         self._settings = settings
         self._account: Account | None = None
-        self._members = members
+        self._responses = responses
         self._clients: list[Any] = []
         self._is_open = True
         self._has_failed = False
@@ -131,55 +107,57 @@ class Scope:
 
     def expect(self, creation: object) -> None:
         """Note that a creation is under way."""
-        self._members.arrivals.expect(creation)
+        self._responses.arrivals.expect(creation)
 
     def note(self, creation: object) -> None:
         """Note that a creation is over."""
-        self._members.arrivals.note(creation)
+        self._responses.arrivals.note(creation)
 
     def forsake(self, creation: object) -> None:
         """Note that the task that has made a creation was cancelled."""
         if self._is_open:
-            self._members.orphans.expect(creation)
+            self._responses.orphans.expect(creation)
 
     def settle(self, creation: object) -> None:
         """Note that the response of such a creation was passed to `abandon`."""
-        self._members.orphans.note(creation)
+        self._responses.orphans.note(creation)
 
-    def join(self, response_id: str) -> Work | None:
-        """Guard a response. If the block was left by an exception, stop it."""
+    def admit(self, response_id: str) -> bool:
+        """Guard a response, and return whether to `record` it, or to stop it since the block was left by an exception.
+
+        A block that has ended normally lets its responses run on.
+        """
         if self._is_open:
-            return self._members.join(response_id)
-        if not self._has_failed:
-            return None  # the block has ended normally, and lets its responses run on
-        record = self._members.join(response_id)
+            return self._responses.admit(response_id)
+        if self._has_failed:
+            self._responses.admit(response_id)
+        return self._has_failed
 
-        async def stop() -> None:
-            if record is not None:
-                await record()
-            await self._members.stop_one(response_id)
-
-        return stop
+    async def record(self, response_id: str) -> None:
+        """Write a response to the ledger. If the block was left by an exception, stop it."""
+        await self._responses.record(response_id)
+        if self._has_failed and not self._is_open:
+            await self._responses.stop_one(response_id)
 
     def abandon(self, response_id: str) -> None:
         """Stop a response that nobody knows."""
-        if self._members.holds(response_id):
-            self._members.orphans.expect(response_id)
+        if self._responses.holds(response_id):
+            self._responses.orphans.expect(response_id)
             self.home.start(lambda: self._stop(response_id))
 
     async def _stop(self, response_id: str) -> None:
         try:
-            await self._members.stop_one(response_id)
+            await self._responses.stop_one(response_id)
         finally:
-            self._members.orphans.note(response_id)
+            self._responses.orphans.note(response_id)
 
     def holds(self, response_id: str) -> bool:
         """Return whether the response is guarded."""
-        return self._members.holds(response_id)
+        return self._responses.holds(response_id)
 
     def leave(self, response_id: str) -> None:
         """Let go of a response that was seen to end."""
-        self._members.leave(response_id)
+        self._responses.leave(response_id)
 
     def has_started(self, thread: threading.Thread) -> bool:
         """Return whether a thread was started after the block began."""

@@ -56,7 +56,7 @@ class Listener(Protocol):
         """Note that a creation is under way."""
 
     def note(self, creation: object) -> None:
-        """Note that a creation is over. If it has created a response, `join` was called before."""
+        """Note that a creation is over. If it has created a response, `admit` was called before."""
 
     def forsake(self, creation: object) -> None:
         """Note that the task that has made a creation was cancelled, so that nobody else will know the response."""
@@ -64,8 +64,12 @@ class Listener(Protocol):
     def settle(self, creation: object) -> None:
         """Note that the response of such a creation, if there is one, was passed to `abandon`."""
 
-    def join(self, response_id: str) -> Work | None:
-        """Take in a response that was created, and return what is left to do before anybody else knows its id."""
+    def admit(self, response_id: str) -> bool:
+        """Take in a response that was created, and return whether to call `record` before anybody else knows its id."""
+        ...
+
+    async def record(self, response_id: str) -> None:
+        """Do what is left to do for a response that was taken in. It is called in the event loop of the session."""
 
     def abandon(self, response_id: str) -> None:
         """Stop a response that nobody else knows, because the call that has created it was cancelled or failed."""
@@ -214,24 +218,26 @@ class _Tap:
             listener.expect(creation)
         return creation
 
-    def _join(self, creation: _Creation, sight: Sight) -> list[tuple[Listener, Work]]:
-        """Tell the id to those who want to know it, and return what is left to do."""
-        works: list[tuple[Listener, Work]] = []
+    def _admit(self, creation: _Creation, sight: Sight) -> list[tuple[Home, Work]]:
+        """Tell the id to the listeners, and return what to do in their event loops before anybody else knows it."""
+        works: list[tuple[Home, Work]] = []
         response_id = sight.response_id
         if response_id is None:
-            sight.on_id = partial(self._join_late, creation)
+            sight.on_id = partial(self._admit_late, creation)
         elif SEGMENT.fullmatch(response_id):
             creation.response_id = response_id
             sight.on_end = partial(_leave, creation.listeners, response_id)
-            works = [(one, work) for one in creation.listeners if (work := one.join(response_id)) is not None]
+            works = [
+                (one.home, partial(one.record, response_id)) for one in creation.listeners if one.admit(response_id)
+            ]
         _end(creation)
         return works
 
-    def _join_late(self, creation: _Creation, sight: Sight) -> None:
+    def _admit_late(self, creation: _Creation, sight: Sight) -> None:
         """Do the same if the id comes late in a stream. The reader of the stream does not wait for it."""
         with _without_failure():
-            for listener, work in self._join(creation, sight):
-                listener.home.start(work)
+            for home, work in self._admit(creation, sight):
+                home.start(work)
 
 
 def _is_concerned(listener: Listener) -> bool:
@@ -373,9 +379,9 @@ class _AsyncTap(_Tap):
         body = _observe(response, sight)
         if body is not None:
             await body.read_ahead()
-        for listener, work in self._join(creation, sight):
+        for home, work in self._admit(creation, sight):
             with _without_failure():
-                await listener.home.run_async(work)
+                await home.run_async(work)
 
     async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
         """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
@@ -439,6 +445,6 @@ class _BlockingTap(_Tap):
         body = _observe(response, sight)
         if body is not None:
             body.read_ahead()
-        for listener, work in self._join(creation, sight):
+        for home, work in self._admit(creation, sight):
             with _without_failure():
-                listener.home.run_blocking(work)
+                home.run_blocking(work)

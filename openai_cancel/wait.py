@@ -16,7 +16,8 @@ from openai_cancel.errors import (
     OpenAICancelError,
     ResponseDecodeError,
 )
-from openai_cancel.guard import YOUNG, Guard
+from openai_cancel.guard import Guard
+from openai_cancel.guarded_responses import YOUNG
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.progress import Progress

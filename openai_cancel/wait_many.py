@@ -130,7 +130,7 @@ class _WaitMany(Bulk[WaitResult]):
             return None if self._on_update is None else self._on_update(response)
 
         guard = self._guard(response_id)
-        guard.stops.keep(self.pace)  # all stops at once would be too many requests
+        guard.responses.keep(self.pace)  # all stops at once would be too many requests
         self._guards.add(guard)
         try:
             await wait(self.caller, guard, response_id, limits=self._limits, on_update=update)

@@ -11,7 +11,7 @@ from openai_cancel import tracing
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.clients import Account, Client, http_client
-from openai_cancel.home import Arrivals, Home, Work
+from openai_cancel.home import Arrivals, Home
 from openai_cancel.outcome import Outcome, ended
 from openai_cancel.records import fields
 from openai_cancel.stop import stop
@@ -199,16 +199,20 @@ class WatchedResponses:
         """Note that the response of such a creation was passed to `abandon`."""
         self._arrivals.note(creation)
 
-    def join(self, response_id: str) -> Work | None:
-        """Record a response."""
+    def admit(self, response_id: str) -> bool:
+        """Hold a response, and return whether to `record` it."""
         if not self.is_open:
-            return None
+            return False
         self._held[response_id] = self._caller.clock.monotonic()
         if tracing.has_metrics():
             from openai_cancel import metrics  # not imported unless metrics are used
 
             metrics.observe(self)
-        return lambda: self._tracker.begin([response_id])
+        return True
+
+    async def record(self, response_id: str) -> None:
+        """Write a response to the ledger."""
+        await self._tracker.begin([response_id])
 
     def abandon(self, response_id: str) -> None:
         """Stop a response that nobody knows."""

@@ -58,7 +58,7 @@ class TestWithDeadConnectionsInThePool:
     async def test_a_guard_starts_with_a_fresh_connection(
         self, relay: Relay, server: Emulator, create, client, *, dead: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("openai_cancel.guard.TRUSTED_FOR", 0.0)
+        monkeypatch.setattr("openai_cancel.guarded_responses.TRUSTED_FOR", 0.0)
         ids = [create() for _ in range(dead)]
         async with AsyncSession(api_key=KEY, base_url=relay.base_url, **client) as session:
             await warm(session, server, ids)

@@ -237,7 +237,7 @@ class TestThreads:
             with session.guard(client) as later:
                 pool.submit(create, client).result()
                 assert not later.armed
-            assert len(inner.stops.ids) == 1
+            assert len(inner.responses.ids) == 1
             raise ZeroDivisionError
         assert states(server) == ["cancelled", "cancelled"]
 

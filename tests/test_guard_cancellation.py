@@ -148,7 +148,7 @@ class TestCancelledTask:
                 await asyncio.sleep(0)
             return await stop(caller, name, deadline=deadline, **options)
 
-        monkeypatch.setattr("openai_cancel.guard.stop", cancelled_at_first)
+        monkeypatch.setattr("openai_cancel.guarded_responses.stop", cancelled_at_first)
         with pytest.raises(ValueError, match="mine"):
             async with session.guard(create(), grace=10):
                 raise ValueError("mine")

@@ -384,7 +384,8 @@ class TestClients:
     ) -> None:
         odd.answer = documents(b'{"id": "resp_1", "status": "queued"}')
         async with odd.session.guard(client) as guard:
-            monkeypatch.setattr(type(guard.stops), "join", lambda _, __: failing)
+            monkeypatch.setattr(type(guard.scope), "admit", lambda *_: True)
+            monkeypatch.setattr(type(guard.scope), "record", lambda *_: failing())
             assert (await client.responses.create(**REQUEST)).id == "resp_1"
         assert "may run on: ZeroDivisionError" in caplog.text
 
