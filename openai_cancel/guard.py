@@ -17,7 +17,7 @@ from openai_cancel.outcome import Outcome
 from openai_cancel.records import fields
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
-from openai_cancel.tracking import History, Tracker
+from openai_cancel.tracking import Tracker
 from openai_cancel.watcher import Watcher
 from openai_cancel.wire import ResponseId
 
@@ -88,16 +88,6 @@ class Guard:
         return bool(self._responses.ids) or bool(self._responses.arrivals)
 
     @property
-    def tracked(self) -> bool:
-        """Whether a ledger records the responses."""
-        return self._tracker is not None
-
-    @property
-    def stops_on_exit(self) -> bool:
-        """Whether the responses are stopped also if the block ends normally."""
-        return self._on_exit == "stop"
-
-    @property
     def responses(self) -> GuardedResponses:
         """The responses, for `BlockingGuard`."""
         return self._responses
@@ -132,25 +122,27 @@ class Guard:
         if self._entered:
             self._scope.add(self._clients)
 
-    async def history(self, response_id: str) -> History:
-        """Return the progress of a response in earlier waits, also of processes that have died."""
-        return History() if self._tracker is None else await self._tracker.history(response_id)
-
-    async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:
-        """Write the progress of a response to the ledger, and return whether that was possible. See `Tracker`."""
-        return self._tracker is None or await self._tracker.note_progress(response_id, mark, ago)
-
     def disarm(self) -> None:
         """Stop guarding the responses so far, and let them run on. Later ones are guarded again."""
         if self._tracker and self._entered:
             self._tracker.release_soon(self._responses.unsettled())
         self._responses.ids.clear()
 
-    def leave(self) -> None:
-        """End a block whose responses may run on and are in no ledger, from any thread, for `BlockingGuard`."""
+    def _lets_run(self, error: BaseException | None) -> bool:
+        return error is None and self._on_exit == "leave"
+
+    def end_at_once(self, error: BaseException | None) -> bool:
+        """End the block, and return True, if nothing has to be stopped or written. Works in any thread.
+
+        It is for `BlockingGuard`.
+        """
+        responses = self._responses
+        if self.armed and (not self._lets_run(error) or responses.is_tracked or responses.orphans):
+            return False
         self._entered = False
-        self._open_guards.discard(self._responses)
+        self._open_guards.discard(responses)
         self._scope.close()
+        return True
 
     async def __aenter__(self) -> Self:
         self._caller.transport.check_open()  # a guard that could stop nothing refuses its block
@@ -197,7 +189,7 @@ class Guard:
         """
         self._entered = False
         responses = self._responses
-        lets_run = error is None and not self.stops_on_exit
+        lets_run = self._lets_run(error)
         if not lets_run:
             self._scope.fail()
         try:

@@ -16,7 +16,7 @@ from openai_cancel.outcome import Outcome, ended
 from openai_cancel.pace import Pace
 from openai_cancel.records import fields
 from openai_cancel.stop import stop
-from openai_cancel.tracking import Tracker
+from openai_cancel.tracking import History, Tracker
 
 MANY = 20
 """The number of responses above which they are stopped at a pace: a server may allow few requests a second."""
@@ -71,6 +71,19 @@ class GuardedResponses:
     def under_way(self) -> bool:
         """Whether the responses are being stopped."""
         return self._run is not None
+
+    @property
+    def is_tracked(self) -> bool:
+        """Whether a ledger records the responses."""
+        return self._tracker is not None
+
+    async def history(self, response_id: str) -> History:
+        """Return the progress of a response in earlier waits, also of processes that have died."""
+        return History() if self._tracker is None else await self._tracker.history(response_id)
+
+    async def note_progress(self, response_id: str, mark: str, ago: float) -> bool:
+        """Write the progress of a response to the ledger, and return whether that was possible. See `Tracker`."""
+        return self._tracker is None or await self._tracker.note_progress(response_id, mark, ago)
 
     def keep(self, pace: Pace) -> None:
         """Stop the responses at a pace that others share. Their grace then begins with the turn of each."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 
-from openai_cancel.guard import Guard
+from openai_cancel.guarded_responses import GuardedResponses
 from openai_cancel.models import Response
 from openai_cancel.models.response import is_same_progress, progress_of
 from openai_cancel.tracking import History
@@ -21,7 +21,7 @@ class Progress:
     """The progress of a response, as one wait sees it.
 
     Args:
-        guard: the guard of the wait, whose ledger keeps the progress, if it has one.
+        responses: the guarded response of the wait, whose ledger keeps the progress, if there is one.
         response_id: the id.
         now: the time at which the wait begins.
         history: what the ledger knows from earlier waits.
@@ -32,10 +32,12 @@ class Progress:
         queued_since: the time since which the response has been queued; None if it is not.
     """
 
-    def __init__(self, guard: Guard, response_id: str, *, now: float, history: History, limit: float) -> None:
+    def __init__(
+        self, responses: GuardedResponses, response_id: str, *, now: float, history: History, limit: float
+    ) -> None:
         self.changed: float = now
         self.queued_since: float | None = None
-        self._guard = guard
+        self._responses = responses
         self._response_id = response_id
         self._began = now
         self._history = history
@@ -103,7 +105,7 @@ class Progress:
         self._next_write = now + self._limit * SHARE
         mark = self._mark if self._event is None else f"{self._mark}@{self._event}"
         ago = now - self.changed - self._ahead
-        self._is_unwritten = not await self._guard.note_progress(self._response_id, mark, ago)
+        self._is_unwritten = not await self._responses.note_progress(self._response_id, mark, ago)
 
 
 def _mark(seen: object) -> str:

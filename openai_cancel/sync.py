@@ -637,18 +637,17 @@ class BlockingGuard:
     def _leave(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        lets_run = error is None and not self._guard.stops_on_exit
-        if not self._guard.armed or (lets_run and not self._guard.tracked and not self._guard.responses.orphans):
-            self._guard.leave()
+        if self._guard.end_at_once(error):
             return
+        responses = self._guard.responses
         try:
             self._loop_thread.run(self._guard.__aexit__, kind, error, traceback)
         except SessionStateError as failure:
             self._loop_thread.join_closed()
-            if self._guard.responses.closed and error is not None:
-                self._guard.responses.give_up(detached(failure))
-                self._guard.responses.report(error)
-            if self._guard.responses.closed:
+            if responses.closed and error is not None:
+                responses.give_up(detached(failure))
+                responses.report(error)
+            if responses.closed:
                 return
             if error is None:
                 raise

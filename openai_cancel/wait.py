@@ -142,11 +142,11 @@ async def wait(
         async with guard:
             has_limits = min(limits.queued_timeout, limits.stalled_timeout) < math.inf
             progress = Progress(
-                guard,
+                guard.responses,
                 response_id,
                 now=caller.clock.monotonic(),
-                history=await guard.history(response_id) if has_limits else History(),
-                limit=limits.stalled_timeout if guard.tracked else math.inf,
+                history=await guard.responses.history(response_id) if has_limits else History(),
+                limit=limits.stalled_timeout if guard.responses.is_tracked else math.inf,
             )
             wait = _Wait(caller, response_id, limits=limits, on_update=on_update, progress=progress)
             return await (wait.listen() if stream else wait.run())

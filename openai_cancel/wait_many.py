@@ -149,7 +149,7 @@ class _WaitMany(Bulk[WaitResult]):
         """End the run. A server that has not answered in time at first is not asked to stop anything."""
         if self.pace.first_answer_timeout < math.inf and not self.pace.has_answered:
             for guard in self._guards:
-                if not guard.tracked:  # a ledger has to know that the response may still be running
+                if not guard.responses.is_tracked:  # a ledger has to know that the response may still be running
                     guard.disarm()
         super().give_up(error)
 

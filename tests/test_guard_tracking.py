@@ -67,8 +67,8 @@ def guard(session: QuickSession, tracker: RecordingTracker) -> Guard:
 
 
 async def test_a_guard_says_whether_it_is_tracked(session: QuickSession, guard: Guard) -> None:
-    assert guard.tracked
-    assert not session.guard().tracked
+    assert guard.responses.is_tracked
+    assert not session.guard().responses.is_tracked
 
 
 async def test_a_block_that_ends_normally_releases_its_responses(guard, tracker, create) -> None:

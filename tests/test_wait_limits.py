@@ -154,9 +154,9 @@ class TestQueuedTimeoutWithALedger:
             QuickSession(api_key=KEY, base_url=server.base_url, ledger=ledger) as session,
         ):
             guard = session.guard()
-            assert await guard.history("resp_unknown") == History()
+            assert await guard.responses.history("resp_unknown") == History()
             async with without_table(url):
-                assert await guard.history("resp_unknown") == History()
+                assert await guard.responses.history("resp_unknown") == History()
 
 
 class TestStalledTimeout:
