@@ -106,7 +106,7 @@ These properties are tested:
   the time. Data that arrives on an idle connection is not taken for the answer to the next request.
 
 These are not covered: the key is in the memory of the process, and in your own variables. A `client_session` of yours
-follows your settings. What a server says about a response is believed. The emulator is for tests: do not expose it to a
+follows your settings. A server's reports about a response are trusted. The emulator is for tests: do not expose it to a
 network.
 
 # Limits

@@ -20,7 +20,7 @@ from openai_cancel.wire import ResponseId
 _R = TypeVar("_R")
 
 FATES = 20
-"""The maximum number of responses for each of which an exception gets a note."""
+"""The maximum number of responses that the notes of an exception name."""
 
 
 class Fate(NamedTuple):

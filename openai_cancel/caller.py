@@ -53,7 +53,7 @@ class CallOptions(RequestOptions, total=False):
 
 
 @attrs.define(eq=False)
-class Endings:
+class EndNotifier:
     """Tells watches which responses the session has seen to end.
 
     Attributes:
@@ -62,7 +62,15 @@ class Endings:
 
     listeners: tuple[Callable[[str], None], ...] = ()
 
-    def tell(self, response_id: ResponseId | None) -> None:
+    def add(self, listener: Callable[[str], None]) -> None:
+        """Call a function with the id of each response that ends."""
+        self.listeners += (listener,)
+
+    def remove(self, listener: Callable[[str], None]) -> None:
+        """Call a function no more."""
+        self.listeners = tuple(other for other in self.listeners if other != listener)
+
+    def notify(self, response_id: ResponseId | None) -> None:
         """Tell all listeners that a response has ended."""
         for listener in self.listeners:
             listener(str(getattr(response_id, "id", response_id)))
@@ -101,7 +109,7 @@ class Caller:
     pace: Pace | None = None
     is_urgent: bool = False
     is_repeated: bool = False
-    endings: Endings = attrs.field(factory=Endings)
+    endings: EndNotifier = attrs.field(factory=EndNotifier)
     hook: "OutcomeHook | None" = None
 
     @classmethod
@@ -224,7 +232,7 @@ class Caller:
         self.transport.check_open()
         request = self.wire.stream_request(response_id, after)
         if not self.transport.begin_stream():
-            failure = APIConnectionError("Half of the connections are streams, and the others are not for streams.")
+            failure = APIConnectionError("No connection is free for a stream: at most half of them are for that.")
             failure.permanent = True
             return failure
         try:
@@ -288,7 +296,7 @@ class Caller:
 
     def _tell_end(self, response_id: ResponseId | None, result: Response | Page | OpenAICancelError) -> None:
         if isinstance(result, Response) and result.is_terminal and reports_state(result):
-            self.endings.tell(response_id)
+            self.endings.notify(response_id)
 
     async def _attempt(
         self,
@@ -302,7 +310,7 @@ class Caller:
     ) -> _Result | OpenAICancelError:
         """Make one attempt in the time that is left, and return what was read from the answer, or the error."""
         seconds = min(self.timeout, left)
-        attempt = Attempt(self.transport.scheduler, seconds, share=math.inf if is_last else left / 2)
+        attempt = Attempt(self.transport.scheduler, seconds, reuse_limit=math.inf if is_last else left / 2)
         try:
             with attempt:
                 if callable(self.settings.api_key):
@@ -322,8 +330,8 @@ class Caller:
         except TimeoutError as error:
             if not attempt.expired:  # the key function raised it
                 raise
-            if attempt.used is not None:
-                attempt.used.note_silence()
+            if attempt.reused_pool is not None:
+                attempt.reused_pool.note_silence()
             failure = APITimeoutError(_describe(attempt, self.timeout, policy.deadline))
             failure.__cause__ = error
             return failure
@@ -358,7 +366,7 @@ def _hook(on_outcome: OnOutcome) -> "OutcomeHook":
 def _describe(attempt: Attempt, timeout: float, deadline: float) -> str:
     """Return what an attempt has waited for in vain."""
     if attempt.ends_early:
-        return f"No answer within {round(attempt.share, 3):g} s on a used connection, which may be dead."
+        return f"No answer within {round(attempt.reuse_limit, 3):g} s on a reused connection, which may be dead."
     within = f"{timeout:g} s" if attempt.seconds == timeout else f"the deadline of {round(deadline, 3):g} s"
     return f"No complete answer within {within}."
 

@@ -141,7 +141,10 @@ async def _capture(awaitable: Awaitable[_T]) -> tuple[_T | None, BaseException |
 
 
 async def wait_through_cancellation(*futures: "asyncio.Future[Any]") -> asyncio.CancelledError | None:
-    """Wait until all futures are done, even if this task is cancelled, and return the last cancellation."""
+    """Wait until all futures are done.
+
+    Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
+    """
     cancellation: asyncio.CancelledError | None = None
     while pending := [future for future in futures if not future.done()]:
         try:

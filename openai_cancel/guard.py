@@ -258,9 +258,9 @@ class OpenGuards:
             raise SessionStateError("The session is being closed: create another one.")
 
     async def close(self) -> asyncio.CancelledError | None:
-        """Stop the responses of all guards, refuse new ones, and return the last cancellation of this task.
+        """Stop the responses of all guards, and refuse new ones.
 
-        No cancellation ends it.
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
         """
         self._closing = True
         cancellation: asyncio.CancelledError | None = None

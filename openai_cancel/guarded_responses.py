@@ -158,9 +158,9 @@ class GuardedResponses:
         self.report(None)
 
     async def run(self) -> asyncio.CancelledError | None:
-        """Stop all responses, or wait for that if it is under way, and return the last cancellation of this task.
+        """Stop all responses, or wait for that if it is under way.
 
-        No cancellation ends it.
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
         """
         with shielded_from_anyio():
             if self._run is not None:
@@ -200,7 +200,10 @@ class GuardedResponses:
             # Others may have arrived meanwhile.
 
     async def finish(self) -> asyncio.CancelledError | None:
-        """Wait until the orphans are stopped, and return the last cancellation of this task, which does not end it."""
+        """Wait until the orphans are stopped.
+
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
+        """
         clock = self._caller.clock
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace

@@ -114,7 +114,9 @@ class Arrivals:
                 change.get_loop().call_soon_threadsafe(_wake, change)
 
     async def wait(self, seconds: float) -> asyncio.CancelledError | None:
-        """Wait until the next one arrives, and return the last cancellation of this task, which does not end the wait.
+        """Wait until the next one arrives.
+
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
 
         Args:
             seconds: the maximum time to wait.

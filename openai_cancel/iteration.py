@@ -13,7 +13,7 @@ from openai_cancel.errors import SessionStateError
 from openai_cancel.worker import LoopThread
 
 BATCHES = 8
-"""The number of batches in which a collection is read for as many responses as are worked on at once."""
+"""A collection is read in batches of `concurrency / BATCHES` items."""
 
 _T = TypeVar("_T")
 

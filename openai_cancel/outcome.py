@@ -1,7 +1,7 @@
 """`Outcome` and `Verdict`, and how a verdict follows from what a server has said. Pure: no I/O.
 
-Neither a server's words nor its status codes are trusted: a 200 may still be running, and a 400 or a 404 may be over.
-The state that the server reports decides.
+Neither a server's words nor its status codes are trusted: after a 200, the response may still be running;
+after a 400 or a 404, it may be over. The state that the server reports decides.
 """
 
 import re

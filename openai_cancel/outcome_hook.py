@@ -90,9 +90,9 @@ class OutcomeHook:
                 self._late.add(call)
 
     async def close(self) -> asyncio.CancelledError | None:
-        """Wait up to `PATIENCE` for all calls, cancel the rest, and return the last cancellation meanwhile.
+        """Wait up to `PATIENCE` for all calls, and cancel the rest.
 
-        No cancellation ends it.
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
         """
         if not self._calls:
             return None

@@ -47,7 +47,7 @@ class Pace:
     Attributes:
         concurrency: the maximum number of responses that are worked on at once.
         clock: the clock and the source of randomness.
-        give_up_after: seconds without any answer to requests that were sent before `give_up` is called.
+        give_up_after: seconds without any answer after which `give_up` is called.
         give_up: is called once, with the error of the last request, if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
         max_rate: the highest rate.
@@ -72,9 +72,9 @@ class Pace:
     _grown: float = attrs.field(init=False)  # the time up to which the growth is included in the rate
     _second: float = -math.inf  # when the second that is being counted began
     _answered: float = -math.inf  # when the server last answered
-    _silent_since: float = math.inf  # when the first request was sent of those since then that had no answer
+    _silent_since: float = math.inf  # when the oldest request without an answer was sent, since the last answer
     _under_way: int = 0  # the number of requests without an answer so far
-    _heard: float = 0.0  # when they began, or the last answer came, in the time of the loop, as all their timeouts
+    _heard: float = 0.0  # the loop's time of the last answer, or of the first request under way
     _failure: APIConnectionError | None = None  # of the last request since the last answer
     _alarm: asyncio.TimerHandle | None = None  # gives up if there is no answer to them
     _counts: tuple[int, int] = (0, 0)  # the requests that got through in the last second, and in this one

@@ -15,33 +15,34 @@ from aiohttp.tracing import Trace
 from openai_cancel.cancellation import Timeout
 
 PATIENCE = 5.0
-"""Seconds that an answer may take to begin on a used connection, unless the server has been slower before."""
+"""Seconds that an answer may take to begin on a reused connection, unless the server has been slower before."""
 
 
 @attrs.define(eq=False)
 class Attempt(Timeout):
-    """The time of one attempt. It ends early on a used connection on which no answer begins.
+    """The time of one attempt. It ends early on a reused connection on which no answer begins.
 
     A load balancer, a NAT or a frozen process may have dropped an idle connection without a word. A dead connection
     cannot be told from a slow server, so the attempt must leave time for another one.
 
     Attributes:
-        share: seconds after which it ends early on a used connection; `math.inf` if no other attempt would follow.
-        used: the pool, if the connection may have been used before; otherwise None.
+        reuse_limit: seconds after which it ends early on a reused connection; `math.inf` if no other attempt would
+            follow.
+        reused_pool: the pool, if the connection may have been used before; otherwise None.
         ends_early: whether it ends before the whole of its time is over.
     """
 
-    share: float = math.inf
-    used: "Connections | None" = None
+    reuse_limit: float = math.inf
+    reused_pool: "Connections | None" = None
     ends_early: bool = False
 
     _end: float = math.inf
 
     def on_reuse(self, pool: "Connections", patience: float) -> None:
         """Note that the connection may have been used before. An answer should begin within `patience` seconds."""
-        self.used = pool
-        self.share = min(patience, self.share)
-        self._end, early = self.until, self.scheduler.loop.time() + self.share
+        self.reused_pool = pool
+        self.reuse_limit = min(patience, self.reuse_limit)
+        self._end, early = self.until, self.scheduler.loop.time() + self.reuse_limit
         if early < self.until:
             self.ends_early = True
             self.until = early
@@ -73,7 +74,7 @@ class Connections(ABC):
         return max(PATIENCE, 2 * self._took)
 
     def note_silence(self) -> None:
-        """Note that a used connection had no answer: the others may be dead, too."""
+        """Note that a reused connection had no answer: the others may be dead, too."""
         self._measures = True
         self.drop_idle()
 

@@ -24,7 +24,7 @@ MAX_POLL = 60.0
 """The maximum time between two polls, in seconds, unless the caller sets another one."""
 
 LAST_LOOK = 2.0
-"""Seconds for one more look after a limit: the process may have been frozen, and the response has ended meanwhile."""
+"""Seconds for one more look after a limit: if the process was frozen, the response may have ended meanwhile."""
 
 POLL_SHARE = 0.02
 """The time between two looks, as a share of the age of the response."""

@@ -560,9 +560,9 @@ class AsyncSession:
         If the session is closed while the block runs, they are stopped then.
 
         A client adds each response that it creates in the background inside of the block, whatever framework calls it,
-        and however: with `stream=True`, too, or through a copy by `with_options`. A response that the client sees end
-        leaves the guard. Only what the block does counts, in its own task and in tasks and threads that inherit its
-        context (https://docs.python.org/3/library/contextvars.html), as those of `asyncio.create_task` and
+        and however: with `stream=True`, too, or through a copy by `with_options`. When the client sees a response
+        end, the guard drops it. Only what the block does counts, in its own task and in tasks and threads that inherit
+        its context (https://docs.python.org/3/library/contextvars.html), as those of `asyncio.create_task` and
         `asyncio.to_thread`. Others may use the same client, each with a guard of its own or without one.
 
         If the block is left while a request that creates a response is under way, its answer is waited for, within the

@@ -11,7 +11,7 @@ from openai_cancel.records import fields
 from openai_cancel.sightings import DocumentReader, EventReader, Reader, decoder
 
 FIRST_EVENTS = 3
-"""The number of events of which one tells the id. It is the first one, unless a gateway adds its own."""
+"""The id is expected within so many events. It is in the first one, unless a gateway adds its own."""
 
 _log = logging.getLogger("openai_cancel")
 

@@ -11,10 +11,10 @@ import attrs
 from openai_cancel.clock import Clock
 
 TURN_SHARE = 0.125
-"""The share of its time that a stop may wait for its first turn, if all slots are taken. It may need more of them."""
+"""The share of its time that a stop may wait for its first turn, if all slots are taken. It may need several turns."""
 
 LONGEST_TURN = 0.8
-"""Seconds that it may wait at most. `Pace` gives turns one second ahead, and who waits for longer can be overtaken."""
+"""Seconds that it may wait at most. `Pace` gives turns one second ahead, and whoever waits longer can be overtaken."""
 
 
 @attrs.define(eq=False)

@@ -42,10 +42,10 @@ CANCEL_SHARE = 0.75
 """The share of the remaining time that a cancel may take. The rest is for a look, in case no answer comes."""
 
 CANCEL_EVERY = 4
-"""One look in this many cancels again: some servers forget a cancel, and none objects to another one."""
+"""Every so many rounds, the cancel is sent again: some servers forget one, and none objects to another one."""
 
 FROZEN = 1.0
-"""Seconds after the deadline from which on the process must have been frozen."""
+"""If the clock is so many seconds past the deadline, the process was suspended."""
 
 LEAST_TIME = 0.5
 """Seconds that must remain for another request."""

@@ -98,7 +98,7 @@ def tap(client: Any, listener: Listener) -> None:
 
 
 def untap(client: Any, listener: Listener) -> None:
-    """Show nothing more to a listener. The last one leaves the client as it was."""
+    """Remove a listener. The last one leaves the client as it was."""
     with _lock:
         for found in [*_taps[client]]:
             found.listeners = [other for other in found.listeners if other is not listener]
@@ -163,7 +163,7 @@ class _Tap:
         hooks["response"] = [self._on_response, *others] if self.listeners else others
 
     def remove(self) -> None:
-        """Leave the client as it was. If somebody has replaced `send` since, requests pass through to no effect."""
+        """Leave the client as it was. If somebody has replaced `send` since, they pass through unobserved."""
         self.set_hook()
         if self.is_installed:
             del self._client.send

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from openai_cancel.listening import Listener
 
 PATIENCE = 3
-"""The number of refused looks in a row after which `wait` gives up: one 403 or 404 may pass."""
+"""The number of refused looks in a row after which `wait` gives up: one 403 or 404 may be temporary."""
 
 LATE_STORE = 10.0
-"""Seconds in which a 404 about a new response may pass: a store may be eventual, and replicas may not share one."""
+"""Seconds in which a 404 about a new response may be temporary: stores are eventual, and replicas may not share one."""
 
 SOON = 1.0
 """The longest time between two looks after a 404, in seconds: one will reach the replica that has the response."""
@@ -274,14 +274,14 @@ class _Wait:
             await self._update(response)
 
     async def _look(self, seconds: float) -> Response | APIError:
-        """Retrieve the response, or return an error that may pass."""
+        """Retrieve the response, or return an error that may be temporary."""
         answer, self._answer = self._answer, None
         try:
             if answer is None:
                 answer = await self._caller.retrieve(self._response_id, deadline=seconds)
         except APIError as error:
             self._looked = self._caller.clock.monotonic()
-            if _may_pass(error):
+            if _may_be_temporary(error):
                 self._refusals.clear()
             elif self._refusals.add(error, self._looked, was_seen=self._progress.was_seen):
                 raise
@@ -357,6 +357,6 @@ class _Refusals:
         return self._others == PATIENCE or isinstance(error, APIConnectionError)
 
 
-def _may_pass(error: APIError) -> bool:
+def _may_be_temporary(error: APIError) -> bool:
     """Return whether an error says nothing final about the response."""
     return is_transient(error) or isinstance(error, ResponseDecodeError)

@@ -51,7 +51,7 @@ class Watch:
         self._clients: list[Any] = []
         self._responses = WatchedResponses(caller, grace=grace, max_retries=max_retries, tracker=tracker, home=home)
         watches.append(self)
-        caller.endings.listeners += (self._responses.leave,)
+        caller.endings.add(self._responses.leave)
         try:
             for client in clients:
                 self.add(client)
@@ -107,8 +107,7 @@ class Watch:
         if self._responses.is_open:
             self._responses.is_open = False
             self._watches.remove(self)
-            endings = self._caller.endings
-            endings.listeners = tuple(one for one in endings.listeners if one != self._responses.leave)
+            self._caller.endings.remove(self._responses.leave)
 
     def _untap(self) -> None:
         clients, self._clients = self._clients, []
@@ -164,7 +163,10 @@ class WatchedResponses:
             self._tracker.release_soon([response_id])
 
     async def wait_for_arrivals(self) -> asyncio.CancelledError | None:
-        """Wait for the creations that are under way, within the grace, and return the last cancellation meanwhile."""
+        """Wait for the creations that are under way, within the grace.
+
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
+        """
         clock = self._caller.clock
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
@@ -173,7 +175,10 @@ class WatchedResponses:
         return cancellation
 
     async def hand_over(self) -> asyncio.CancelledError | None:
-        """Leave the responses to the next sweep, and return the last cancellation meanwhile."""
+        """Leave the responses to the next sweep.
+
+        Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
+        """
         if not (names := self.ids):
             return None
         self._held.clear()

@@ -128,7 +128,7 @@ async def test_the_error_says_that_the_connection_may_be_dead(relay: Relay, serv
     async with AsyncSession(api_key=KEY, base_url=relay.base_url, deadline=0.5, clock=Hesitant()) as session:
         await warm(session, server, [name])
         relay.freeze()
-        with pytest.raises(APITimeoutError, match=r"No answer within 0\.\d+ s on a used connection, which may be dead"):
+        with pytest.raises(APITimeoutError, match=r"within 0\.\d+ s on a reused connection, which may be dead"):
             await session.cancel(name)
 
 

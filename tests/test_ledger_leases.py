@@ -121,7 +121,7 @@ class TestADatabaseThatFailsForAWhile:
                 broken = without_table(url)
                 await broken.__aenter__()
             await broken.__aexit__(None, None, None)
-            assert "the ends of 3 guards are lost: their leases expire" in caplog.text
+            assert "the ends of 3 guarded responses could not be written: their leases will expire" in caplog.text
             for _ in range(2):
                 await beat(ledger_clock)
                 found = (await entries(ledger)).values()

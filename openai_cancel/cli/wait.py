@@ -47,7 +47,7 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
         on_update=statuses.see,
         on_abandon=options.on_abandon,
         abandoned=interrupted.wait,
-        first_answer_timeout=GIVE_UP_AFTER,  # not a later outage, which may pass, and would have everything stopped
+        first_answer_timeout=GIVE_UP_AFTER,  # a later outage may be temporary, and would have everything stopped
     )
 
     def abandon(under_way: int) -> None:

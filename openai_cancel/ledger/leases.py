@@ -95,7 +95,7 @@ class Leases:
 
     Args:
         database: the database. It is closed together with this object.
-        duration: seconds that a lease lasts. The heart beats three times as often.
+        duration: seconds that a lease lasts. There are three heartbeats in that time.
         clock: the source of time.
 
     Attributes:
@@ -226,7 +226,7 @@ class Leases:
                 lost += not isinstance(change, Record)
         if lost:
             _log.error(
-                "the ends of %s guards are lost: their leases expire", f"{lost:,}",
+                "the ends of %s guarded responses could not be written: their leases will expire", f"{lost:,}",
                 extra=fields("ledger_unwritten", affected=lost),
             )  # fmt: skip
         if isinstance(error, ClosedError):  # perhaps after `close` has reported the others

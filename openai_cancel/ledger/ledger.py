@@ -63,9 +63,9 @@ class Ledger:
             may have all options of libpq, such as `?sslmode=require`, several hosts, or a service. The tables are
             created if there are none.
         lease: seconds after which a sweep may stop the responses of a process that died. Processes that live renew
-            their leases three times as often.
+            their leases three times in that time.
         max_age: seconds since a response was first recorded after which a sweep stops it, although its process lives
-            and renews its lease: the largest `max_age` of the guards and waits that use this ledger. None for no limit.
+            and renews its lease. Guards and waits can set a smaller `max_age`, not a larger one. None for no limit.
         timeout: seconds that a transaction may take, and the close.
         labels: stored with each row, for example the name of the service.
         clock: the clock and the source of randomness, for tests.
