@@ -13,6 +13,7 @@ from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
 from openai_cancel.pace import Pace
 from openai_cancel.retry import MAX_POLL
+from openai_cancel.silence_monitor import SilenceMonitor
 from openai_cancel.stop import publish, stop
 from openai_cancel.updates import OnUpdate
 from openai_cancel.wire import ResponseId
@@ -65,7 +66,7 @@ def stop_many(
 
     The function `keep` is called with each outcome as it comes, also with those that nobody takes.
     """
-    pace = Pace(concurrency, caller.clock, give_up_after)
+    pace = Pace(concurrency, caller.clock, silence=SilenceMonitor(caller.clock, give_up_after))
     bulk = _StopMany(
         caller,
         pace,
@@ -93,7 +94,7 @@ class Bulk(ABC, Generic[_R]):
     """
 
     def __init__(self, caller: Caller, pace: Pace) -> None:
-        pace.give_up = self.give_up
+        pace.silence.give_up = self.give_up
         self.caller: Caller = caller.with_pace(pace)
         self.pace: Pace = pace
         self._results: asyncio.Queue[_R | None] = asyncio.Queue()

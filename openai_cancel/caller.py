@@ -267,7 +267,7 @@ class Caller:
             if self.pace is None:
                 result = await attempt
             else:
-                with self.pace.sending():
+                with self.pace.silence.sending():
                     result = await attempt
             self._note(request, response_id, result, sent, attempts)
             if not isinstance(result, OpenAICancelError):

@@ -2,14 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 
 import attrs
 
 from openai_cancel.clock import Clock
-from openai_cancel.errors import APIConnectionError, APIStatusError, APITimeoutError, OpenAICancelError
+from openai_cancel.errors import APIStatusError, APITimeoutError, OpenAICancelError
 from openai_cancel.retry import is_transient, poll_delay
+from openai_cancel.silence_monitor import SilenceMonitor
 from openai_cancel.slots import Slots
 
 CUT = 0.9
@@ -47,21 +46,17 @@ class Pace:
     Attributes:
         concurrency: the maximum number of responses that are worked on at once.
         clock: the clock and the source of randomness.
-        give_up_after: seconds without any answer after which `give_up` is called.
-        give_up: is called once, with the error of the last request, if the server cannot be reached.
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
         max_rate: the highest rate.
-        first_answer_timeout: as `give_up_after`, until the server answers for the first time.
+        silence: gives up if the server does not answer.
         slots: the slots of stops at this pace.
     """
 
     concurrency: int
     clock: Clock
-    give_up_after: float = math.inf
-    give_up: Callable[[APIConnectionError], None] | None = None
     rate: float = math.inf
     max_rate: float = math.inf
-    first_answer_timeout: float = math.inf
+    silence: SilenceMonitor = attrs.Factory(lambda self: SilenceMonitor(self.clock), takes_self=True)
     slots: Slots = attrs.field(init=False)
 
     _next: float = 0.0  # when the next request may be sent
@@ -71,12 +66,6 @@ class Pace:
     _urgent: int = 0  # the number of stops that wait for a turn
     _grown: float = attrs.field(init=False)  # the time up to which the growth is included in the rate
     _second: float = -math.inf  # when the second that is being counted began
-    _answered: float = -math.inf  # when the server last answered
-    _silent_since: float = math.inf  # when the oldest request without an answer was sent, since the last answer
-    _under_way: int = 0  # the number of requests without an answer so far
-    _heard: float = 0.0  # the loop's time of the last answer, or of the first request under way
-    _failure: APIConnectionError | None = None  # of the last request since the last answer
-    _alarm: asyncio.TimerHandle | None = None  # gives up if there is no answer to them
     _counts: tuple[int, int] = (0, 0)  # the requests that got through in the last second, and in this one
 
     def __attrs_post_init__(self) -> None:
@@ -87,11 +76,6 @@ class Pace:
     def limit(self) -> int:
         """The number of responses to work on at once: low at a low rate, so that none waits until its deadline."""
         return self.concurrency if self.rate == math.inf else max(1, min(self.concurrency, math.ceil(self.rate)))
-
-    @property
-    def has_answered(self) -> bool:
-        """Whether the server has ever answered."""
-        return self._answered > -math.inf
 
     async def turn(self, deadline: float = math.inf, *, is_urgent: bool = False) -> float:
         """Wait until a request may be sent, and return the time.
@@ -133,25 +117,10 @@ class Pace:
     def _resume_at(self, *, is_urgent: bool) -> float:
         return min(self._resume, self._refused + STOP_PAUSE) if is_urgent else self._resume
 
-    @contextmanager
-    def sending(self) -> Generator[None, None, None]:
-        """Give up if no request is answered for too long while this one is under way."""
-        if not self._under_way:
-            self._heard = asyncio.get_running_loop().time()
-            self._set_alarm()
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if not self._under_way and self._alarm:
-                self._alarm.cancel()
-                self._alarm = None
-
     def note(self, sent: float, error: OpenAICancelError | None) -> None:
         """Adapt the rate to the result of a request that was sent at a time of the clock."""
+        self.silence.note(sent, error)
         now = self.clock.monotonic()
-        self._note_silence(now, sent, error)
         if not isinstance(error, APIStatusError) or not _is_overload(error):
             self._count(now, sent)
             return
@@ -160,40 +129,6 @@ class Pace:
         if sent > self._cut:  # requests that were under way at the last cut do not cut again
             self.rate = min(self.rate, max(LEAST_RATE, CUT * self._measured(now)))
             self._cut = self._grown = now
-
-    def _note_silence(self, now: float, sent: float, error: OpenAICancelError | None) -> None:
-        if not isinstance(error, APIConnectionError):
-            self._answered, self._silent_since, self._failure = now, math.inf, None
-            if self._alarm:
-                self._heard = asyncio.get_running_loop().time()
-            return
-        self._failure = error
-        # A request that was sent before the last answer may hang, although the server answers others.
-        self._silent_since = min(self._silent_since, max(sent, self._answered))
-        if error.permanent or now - self._silent_since >= self._patience:
-            self._give_up(error)
-
-    @property
-    def _patience(self) -> float:
-        """Seconds without any answer after which to give up."""
-        return self.give_up_after if self.has_answered else min(self.give_up_after, self.first_answer_timeout)
-
-    def _set_alarm(self) -> None:
-        """Give up if the requests that are under way had no answer for too long, or look again when that may be so."""
-        self._alarm = None
-        if self.give_up is None or (seconds := self._patience) == math.inf:
-            return
-        loop = asyncio.get_running_loop()
-        if (left := self._heard + seconds - loop.time()) > 0:
-            self._alarm = loop.call_later(left, self._set_alarm)
-        else:
-            self._give_up(self._failure or APITimeoutError(f"No answer within {seconds:g} s."))
-
-    def _give_up(self, error: APIConnectionError) -> None:
-        give_up = self.give_up
-        if give_up and self._patience < math.inf:
-            self.give_up = None
-            give_up(error)
 
     def _count(self, now: float, sent: float) -> None:
         self._roll(now)

@@ -20,6 +20,7 @@ from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.models.serialization import Serializable
 from openai_cancel.pace import Pace
+from openai_cancel.silence_monitor import SilenceMonitor
 from openai_cancel.updates import OnUpdate
 from openai_cancel.wait import WaitLimits, WaitTimeoutError, wait
 from openai_cancel.wire import ResponseId
@@ -89,10 +90,9 @@ def wait_many(
     pace = Pace(
         concurrency,
         caller.clock,
-        give_up_after,
         rate=min(FIRST_RATE, max_rate),
         max_rate=max_rate,
-        first_answer_timeout=first_answer_timeout,
+        silence=SilenceMonitor(caller.clock, give_up_after, first_answer_timeout),
     )
     return _WaitMany(caller, pace, limits=limits, guard=guard, on_update=on_update).run(response_ids)
 
@@ -147,7 +147,7 @@ class _WaitMany(Bulk[WaitResult]):
 
     def give_up(self, error: APIConnectionError) -> None:
         """End the run. A server that has not answered in time at first is not asked to stop anything."""
-        if self.pace.first_answer_timeout < math.inf and not self.pace.has_answered:
+        if self.pace.silence.first_answer_timeout < math.inf and not self.pace.silence.has_answered:
             for guard in self._guards:
                 if not guard.responses.is_tracked:  # a ledger has to know that the response may still be running
                     guard.disarm()
