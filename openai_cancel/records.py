@@ -11,11 +11,12 @@ A response that was stopped is INFO, and one that was not is a WARNING with the 
 Attempts are DEBUG. A record contains no key, and no text of a server.
 
 Every record has all of these fields, so that formats such as `%(response_id)s` work. They are None where they do not
-apply. With python-json-logger and similar packages, they are keys of the JSON.
+apply. With python-json-logger, structlog and similar packages, they are keys of the JSON. (`event` alone would replace
+the message in structlog, and is an object in the Elastic Common Schema.)
 
 | field | type | |
 |---|---|---|
-| `event` | str | a name that stays the same when the text changes: a key of `EVENTS` |
+| `event_name` | str | a name that stays the same when the text changes: a key of `EVENTS` |
 | `response_id` | str | the id, as it was passed in |
 | `verdict` | str | the `Verdict` |
 | `attempts` | int | the number of requests |
@@ -27,7 +28,7 @@ apply. With python-json-logger and similar packages, they are keys of the JSON.
 
 from collections.abc import Mapping
 
-FIELDS = ("event", "response_id", "verdict", "attempts", "elapsed", "request_id", "error_type", "affected")
+FIELDS = ("event_name", "response_id", "verdict", "attempts", "elapsed", "request_id", "error_type", "affected")
 """The names of the fields. None of them is an attribute of `logging.LogRecord`."""
 
 _OUTCOME = frozenset({"response_id", "verdict", "attempts", "elapsed", "request_id", "error"})
@@ -93,7 +94,7 @@ def fields(
         affected: the number of responses.
     """
     return {
-        "event": event,
+        "event_name": event,
         "response_id": response_id,
         "verdict": None if verdict is None else str(verdict),
         "attempts": attempts,

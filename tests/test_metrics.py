@@ -176,7 +176,7 @@ async def test_an_api_that_fails_is_logged_once_and_changes_nothing(
     (record,) = [
         record for record in caplog.records if record.name == "openai_cancel" and record.levelname == "WARNING"
     ]
-    assert (record.event, record.error_type) == ("metrics_failed", "TypeError")
+    assert (record.event_name, record.error_type) == ("metrics_failed", "TypeError")
     assert "opentelemetry-api 1.30 or later" in record.getMessage()
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from conftest import KEY, QuickSession
 from ledger_database import without_table
 from ledgers import open_session
@@ -53,9 +54,9 @@ class Lines(logging.Handler):
         for line in self.lines:
             assert {*FIELDS} <= line.keys()
             assert line["logger"] in LOGGERS
-            allowed = {"event", *(name.replace("error", "error_type") for name in EVENTS[line["event"]])}
+            allowed = {"event_name", *(name.replace("error", "error_type") for name in EVENTS[line["event_name"]])}
             assert {name for name in FIELDS if line[name] is not None} <= allowed, line
-        (found,) = [line for line in self.lines if line["event"] == event]
+        (found,) = [line for line in self.lines if line["event_name"] == event]
         return {name: value for name, value in found.items() if value is not None}
 
 
@@ -118,6 +119,20 @@ class TestEveryLogCall:
         assert not {*FIELDS} & BUILT_IN
         assert all(f"| `{name}` |" in records.__doc__ for name in FIELDS)
         assert records.fields("attempt").keys() == {*FIELDS}
+        # With ecs-logging, fields are keys of a document of Elastic, which is refused if one of these is a text.
+        assert not {*FIELDS} & {"agent", "client", "error", "event", "host", "log", "process", "server", "service"}
+
+    def test_structlog_keeps_the_message(self) -> None:
+        render = structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.ExtraAdder()],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+        record = logging.makeLogRecord({"msg": "the message", **records.fields("stopped", response_id="resp_1")})
+        line = json.loads(render.format(record))
+        assert (line["event"], line["event_name"], line["response_id"]) == ("the message", "stopped", "resp_1")
 
 
 class TestOutcomes:
@@ -129,7 +144,7 @@ class TestOutcomes:
         assert line == {
             "level": "INFO",
             "logger": "openai_cancel.outcomes",
-            "event": "stopped",
+            "event_name": "stopped",
             "response_id": name,
             "verdict": "cancelled",
             "attempts": 1,
