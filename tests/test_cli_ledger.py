@@ -25,6 +25,8 @@ from openai_cancel.ledger.selection import STATES
 pytestmark = pytest.mark.usefixtures("run", "url")
 
 TABLE = "openai_cancel_responses"
+STAMPED = re.compile(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00 openai-cancel: ")
+"""The beginning of a line of a service."""
 
 
 @pytest.fixture
@@ -108,10 +110,28 @@ class TestSweep:
         _, rest = await process.communicate()
         assert process.returncode == 128 + number
         lines = b"".join([*err, rest]).decode().splitlines()
-        totals = next(place for place, line in enumerate(lines) if line.startswith("cancelled"))
-        assert all(re.match(r"20\d\d-\d\d-\d\dT[\d:.]+\+00:00 openai-cancel: ", line) for line in lines[:totals])
-        assert lines[totals - 1].endswith("sweeper stopped")
+        assert all(STAMPED.match(line) for line in lines)
+        assert lines[-1].endswith("sweeper stopped")
         assert any(line.endswith("the ledger works again") for line in lines)
+
+    async def test_the_line_of_a_repeated_sweep_that_cannot_start_has_a_time(self, run, tmp_path: Path) -> None:
+        status, _, err = await run("ledger", "sweep", "--every", "30s", "--ledger", f"sqlite:///{tmp_path}")
+        assert status == 3
+        assert STAMPED.match(err)
+        assert "unable to open database file" in err
+
+    @pytest.mark.slow
+    async def test_a_repeated_sweep_that_is_interrupted_logs_what_it_has_stopped(
+        self, url: str, server: Emulator, create, start_process: StartProcess
+    ) -> None:
+        await track(url, server, create(), create())
+        server.faults.append(Fault(delay=float("inf")))
+        process = await start_process(COMMAND, "ledger", "sweep", "--every", "30s", stdout=PIPE, stderr=PIPE)
+        await process.stdout.readline()
+        process.terminate()
+        out, err = await process.communicate()
+        assert b"in all" not in out + err
+        assert [line.rpartition(b": ")[2] for line in err.splitlines()[-2:]] == [b"1 cancelled", b"sweeper stopped"]
 
     @pytest.mark.slow
     async def test_a_signal_returns_the_responses_to_the_ledger(

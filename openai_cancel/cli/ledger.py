@@ -1,13 +1,13 @@
 """The commands of `ledger`: list the responses that are recorded, and stop those with an expired lease."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from openai_cancel.cli.exit_status import ExitStatus, UsageError
+from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.ledger_state import NEGLECTED, check, describe_neglected, existing, find_neglected, init, stats
 from openai_cancel.cli.options import (
     DEFAULT_ACCOUNT,
@@ -33,8 +33,9 @@ from openai_cancel.cli.options import (
     check_ids,
     read_labels,
 )
-from openai_cancel.cli.output import complain, print_line, printable, writes_json
+from openai_cancel.cli.output import complain, is_read_by_people, print_line, printable, writes_json
 from openai_cancel.cli.reconcile_options import DEFAULT_RECONCILE, ReconcileOptions
+from openai_cancel.errors import ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
     from openai_cancel.cli.ids import BadLine, Source
@@ -196,10 +197,18 @@ def _run(
     from openai_cancel.cli.sweeper import showing_log
 
     report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True, dry_run=dry_run)
-    with nullcontext() if every is None else showing_log(quiet=options.quiet):
-        work = _sweep(opened, session, sweep_once, report, every, tells_of_others=tells_of_others)
+    work = _sweep(opened, session, sweep_once, report, every, tells_of_others=tells_of_others)
+    if every is None:
         status = asyncio.run(run_until_signalled(work))
-    report.sum_up()
+    else:
+        with showing_log(quiet=options.quiet):
+            try:
+                status = asyncio.run(run_until_signalled(work))
+            except (ConfigurationError, LedgerError) as error:  # reported here, so that the line has a time
+                complain(error)
+                return exit_status(error)
+    if every is None or is_read_by_people():  # the log of a service has the totals of each round, with their time
+        report.sum_up()
     return status
 
 

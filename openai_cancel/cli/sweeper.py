@@ -78,10 +78,11 @@ class Sweeper:
                 extra=fields("sweeper_failed", error=error),
             )  # fmt: skip
             self._last_message = self.clock.monotonic()
-        if counts:
-            self._last_work = self._last_message = now = self.clock.monotonic()
-            self._log_round(counts, now - began)
-        elif self.clock.monotonic() - self._last_message >= HEARTBEAT:
+        finally:  # a signal may end the sweep
+            if counts:
+                self._last_work = self._last_message = now = self.clock.monotonic()
+                self._log_round(counts, now - began)
+        if self.clock.monotonic() - self._last_message >= HEARTBEAT:
             self._last_message = now = self.clock.monotonic()
             _log.info(
                 "nothing to stop for %.0f s", now - self._last_work,
