@@ -17,6 +17,7 @@ SERVICES = {
     "litestar": (*UVICORN, "litestar_app:app"),
     "quart": (*UVICORN, "quart_app:app"),
     "hypercorn": ("-m", "hypercorn", "--bind", "127.0.0.1:0", "--graceful-timeout", "1", "starlette_app:app"),
+    "gunicorn": ("-m", "gunicorn", "-b", "127.0.0.1:0", "-k", "gunicorn_worker.Worker", "fastapi_app:app"),
     "aiohttp": ("-m", "aiohttp_app", "1"),
 }
 RUN_AIOHTTP = "from guard_aiohttp import *; web.run_app(make_app(), host='127.0.0.1', port=0, shutdown_timeout=1)"
