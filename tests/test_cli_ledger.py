@@ -114,6 +114,17 @@ class TestSweep:
         assert lines[-1].endswith("sweeper stopped")
         assert any(line.endswith("the ledger works again") for line in lines)
 
+    async def test_a_server_that_cannot_be_reached_ends_it(
+        self, run, url: str, server: Emulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys.modules["openai_cancel.cli.ledger"], "GIVE_UP_AFTER", 0.1)
+        await track(url, server, *(f"resp_{number}" for number in range(200)))
+        await server.__aexit__(None, None, None)
+        for command in (("sweep",), ("stop", "--state=tracked"), ("stop", "--state=tracked", "--dry-run")):
+            status, out, err = await run("ledger", *command)
+            assert (status, out) == (1, "")
+            assert err.count(" The remaining responses are not tried.\n") == 1
+
     async def test_the_line_of_a_repeated_sweep_that_cannot_start_has_a_time(self, run, tmp_path: Path) -> None:
         status, _, err = await run("ledger", "sweep", "--every", "30s", "--ledger", f"sqlite:///{tmp_path}")
         assert status == 3

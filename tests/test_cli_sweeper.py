@@ -6,7 +6,7 @@ import sys
 from functools import partial
 
 import pytest
-from conftest import KEY, until
+from conftest import KEY, QuickClock, until
 from ledger_database import lapse, without_table
 from ledgers import open_session
 from manual_clock import ManualClock
@@ -111,6 +111,28 @@ async def test_it_says_now_and_then_that_nobody_sweeps_the_responses_of_another_
     assert len(lines) == 2
     assert lines[0].startswith("1 response of other accounts or servers is overdue, for ")
     assert lines[0].endswith("account other on https://api.openai.com/v1. Nobody seems to sweep them.")
+
+
+async def test_a_server_that_cannot_be_reached_does_not_end_it(
+    ledger: Ledger, server: Emulator, create, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = ManualClock()
+    async with open_session(server, ledger, clock=QuickClock()) as session:
+        await ledger.track(create(), session=session, ttl=0.001)
+        await asyncio.sleep(0.01)
+        await server.__aexit__(None, None, None)
+        look = partial(find_neglected, ledger, session)
+        sweep = partial(ledger.sweep, session, give_up_after=30.0)
+        task = asyncio.create_task(Sweeper(sweep, print, look, 60.0, "", clock).run())
+        await until(lambda: clock.slept)
+        clock.advance(60)
+        await until(lambda: len(clock.slept) == 2)
+        task.cancel()
+        await asyncio.wait([task])
+    lines = [record.getMessage() for record in caplog.records if record.name == "openai_cancel.sweeper"]
+    assert len(lines) == 2
+    for line in lines:
+        assert line.startswith("sweep failed; retrying in 60 s: Cannot connect to ")
 
 
 @pytest.mark.parametrize(("quiet", "terminal"), [(False, False), (True, False), (False, True)])

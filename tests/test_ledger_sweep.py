@@ -14,7 +14,7 @@ from ledgers import beat, cancelled_ids, entries, open_session, settings, states
 from manual_clock import ManualClock
 from sqlalchemy import update
 
-from openai_cancel import AsyncSession, LedgerError, Session, Verdict
+from openai_cancel import APIConnectionError, AsyncSession, LedgerError, Session, Verdict
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger import sweep as sweep_module
@@ -203,6 +203,20 @@ class TestResponsesThatAreNotStopped:
         assert [outcome.verdict async for outcome in ledger.stop(session)] == [Verdict.FORBIDDEN]
         assert (await entries(ledger))[name].attempts == 1
 
+    @pytest.mark.parametrize("call", ["sweep", "stop"])
+    async def test_a_server_that_cannot_be_reached_ends_it_and_uses_up_no_attempt(
+        self, ledger: Ledger, server: Emulator, track_lapsed, call: str
+    ) -> None:
+        await track_lapsed(20)
+        await server.__aexit__(None, None, None)
+        async with open_session(server, ledger, clock=QuickClock()) as quick:
+            with pytest.raises(APIConnectionError):
+                await anext(getattr(ledger, call)(quick, batch=5, give_up_after=5))
+        found = (await entries(ledger)).values()
+        assert {(entry.state, entry.owner, entry.attempts) for entry in found} == {("tracked", None, 0)}
+        assert sum((entry.error or "").endswith("Connection refused.") for entry in found) >= 5
+        assert all(entry.lease_left < 0 for entry in found)
+
     async def test_a_sweep_that_is_left_early_gives_its_claims_back(
         self, session, ledger: Ledger, track_lapsed
     ) -> None:
@@ -213,6 +227,16 @@ class TestResponsesThatAreNotStopped:
         assert found.pop(outcome.response_id).state == "cancelled"
         assert {(entry.state, entry.owner, entry.attempts) for entry in found.values()} == {("tracked", None, 0)}
         assert len(await sweep(ledger, session)) == 19
+
+    async def test_a_claim_that_is_under_way_when_a_sweep_is_left_is_given_back(
+        self, session, ledger: Ledger, track_lapsed
+    ) -> None:
+        await track_lapsed(40)
+        async with aclosing(ledger.sweep(session, batch=1)) as outcomes:
+            await anext(outcomes)
+        found = [(entry.state, entry.owner, entry.attempts) for entry in (await entries(ledger)).values()]
+        assert {one for one in found if one[0] != "cancelled"} <= {("tracked", None, 0)}
+        assert {state for state, _, _ in found} == {"cancelled", "tracked"}
 
     async def test_outcomes_that_nobody_has_taken_are_recorded_and_not_told_again(
         self, server: Emulator, ledger: Ledger, track_lapsed

@@ -35,7 +35,7 @@ from openai_cancel.cli.options import (
 )
 from openai_cancel.cli.output import complain, is_read_by_people, print_line, printable, writes_json
 from openai_cancel.cli.reconcile_options import DEFAULT_RECONCILE, ReconcileOptions
-from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.errors import APIConnectionError, ConfigurationError, LedgerError
 
 if TYPE_CHECKING:
     from openai_cancel.cli.ids import BadLine, Source
@@ -43,6 +43,10 @@ if TYPE_CHECKING:
     from openai_cancel.ledger import Entry, Ledger
     from openai_cancel.outcome import Outcome
     from openai_cancel.session import AsyncSession
+
+GIVE_UP_AFTER = 30.0
+"""Seconds without any answer after which a run ends, because the server cannot be reached: a request may take as long.
+"""
 
 SETTLED = frozenset({"not_found", "not_background"})
 """Verdicts that leave nothing to do, so that a sweep has not failed: a timer should not fail for an unknown id."""
@@ -94,6 +98,7 @@ def sweep(
         deadline=options.deadline,
         confirm=confirm,
         max_attempts=max_attempts,
+        give_up_after=GIVE_UP_AFTER,
     )
     return _run(opened, session, sweep_once, options, every, tells_of_others=True)
 
@@ -140,6 +145,7 @@ def stop(
         concurrency=options.concurrency,
         deadline=options.deadline,
         confirm=confirm,
+        give_up_after=GIVE_UP_AFTER,
     )
     return _run(opened, session, stop_once, options, dry_run=dry_run)
 
@@ -229,11 +235,15 @@ async def _sweep(
             look = partial(find_neglected, opened, session, overdue_for=NEGLECTED)
             await Sweeper(sweep_once, report.show, look, every, where).run()
         status = ExitStatus.OK
-        async with aclosing(sweep_once()) as outcomes:
-            async for outcome in outcomes:
-                report.show(outcome)
-                if not outcome.stopped and outcome.verdict not in SETTLED:
-                    status = ExitStatus.NOT_STOPPED
+        try:
+            async with aclosing(sweep_once()) as outcomes:
+                async for outcome in outcomes:
+                    report.show(outcome)
+                    if not outcome.stopped and outcome.verdict not in SETTLED:
+                        status = ExitStatus.NOT_STOPPED
+        except APIConnectionError as error:
+            complain(f"{error} The remaining responses are not tried.")
+            status = ExitStatus.NOT_STOPPED
         if tells_of_others and (neglected := await find_neglected(opened, session)):
             complain(describe_neglected(neglected))
         return status

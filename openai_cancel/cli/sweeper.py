@@ -12,7 +12,7 @@ from openai_cancel.cli.ledger_state import describe_neglected
 from openai_cancel.cli.log_records import showing_records
 from openai_cancel.cli.output import complain, stamping
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
-from openai_cancel.errors import LedgerError
+from openai_cancel.errors import APIConnectionError, LedgerError
 from openai_cancel.outcome import Outcome
 from openai_cancel.records import fields
 
@@ -31,7 +31,7 @@ _ledger_log = logging.getLogger("openai_cancel.ledger")
 
 @attrs.define
 class Sweeper:
-    """Sweeps until it is cancelled. Errors of the database do not end it.
+    """Sweeps until it is cancelled. Errors of the database do not end it, nor does a server that cannot be reached.
 
     Attributes:
         sweep: begins a sweep.
@@ -72,7 +72,7 @@ class Sweeper:
                     self.show(outcome)
                     counts[outcome.verdict] = counts.get(outcome.verdict, 0) + 1
             await self._check_others()
-        except LedgerError as error:
+        except (LedgerError, APIConnectionError) as error:
             _log.error(
                 "sweep failed; retrying in %g s: %s", self.every, error,
                 extra=fields("sweeper_failed", error=error),

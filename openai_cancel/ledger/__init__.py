@@ -82,7 +82,8 @@ organization and the project. If keys rotate, set a name: `AsyncSession(ledger=l
 
 Leases are measured by the clock of the database, so wrong clocks on hosts do not matter. If a response cannot be
 stopped, sweeps try again after 30 s, 1 min, and so on up to 1 h. They give up after 12 attempts. `ledger list --all`
-shows the reason. A sweep whose key is refused uses up no attempt: its responses stay overdue.
+shows the reason. A sweep whose key is refused uses up no attempt: its responses stay overdue. The same holds for one
+that ends because the server cannot be reached, as the command does after 30 s.
 
 # Compare a ledger with its server
 

@@ -1,5 +1,6 @@
 """`BlockingLedger`: the methods of `Ledger`, blocking, for the session that it belongs to."""
 
+import math
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Collection, Generator, Iterable, Mapping
 from functools import partial
 from itertools import islice
@@ -115,6 +116,7 @@ class BlockingLedger:
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
+        give_up_after: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -136,6 +138,7 @@ class BlockingLedger:
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
+            give_up_after=give_up_after,
             max_retries=max_retries,
             headers=headers,
             query=query,
@@ -154,6 +157,7 @@ class BlockingLedger:
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
+        give_up_after: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -179,6 +183,7 @@ class BlockingLedger:
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
+            give_up_after=give_up_after,
             max_retries=max_retries,
             headers=headers,
             query=query,

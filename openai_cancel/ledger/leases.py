@@ -198,6 +198,14 @@ class Leases:
             self.health.note_failure(error)
             raise
 
+    def give_back(self, sweep: str) -> Written:
+        """Let others claim what a sweep has claimed and not stopped, also if a claim is under way.
+
+        Raises:
+            LedgerError: too many jobs are waiting, or the ledger is closed.
+        """
+        return self.database.submit([give_back([sweep])])
+
     @contextmanager
     def renewing(self, sweep: str) -> Generator[None, None, None]:
         """Renew the leases of a sweep, too, while the block runs. Its claims are leases."""

@@ -436,6 +436,7 @@ class Ledger:
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
+        give_up_after: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -459,12 +460,14 @@ class Ledger:
             concurrency: as for `AsyncSession.stop_many`.
             deadline: as for `AsyncSession.stop_many`.
             confirm: as for `AsyncSession.stop_many`.
+            give_up_after: as for `AsyncSession.stop_many`. Claims are then given back, and use up no attempt.
             max_retries: as for `AsyncSession.stop`.
             headers: as for `AsyncSession.cancel`.
             query: as for `AsyncSession.cancel`.
 
         Raises:
             LedgerError: the iteration raises it if the database fails for longer than a lease.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             ConfigurationError: an option cannot work.
         """
@@ -479,6 +482,7 @@ class Ledger:
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
+            give_up_after=give_up_after,
             max_retries=max_retries,
         )
 
@@ -495,6 +499,7 @@ class Ledger:
         concurrency: int = 64,
         deadline: float = 60.0,
         confirm: float | None = None,
+        give_up_after: float = math.inf,
         max_retries: int | None = None,
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
@@ -522,6 +527,7 @@ class Ledger:
             concurrency: as for `AsyncSession.stop_many`.
             deadline: as for `AsyncSession.stop_many`.
             confirm: as for `AsyncSession.stop_many`.
+            give_up_after: as for `sweep`.
             max_retries: as for `AsyncSession.stop`.
             headers: as for `AsyncSession.cancel`.
             query: as for `AsyncSession.cancel`.
@@ -529,6 +535,7 @@ class Ledger:
         Raises:
             LedgerError: the iteration raises it if the database fails for longer than a lease, or another transaction
                 locks rows for about a minute.
+            APIConnectionError: the iteration raises it if the server cannot be reached for `give_up_after` seconds.
             SessionStateError: the ledger is not open, or belongs to another event loop.
             ConfigurationError: an option cannot work.
         """
@@ -546,6 +553,7 @@ class Ledger:
             concurrency=concurrency,
             deadline=deadline,
             confirm=confirm,
+            give_up_after=give_up_after,
             max_retries=max_retries,
         )
 
@@ -668,6 +676,7 @@ class Ledger:
         deadline: float,
         confirm: float | None,
         max_retries: int | None,
+        give_up_after: float,
     ) -> AsyncGenerator[Outcome, None]:
         sweep = Sweep(
             leases=self._open_leases,
@@ -681,6 +690,7 @@ class Ledger:
             deadline=check_seconds("deadline", deadline),
             confirm=None if confirm is None else check_seconds("confirm", confirm),
             max_retries=None if max_retries is None else check_count("max_retries", max_retries),
+            give_up_after=check_seconds("give_up_after", give_up_after),
         )
         return sweep.look(selection) if dry_run and selection is not None else sweep.run()
 

@@ -1,6 +1,7 @@
 """`Sweep`: stop the responses whose lease has expired, and record their outcomes."""
 
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -11,7 +12,7 @@ import attrs
 from openai_cancel.bulk import stop_many
 from openai_cancel.caller import Caller
 from openai_cancel.clock import Clock
-from openai_cancel.errors import AuthenticationError, LedgerError
+from openai_cancel.errors import APIConnectionError, AuthenticationError, LedgerError
 from openai_cancel.ledger.claims import Claims
 from openai_cancel.ledger.leases import Leases, Written
 from openai_cancel.ledger.selection import Selection
@@ -51,6 +52,7 @@ class Sweep:
         deadline: as for `AsyncSession.stop_many`.
         confirm: as for `AsyncSession.stop_many`.
         max_retries: as for `AsyncSession.stop_many`.
+        give_up_after: as for `AsyncSession.stop_many`.
     """
 
     leases: Leases
@@ -65,6 +67,7 @@ class Sweep:
     deadline: float
     confirm: float | None
     max_retries: int | None
+    give_up_after: float = math.inf
 
     _owner: str = attrs.field(init=False)
     _claims: Claims = attrs.field(init=False)
@@ -85,7 +88,13 @@ class Sweep:
         )
 
     async def run(self) -> AsyncGenerator[Outcome, None]:
-        """Yield the outcomes as they come. At the end all of them are recorded."""
+        """Yield the outcomes as they come. At the end all of them are recorded.
+
+        Raises:
+            APIConnectionError: the server cannot be reached. What is claimed is given back.
+        """
+        reason: str | None = None
+        is_complete = False
         outcomes = stop_many(
             self.caller,
             self._claim_ids(),
@@ -93,6 +102,7 @@ class Sweep:
             deadline=self.deadline,
             confirm=self.confirm,
             max_retries=self.max_retries,
+            give_up_after=self.give_up_after,
             keep=self._record,
         )
         try:
@@ -102,9 +112,16 @@ class Sweep:
                         yield outcome
                         while len(self._unwritten) > MAX_UNWRITTEN:
                             await self._wait_for_oldest()
+            is_complete = True
+        except APIConnectionError as error:
+            reason = str(error)
+            raise
         finally:
             for row in self._claimed.values():  # which it has not stopped
-                self._give_back(row)
+                self._give_back(row, reason)
+            if not is_complete:
+                with suppress(LedgerError):  # the claims expire
+                    self._unwritten.append(self.leases.give_back(self._owner))
             while self._unwritten:
                 await self._wait_for_oldest()
 
@@ -117,6 +134,7 @@ class Sweep:
             deadline=self.deadline,
             dry_run=True,
             max_retries=self.max_retries,
+            give_up_after=self.give_up_after,
         )
         async with aclosing(outcomes):
             async for outcome in outcomes:
