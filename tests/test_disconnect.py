@@ -65,5 +65,10 @@ async def test_a_guard_in_a_streamed_answer_needs_no_help(server: Emulator) -> N
 
 
 @needs("fastapi")
+async def test_a_guard_in_a_dependency_of_a_streamed_answer_stops_at_its_exit(server: Emulator) -> None:
+    await disconnect(server, WATCHED["fastapi"], "dependent")
+
+
+@needs("fastapi")
 async def test_the_example_for_fastapi_needs_no_more(server: Emulator) -> None:
     await disconnect(server, (*UVICORN, "guard_fastapi:app"), "answers")

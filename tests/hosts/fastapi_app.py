@@ -1,8 +1,9 @@
 """A service on FastAPI with a guard: `uvicorn fastapi_app:app`."""
 
+import asyncio
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from polling import poll
 
@@ -44,5 +45,20 @@ async def streamed(response_id: str, request: Request) -> StreamingResponse:
     async def lines():
         yield "waiting\n"
         yield str(await poll(request.app.state.session, response_id))
+
+    return StreamingResponse(lines())
+
+
+async def guarded(response_id: str, request: Request):
+    async with request.app.state.session.guard(response_id, on_exit="stop"):
+        yield
+
+
+@app.get("/dependent/{response_id}", dependencies=[Depends(guarded)])
+async def dependent(response_id: str, request: Request) -> StreamingResponse:
+    async def lines():
+        while not (await request.app.state.session.retrieve(response_id)).is_terminal:
+            yield "waiting\n"
+            await asyncio.sleep(0.05)
 
     return StreamingResponse(lines())
