@@ -17,10 +17,15 @@ SERVICES = {
     "litestar": (*UVICORN, "litestar_app:app"),
     "quart": (*UVICORN, "quart_app:app"),
     "hypercorn": ("-m", "hypercorn", "--bind", "127.0.0.1:0", "--graceful-timeout", "1", "starlette_app:app"),
-    "gunicorn": ("-m", "gunicorn", "-b", "127.0.0.1:0", "-k", "gunicorn_worker.Worker", "fastapi_app:app"),
     "aiohttp": ("-m", "aiohttp_app", "1"),
 }
 RUN_AIOHTTP = "from guard_aiohttp import *; web.run_app(make_app(), host='127.0.0.1', port=0, shutdown_timeout=1)"
+GUNICORN = {
+    "uvicorn": ("gunicorn_worker.Worker", "fastapi_app:app"),
+    "aiohttp": ("aiohttp.GunicornWebWorker", "aiohttp_app:make_runner"),
+}
+"""The workers, and what they serve."""
+
 EXAMPLES = {
     "fastapi": (*UVICORN, "guard_fastapi:app"),
     "django": (*UVICORN, "guard_django:application"),
@@ -48,6 +53,15 @@ async def test_a_guard_around_a_poll_loop_leaves_nothing_running_at_sigterm(serv
 @pytest.mark.parametrize("framework", [pytest.param(name, marks=needs(name)) for name in EXAMPLES])
 async def test_an_example_leaves_nothing_running_at_sigterm(server: Emulator, framework: str) -> None:
     await terminate(server, EXAMPLES[framework], "answers")
+
+
+@needs("gunicorn")
+@pytest.mark.parametrize("worker", GUNICORN)
+async def test_a_worker_that_ends_before_gunicorn_kills_it_leaves_nothing_running(
+    server: Emulator, worker: str
+) -> None:
+    kind, served = GUNICORN[worker]
+    await terminate(server, ("-m", "gunicorn", "-b", "127.0.0.1:0", "-k", kind, served), "plain")
 
 
 @needs("fastapi")

@@ -38,6 +38,12 @@ app = web.Application(middlewares=[answer_nobody])
 app.add_routes([web.get("/plain/{id}", plain), web.get("/watched/{id}", watched)])
 app.cleanup_ctx.append(open_session)
 
+
+async def make_runner() -> web.AppRunner:
+    """Return what gunicorn runs."""
+    return web.AppRunner(app, shutdown_timeout=1)
+
+
 if __name__ == "__main__":
     timeout, *options = sys.argv[1:]
     web.run_app(
