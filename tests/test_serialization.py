@@ -1,6 +1,7 @@
 """Responses and outcomes as other libraries serialize them: as their documents, whatever was read before."""
 
 import copy
+import inspect
 import json
 import pickle
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import attrs
 import cattrs
+import msgspec
 import orjson
 import pytest
 from documents import DOCUMENT
@@ -16,8 +18,9 @@ from fastapi.encoders import jsonable_encoder
 from fastapi.testclient import TestClient
 from pydantic import TypeAdapter
 
-from openai_cancel import APIStatusError, Outcome, Response, Verdict
+from openai_cancel import APIStatusError, Outcome, Response, Verdict, WaitResult
 from openai_cancel.converter import response_hook
+from openai_cancel.finding import Finding
 from openai_cancel.models import Message
 from openai_cancel.models.response import record_call
 from openai_cancel.models.serialization import Serializable
@@ -60,14 +63,21 @@ def by_default(dumps: Callable[..., Any], default: Callable[[Any], Any]) -> Call
     return lambda value: json.loads(dumps(value, default=default))
 
 
+def to_dict(value: Serializable) -> Any:
+    return value.to_dict()
+
+
 SERIALIZERS = {
-    "to_dict": lambda value: value.to_dict(),
+    "to_dict": to_dict,
     "vars": vars,
     "json, vars": by_default(json.dumps, vars),
     "json, __dict__": by_default(json.dumps, lambda value: value.__dict__),
     "orjson, vars": by_default(orjson.dumps, vars),
     "orjson, cattrs": by_default(orjson.dumps, cattrs.unstructure),
     "cattrs": cattrs.unstructure,
+    "msgspec": lambda value: json.loads(msgspec.json.encode(value, enc_hook=to_dict)),
+    "msgspec, built-in types": lambda value: msgspec.to_builtins(value, enc_hook=to_dict),
+    "msgspec, MessagePack": lambda value: msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=to_dict)),
     "pydantic": lambda value: TypeAdapter(type(value)).dump_python(value),
     "pydantic, JSON": lambda value: json.loads(TypeAdapter(type(value)).dump_json(value)),
     "FastAPI's encoder": jsonable_encoder,
@@ -128,7 +138,58 @@ class TestFastAPI:
         }  # fmt: skip
 
 
+class TestMsgspec:
+    """msgspec would take the values that are in an object's memory, of which an unread response has none."""
+
+    @pytest.mark.parametrize(
+        "encode",
+        [msgspec.json.encode, msgspec.msgpack.encode, msgspec.to_builtins],
+        ids=["JSON", "MessagePack", "built-in"],
+    )
+    def test_it_refuses_what_it_is_not_told_to_encode(self, encode) -> None:
+        response = structure(DOCUMENT)
+        result = WaitResult(response_id="resp_1", response=None, error=None)
+        finding = Finding(response_id="resp_1", kind="ended", action=None, response=None, outcome=None)
+        for value in (response, response.output[1], outcome(), result, finding, Response(id="x"), {"nested": response}):
+            assert repr(value)  # reads fields
+            with pytest.raises(TypeError, match="Encoding objects of type .* is unsupported"):
+                encode(value)
+
+    @pytest.mark.slow
+    def test_a_handler_of_litestar_returns_responses_and_outcomes_once_it_is_told_how(self) -> None:
+        litestar = pytest.importorskip("litestar")
+        testing = pytest.importorskip("litestar.testing")
+
+        async def answer() -> dict[str, Any]:
+            return {"response": structure(DOCUMENT), "outcomes": [outcome()]}
+
+        encoders = {Response: Response.to_dict, Outcome: Outcome.to_dict}
+        with testing.create_test_client([litestar.get("/")(answer)], type_encoders=encoders) as client:
+            assert client.get("/").json() == {"response": DOCUMENT, "outcomes": [OUTCOME_DOCUMENT]}
+        with testing.create_test_client([litestar.get("/")(answer)]) as client:
+            assert client.get("/").status_code == 500
+
+
 class TestAttrs:
+    @pytest.mark.parametrize("cls", [Response, Message, Outcome, WaitResult, Finding])
+    def test_it_knows_the_classes_and_their_fields(self, cls) -> None:
+        assert attrs.has(cls)
+        assert {"id", "response_id"} & {field.name for field in attrs.fields(cls)}
+        assert {*attrs.fields_dict(cls)} <= {*inspect.signature(cls.__init__).parameters}
+        assert not attrs.has(Serializable)
+
+    def test_a_class_derived_from_an_outcome_has_its_fields_too(self) -> None:
+        @attrs.frozen(kw_only=True)
+        class Labelled(Outcome):
+            label: str
+
+        class Plain(Outcome):
+            pass
+
+        assert attrs.fields(Plain) == attrs.fields(Outcome)
+        fields = {field.name: getattr(outcome(), field.name) for field in attrs.fields(Outcome)}
+        assert attrs.asdict(Labelled(**fields, label="a"), recurse=False) == {**fields, "label": "a"}
+
     def test_asdict_has_the_declared_fields_and_nothing_of_the_call(self) -> None:
         response = structure({"id": "x", "usage": {"total_tokens": 7}, "new": 1})
         record_call(response, request_id="req_1", attempts=3)

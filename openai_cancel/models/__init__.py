@@ -20,6 +20,12 @@ print(response.items(FunctionCall), response.problems, response.extra)
 print(response.to_dict())  # exactly the server's document: store this, and not the output of `attrs.asdict`
 ```
 
+FastAPI, pydantic, `cattrs.unstructure` and `json.dumps(default=vars)` serialize a response, or an `Outcome`, as this
+document. msgspec, and Litestar, which is built on it, refuse them unless they are told how:
+`msgspec.json.encode(response, enc_hook=lambda value: value.to_dict())`,
+`Litestar(…, type_encoders={Response: Response.to_dict, Outcome: Outcome.to_dict})`. A cattrs converter of your own
+needs `converter.register_unstructure_hook(Response, Response.to_dict)`.
+
 Unexpected data does not fail. A missing field is None, and an object of an unknown `type` is an `Unknown`. If a value
 has the wrong shape, its field is None, or the value is left out of its list or map, and `response.problems` lists it.
 `extra` has the fields that no class knows.

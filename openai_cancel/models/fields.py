@@ -82,8 +82,6 @@ class Structured(Serializable):
     __values__: dict[str, Any]
     """The object's dictionary, with the values that were made so far. To others, its `__dict__` is the document."""
 
-    __attrs_attrs__: ClassVar[Any]
-
     implied_by: ClassVar[str | None] = None
     """A key that identifies an object of this class where it has no `type`."""
 
@@ -194,17 +192,24 @@ class AttributesOnDemand:
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._base = owner
+        self._made: set[type] = set()
 
     def __get__(self, instance: object, cls: type[Any]) -> Any:
-        """Return the attributes of a class, which is made unless another thread has done so."""
+        """Return the attributes of a class."""
         if cls is self._base:
             return ()
+        if cls not in self._made:
+            self.make(cls)
+        return cls.__attributes__
+
+    def make(self, cls: type[Any]) -> None:
+        """Make a class, unless another thread has done so."""
         with MAKING:
-            if "__attrs_attrs__" not in vars(cls):
+            if cls not in self._made:
                 attrs.frozen(cls, slots=False, kw_only=True, repr=False, eq=False)
-                for attribute in vars(cls)["__attrs_attrs__"]:
+                for attribute in cls.__attributes__:
                     setattr(cls, attribute.name, Field(attribute))
-        return vars(cls)["__attrs_attrs__"]
+                self._made.add(cls)
 
 
 def json_name(attribute: attrs.Attribute[Any]) -> str:
