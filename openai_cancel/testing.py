@@ -13,6 +13,7 @@ server with `openai_cancel.emulator`, or the fixture `openai_emulator` of pytest
 factory: `APIConnectionError("refused")`, `APITimeoutError("late")`, `WaitTimeoutError("late", limit="timeout")`.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from types import EllipsisType
@@ -26,8 +27,9 @@ from openai_cancel.emulator import Script, Work
 from openai_cancel.errors import APIConnectionError, APIError, APIStatusError, OpenAICancelError
 from openai_cancel.models import Response
 from openai_cancel.models.response import Status
+from openai_cancel.models.serialization import Serializable
 from openai_cancel.outcome import Outcome, Verdict
-from openai_cancel.wire import Answer, Request, decode
+from openai_cancel.wire import Answer, Request, decode, reason_of
 
 __all__ = ["VerdictName", "make_error", "make_outcome", "make_response"]
 
@@ -56,11 +58,22 @@ def make_response(
         status: its status.
         response_id: its id.
         text: the text of its output, if it is `completed` or `incomplete`.
-        fields: other fields of the document as in JSON, such as `model`, `metadata`, `usage` or `output`. They replace
-            the defaults.
+        fields: other fields of the document, such as `model`, `metadata`, `usage` or `output`, as in JSON or as objects
+            of `openai_cancel.models`. They replace the defaults.
+
+    Raises:
+        TypeError: a field is neither.
     """
     work = Work(request=_REQUEST, script=Script(says=text), started=time.time(), id=response_id)
-    return response_hook()({**work.document(time.time(), status), **fields})
+    document = {**work.document(time.time(), status), **fields}
+    return response_hook()(json.loads(json.dumps(document, default=_to_json)))
+
+
+def _to_json(value: object) -> Any:
+    """Return the document of an object."""
+    if isinstance(value, Serializable):
+        return value.to_dict()
+    raise TypeError(f"pass fields as in JSON, or as objects of openai_cancel.models; got {value!r}")
 
 
 def make_error(
@@ -92,7 +105,9 @@ def make_error(
         all_headers["x-request-id"] = request_id
     if retry_after is not None:
         all_headers["retry-after-ms"] = f"{retry_after * 1000:.15g}"
-    body = b"" if message is None and code is None else orjson.dumps({"error": {"message": message, "code": code}})
+    if message is None and code is not None:
+        message = reason_of(status)
+    body = b"" if message is None else orjson.dumps({"error": {"message": message, "code": code}})
     try:
         decode(Answer(status, all_headers, body), Request("POST", "", {}))
     except APIError as error:

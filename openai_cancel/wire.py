@@ -317,7 +317,7 @@ def _error(
             "a GET: set the base URL to the address of the API."
         )
     else:
-        message = details.message or _plain_text(body) or _reason(status)
+        message = details.message or _plain_text(body) or reason_of(status)
     if not complete:
         message += " (the body is damaged, or larger than the limit of the session, and was not read)"
     kind = kinds.get(kind_by, InternalServerError if kind_by in _SERVER_ERROR else APIStatusError)
@@ -410,7 +410,8 @@ def _plain_text(body: bytes) -> str:
     return " ".join(text.split())
 
 
-def _reason(status: int) -> str:
+def reason_of(status: int) -> str:
+    """Return the message of an error whose body says nothing."""
     try:
         return HTTPStatus(status).phrase
     except ValueError:

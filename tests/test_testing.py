@@ -1,5 +1,8 @@
 """The factories for tests of users, beside what a session returns and raises for the answers of a server."""
 
+import pickle
+from datetime import UTC, datetime
+
 import pytest
 from conftest import KEY
 
@@ -13,6 +16,7 @@ from openai_cancel import (
 )
 from openai_cancel import testing as factories
 from openai_cancel.emulator import Emulator, Fault, Script
+from openai_cancel.models import FunctionCall, Message, OutputText, Usage
 from openai_cancel.testing import make_error, make_outcome, make_response
 
 
@@ -23,6 +27,19 @@ def test_a_response_has_what_the_server_sends() -> None:
     assert response.usage.total_tokens == 123
     assert make_response("in_progress", response_id="resp_7").to_dict()["id"] == "resp_7"
     assert make_response("failed").error.code == "server_error"
+
+
+def test_fields_of_a_response_may_be_objects_of_the_models() -> None:
+    output = [Message(content=[OutputText(text="Because.")]), FunctionCall(name="ask")]
+    response = make_response(output=output, usage=Usage(total_tokens=5), metadata={"team": Verdict.UNKNOWN})
+    assert (response.output_text, response.items(FunctionCall), response.problems) == ("Because.", output[1:], ())
+    assert response.to_dict()["usage"] == {"total_tokens": 5}
+    assert pickle.loads(pickle.dumps(response)) == response
+
+
+def test_a_field_of_a_response_that_is_neither_json_nor_a_model_is_refused() -> None:
+    with pytest.raises(TypeError, match="pass fields as in JSON, or as objects of openai_cancel.models; got datetime"):
+        make_response(created_at=datetime.now(UTC))
 
 
 async def test_a_response_has_the_fields_of_one_that_the_emulator_sends(server: Emulator) -> None:
@@ -51,7 +68,8 @@ async def test_an_error_is_what_a_session_raises(session, server: Emulator, stat
 def test_an_error_needs_only_a_status() -> None:
     assert isinstance(make_error(404), NotFoundError)
     assert str(make_error(429)).startswith("429: Too Many Requests.")
-    assert isinstance(make_error(429, code="insufficient_quota"), RateLimitError)
+    exhausted = make_error(429, code="insufficient_quota")
+    assert (type(exhausted), exhausted.message) == (RateLimitError, "Too Many Requests")
     assert make_error(200, "No workers.").message == "No workers."  # some servers answer so
 
 
