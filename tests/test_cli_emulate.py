@@ -43,6 +43,12 @@ async def test_the_emulator_cannot_listen_on_a_port_that_is_taken(run, server: E
     assert err.count("\n") == 1
 
 
+async def test_an_empty_host_is_refused_because_it_would_be_every_address(run, server: Emulator) -> None:
+    taken = server.base_url.removesuffix("/v1").rpartition(":")[2]
+    said = "openai-cancel: --host must not be empty: for all addresses of this machine, pass 0.0.0.0.\n"
+    assert await run("emulate", "--host", "", "--port", taken) == (2, "", said)
+
+
 async def test_the_emulator_cannot_listen_on_an_invalid_host(run) -> None:
     status, _, err = await run("emulate", "--host", "a" * 70)
     assert (status, err.count("\n")) == (3, 1)

@@ -383,6 +383,11 @@ class TestRateLimit:
 class TestArguments:
     """Arguments are checked when an object is created, before anything runs."""
 
+    @pytest.mark.parametrize("host", ["", None])
+    def test_a_host_is_a_name_or_an_address(self, host) -> None:
+        with pytest.raises(ValueError, match="host must be an address such as '127.0.0.1', or '0.0.0.0' for all; got"):
+            Emulator(host=host)
+
     @pytest.mark.parametrize("port", [-1, 65536, 80.0, math.nan, "80", True, None])
     def test_a_port_out_of_range_is_refused(self, port: int) -> None:
         with pytest.raises(ValueError, match="port must be a whole number from 0 to 65535, where 0 picks a free port"):

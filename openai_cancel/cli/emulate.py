@@ -71,6 +71,8 @@ def emulate(
     from openai_cancel.emulator import Emulator, Script
 
     read = [fault for text in faults for fault in read_faults(text)]
+    if not host:
+        raise UsageError("--host must not be empty: for all addresses of this machine, pass 0.0.0.0.")
     if api_key == "":
         raise UsageError("--api-key must not be empty.")
     script = Script(runs_for=runs_for)

@@ -45,6 +45,16 @@ def one_of(*choices: object) -> Callable[[object, "attrs.Attribute[Any]", object
     return check
 
 
+def check_host(host: object) -> None:
+    """Check the address to listen on.
+
+    Raises:
+        ValueError: it is empty, which would be every address of this machine, or not a string.
+    """
+    if not (isinstance(host, str) and host):
+        raise ValueError(f"host must be an address such as '127.0.0.1', or '0.0.0.0' for all; got {host!r}")
+
+
 def check_port(port: object) -> None:
     """Check the port to listen on.
 

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import attrs
 from aiohttp import hdrs, web
 
-from openai_cancel.emulator.checks import check_port, check_rate_limit, check_replicas, check_store_delay
+from openai_cancel.emulator.checks import check_host, check_port, check_rate_limit, check_replicas, check_store_delay
 from openai_cancel.emulator.dialects import (
     DIALECTS,
     NO_ROUTE,
@@ -111,7 +111,7 @@ class Emulator:
         received: the requests received so far.
 
     Raises:
-        ValueError: the dialect, the port, the rate limit, the delay or the number of replicas is not valid.
+        ValueError: the dialect, the host, the port, the rate limit, the delay or the number of replicas is not valid.
         TypeError: the dialect, the script or the clock has the wrong type.
         OSError: the emulator cannot listen on this host and port. Raised on entering it.
 
@@ -131,6 +131,7 @@ class Emulator:
         replicas: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        check_host(host)
         check_port(port)
         check_store_delay(store_delay)
         check_replicas(replicas)
