@@ -67,6 +67,12 @@ def to_dict(value: Serializable) -> Any:
     return value.to_dict()
 
 
+def by_own_converter(value: Serializable) -> Any:
+    converter = cattrs.Converter()
+    converter.register_unstructure_hook(type(value), type(value).to_dict)
+    return converter.unstructure({"nested": [value]})["nested"][0]
+
+
 SERIALIZERS = {
     "to_dict": to_dict,
     "vars": vars,
@@ -75,6 +81,7 @@ SERIALIZERS = {
     "orjson, vars": by_default(orjson.dumps, vars),
     "orjson, cattrs": by_default(orjson.dumps, cattrs.unstructure),
     "cattrs": cattrs.unstructure,
+    "cattrs, a converter of one's own": by_own_converter,
     "msgspec": lambda value: json.loads(msgspec.json.encode(value, enc_hook=to_dict)),
     "msgspec, built-in types": lambda value: msgspec.to_builtins(value, enc_hook=to_dict),
     "msgspec, MessagePack": lambda value: msgspec.msgpack.decode(msgspec.msgpack.encode(value, enc_hook=to_dict)),
