@@ -5,6 +5,7 @@ They keep no more of an answer than the part that is not complete yet.
 See https://platform.openai.com/docs/api-reference/responses-streaming.
 """
 
+import json
 import re
 import zlib
 from collections.abc import Callable, Mapping
@@ -124,10 +125,15 @@ class EventReader:
 
 def _parse(data: bytes | bytearray) -> dict[str, Any] | None:
     """Return the object in a JSON document, or None if there is none."""
+    document: Any
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        return None
+        # It refuses half a surrogate, which a text that was cut may have, and which the server repeats; and NaN.
+        try:
+            document = json.loads(data.decode("utf-8-sig", "replace"), strict=False)
+        except (ValueError, RecursionError):
+            return None
     return cast("dict[str, Any]", document) if isinstance(document, dict) else None
 
 

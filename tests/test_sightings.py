@@ -71,6 +71,22 @@ def test_the_last_event_may_have_another_name_line_or_none(kind: str) -> None:
     assert reader.has_ended
 
 
+@pytest.mark.parametrize(
+    "oddity",
+    [rb'"\ud83d"', b"NaN", b'"\xff"', b'"\x01"', b'"' + b"9" * 400 + b'"'],
+    ids=["half a surrogate", "NaN", "not UTF-8", "a control character", "plain"],
+)
+def test_what_orjson_refuses_is_read_nevertheless(oddity: bytes) -> None:
+    document = b'{"instructions": %s, "id": "resp_1", "status": "completed"}' % oddity
+    for reader, body in (
+        (DocumentReader(), document),
+        (DocumentReader(), b"\xef\xbb\xbf" + document),
+        (EventReader(), b'data: {"type": "response.completed", "response": %s}\n\n' % document),
+    ):
+        read(reader, body, [])
+        assert (reader.response_id, reader.has_ended) == ("resp_1", True)
+
+
 def test_text_that_looks_like_an_event_is_no_end() -> None:
     reader = EventReader()
     reader.feed(event("response.created", response=response("in_progress")))
