@@ -196,6 +196,8 @@ def check_key(key: object, source: str) -> Secret:
         raise ConfigurationError(
             f"{source} begins or ends with white space, such as the newline at the end of a file: remove it."
         )
+    if key[0] in {'"', "'"}:
+        raise ConfigurationError(f"{source} is in quotes, which are no part of a key: remove them.")
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigurationError(
             f"{source} contains a space or a character that is not ASCII: pass the key alone, without 'Bearer'."

@@ -63,10 +63,12 @@ class TestCancel:
         assert status == 1
         assert set(json.loads(out)["error"]) == {"type", "message"}
 
-    async def test_an_invalid_id_is_a_usage_error(self, run) -> None:
-        status, _, err = await run("cancel", "..")
-        assert (status, err.count("\n")) == (2, 1)
-        assert "cannot be a response id" in err
+    @pytest.mark.parametrize("name", ["..", "resp_1,", "'resp_1'", "https://platform.openai.com/logs/resp_1"])
+    async def test_an_invalid_id_is_a_usage_error(self, run, server: Emulator, name: str) -> None:
+        for command in ("cancel", "stop", "wait"):
+            status, _, err = await run(command, "resp_0", name)
+            assert (status, err) == (2, f"openai-cancel: {name!r} cannot be a response id\n")
+        assert not server.received
 
     async def test_an_id_that_looks_like_an_option_can_follow_two_dashes(self, run) -> None:
         status, _, err = await run("cancel", "--", "-x")

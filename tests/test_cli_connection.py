@@ -23,7 +23,16 @@ class TestKey:
         assert (await run("cancel", create(), "--key-file", str(file)))[0] == 0
         assert server.received[0].headers["authorization"] == "Bearer sk-from-a-file"
 
-    @pytest.mark.parametrize(("content", "words"), [(b"", "is empty"), (b" \n", "is empty"), (b"\xff", "is not text")])
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b"", "is empty"),
+            (b" \n", "is empty"),
+            (b"\xff", "is not text"),
+            (b"OPENAI_API_KEY=sk-1\n", "sets a variable: leave only the key in the file"),
+            (b'export MY_KEY = "sk-1"\nexport X=1\n', "sets a variable: leave only the key in the file"),
+        ],
+    )
     async def test_a_file_without_a_key_is_refused(self, run, tmp_path: Path, content: bytes, words: str) -> None:
         file = tmp_path / "key"
         file.write_bytes(content)

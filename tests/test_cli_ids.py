@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import csv
+import gzip
 import json
 import os
 from collections.abc import Callable
@@ -50,8 +51,18 @@ class TestPlain:
         [
             ("resp_1 resp_2", "contains a space"),
             ("resp_1\u00a0resp_2", "contains a space"),
+            ("resp_1\rresp_2", "contains a space"),
             ("resp_1,running", "the first line has no column id or response_id"),
             ("resp_1;running", "looks like a table"),
+            ("resp_1|running", "looks like a table"),
+            ('"resp_1","running"', "looks like a table"),
+            ("'resp_1'", "cannot be a response id"),
+            ("“resp_1”", r"'\u201cresp_1\u201d' cannot be a response id"),
+            ("('resp_1')", "cannot be a response id"),
+            ("resp_1\u200b", r"'resp_1\u200b' cannot be a response id"),
+            ("https://platform.openai.com/logs/resp_1", "cannot be a response id"),
+            ("┌──────┐", "cannot be a response id"),
+            ('{"id": "resp_1,"}', "'resp_1,' cannot be a response id"),
             ("..", "'..' cannot be a response id"),
             ("resp\x00", r"'resp\x00' cannot"),
             ("resp\ufffd", "cannot be a response id"),
@@ -87,8 +98,11 @@ class TestJson:
         assert rows(text) == [Row("resp_1", {"status": "queued"}), Row("resp_2", {}), bad]
         assert numbers('{"object": "list", "data": {}}') == [1]
 
-    def test_response_id_is_preferred_to_id(self) -> None:
-        assert read('{"id": 17, "response_id": "resp_1"}') == ["resp_1"]
+    @pytest.mark.parametrize("name", ["response_id", "responseId", "ResponseID", "Response ID", "response-id"])
+    def test_response_id_is_preferred_to_id_in_any_spelling(self, name: str) -> None:
+        assert read(f'{{"id": "job-7", "{name}": "resp_1"}}\n{{"ID": "resp_2"}}') == ["resp_1", "resp_2"]
+        assert read(f"ID,{name}\n7,resp_1") == ["resp_1"]
+        assert read(f"{name}\nresp_1") == ["resp_1"]
 
     def test_the_output_of_the_command_can_be_its_input(self) -> None:
         assert read('{"id": "resp_1", "verdict": "unknown", "stopped": false}') == ["resp_1"]
@@ -126,7 +140,7 @@ class TestColumns:
 
 
 class TestTable:
-    @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+    @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
     @pytest.mark.parametrize("name", ["id", "response_id", " Response_ID ", '"id"'])
     def test_the_column_of_the_ids_is_found(self, delimiter: str, name: str) -> None:
         rows = [("", name, "status"), ("1", "resp_1", "queued"), ("2", ' "resp_2"', "x"), ("3", "resp_3", "y")]
@@ -156,6 +170,29 @@ class TestTable:
 
     def test_a_quote_inside_of_a_title_is_no_line_break(self) -> None:
         assert read('id,5" disks\nresp_1,3"\nresp_2,4\n') == ["resp_1", "resp_2"]
+
+    @pytest.mark.parametrize(
+        "table",
+        [
+            "id|team\nresp_1|x\nresp_2|y\n(2 rows)\n",  # psql -A, sqlite3
+            " id     | team \n--------+------\n resp_1 | x\n resp_2 | y\n(2 rows)\n\n",  # psql
+            "+----+---+\n| id | team |\n+----+---+\n| resp_1 | x |\n| resp_2 | y |\n+----+---+\n",  # mysql
+            "| id | team |\n|:---|---:|\n| resp_1 | x |\n| resp_2 | y |\n",  # Markdown
+        ],
+    )
+    def test_tables_of_databases_can_be_read(self, table: str) -> None:
+        assert rows(table) == [Row("resp_1", {"team": "x"}), Row("resp_2", {"team": "y"})]
+
+    @pytest.mark.parametrize("table", ["   id\n--------\n resp_1\n(1 row)\n", "id    \n------\nresp_1\n"])
+    def test_lines_that_are_drawn_are_no_ids(self, table: str) -> None:
+        assert read(table) == ["resp_1"]
+
+    @pytest.mark.parametrize("mark", ["", "\ufeff"])
+    def test_files_may_have_been_put_together(self, mark: str) -> None:
+        assert rows(f"id,team\nresp_1,x\n{mark}id,job\nresp_2,7\n") == [
+            Row("resp_1", {"team": "x"}), Row("resp_2", {"job": "7"})
+        ]  # fmt: skip
+        assert read(f'resp_1\n{mark}resp_2\n{mark}{{"id": "resp_3"}}\n') == ["resp_1", "resp_2", "resp_3"]
 
     def test_a_table_may_have_no_records_or_one_column(self) -> None:
         assert read("id\n") == []
@@ -194,7 +231,7 @@ class TestTable:
         assert numbers(f"id,x\nresp_1,{'x' * LINE_LIMIT}x\nresp_2,2\n") == [2, "resp_2"]
 
     @given(
-        st.lists(st.tuples(st.text("abc/=+_", min_size=1), st.text('a,;"\n\r\t #', max_size=8))),
+        st.lists(st.tuples(st.text("abc/=+_").map("a".__add__), st.text('a,;"\n\r\t #', max_size=8))),
         st.sampled_from([csv.excel, csv.excel_tab, csv.unix_dialect]),
     )
     def test_every_table_that_csv_writes_can_be_read(
@@ -228,6 +265,9 @@ class TestSource:
             lambda text: codecs.BOM_UTF8 + text.encode(),
             lambda text: text.encode("utf-16"),
             lambda text: codecs.BOM_UTF16_BE + text.encode("utf-16-be"),
+            lambda text: text.replace("é", "e").encode("utf-16-le"),
+            lambda text: text.replace("é", "e").encode("utf-16-be"),
+            lambda text: text.replace("\r\n", "\r").encode(),
         ],
     )
     async def test_files_may_be_in_utf_8_or_utf_16(
@@ -236,7 +276,19 @@ class TestSource:
         file = tmp_path / "ids"
         file.write_bytes(encode("é_1\r\nresp_2\r\nresp_3"))
         monkeypatch.setattr(ids, "CHUNK", max(chunk, 2))
-        assert await collect(files=(file,)) == (["é_1", "resp_2", "resp_3"], [])
+        found, bad = await collect(files=(file,))
+        assert ([found[0].replace("é", "e"), *found[1:]], bad) == (["e_1", "resp_2", "resp_3"], [])
+        assert self.source.total == len(found) - 1  # the last line has no end
+
+    @pytest.mark.parametrize(
+        "data", [gzip.compress(b"resp_1\n"), b"PK\x03\x04\n\n", b"PAR1\x15\x04\n", b"\x28\xb5\x2f\xfd\n"]
+    )
+    async def test_a_file_that_is_no_text_is_one_bad_line(self, collect, tmp_path: Path, data: bytes) -> None:
+        file, other = tmp_path / "ids", tmp_path / "other"
+        file.write_bytes(data)
+        other.write_text("resp_2")
+        found, bad = await collect(files=(file, other))
+        assert (found, bad) == (["resp_2"], [f"{file} is compressed or not text: unpack it, or export it as CSV"])
 
     async def test_bytes_that_are_not_text_make_a_bad_line(self, collect, tmp_path: Path) -> None:
         file = tmp_path / "ids"
@@ -255,7 +307,7 @@ class TestSource:
         file.write_text(f"resp_1\n{'x' * 20_000}\nresp_3\n")
         found, (problem,) = await collect(files=(file,))
         assert found == ["resp_1", "resp_3"]
-        assert "line 2: 'xxx" in problem
+        assert problem == f"{file}, line 2: has more than 5,000 characters; write one id or object per line"
         file.write_text(f"resp_1\n{'x' * 20_000}")
         assert (await collect(files=(file,)))[0] == ["resp_1"]
 
@@ -352,5 +404,6 @@ class TestSource:
                 Source((), [str(path)], complain=print, skip=lambda _: False)
 
     def test_an_argument_that_cannot_be_an_id_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match=r"'\.\.' cannot be a response id"):
-            Source(["a", ".."], [], complain=print, skip=lambda _: False)
+        for name in ("..", "", "resp_1,", " resp_1", "'resp_1'", "resp_1\n"):
+            with pytest.raises(ValueError, match="cannot be a response id"):
+                Source(["a", name], [], complain=print, skip=lambda _: False)

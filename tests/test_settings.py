@@ -93,6 +93,8 @@ class TestKeys:
             ("", "api_key is empty"),
             (f"{KEY}\n", "such as the newline at the end of a file: remove it"),
             (f" {KEY}", "begins or ends with white space"),
+            (f'"{KEY}"', "is in quotes, which are no part of a key: remove them"),  # as `docker --env-file` has it
+            (f"'{KEY}", "is in quotes"),
             (f"Bearer {KEY}", "pass the key alone, without 'Bearer'"),
             (f"{KEY}\N{RIGHT DOUBLE QUOTATION MARK}", "a character that is not ASCII"),
             (f"{KEY[:5]}\x00{KEY}", "a character that is not ASCII"),

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Sequence
 
 from openai_cancel.cli.documents import to_json
-from openai_cancel.cli.exit_status import ExitStatus, exit_status
+from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
+from openai_cancel.cli.ids import check_arguments
 from openai_cancel.cli.output import complain, print_line, printable
 from openai_cancel.errors import BadRequestError, ConflictError, OpenAICancelError
 from openai_cancel.models import Response
@@ -18,7 +19,14 @@ def cancel_responses(ids: Sequence[str], session: AsyncSession, *, as_json: bool
         ids: their ids.
         session: makes the requests. It is not open yet.
         as_json: whether to print JSON lines.
+
+    Raises:
+        UsageError: one cannot be an id.
     """
+    try:
+        check_arguments(ids)
+    except ValueError as error:
+        raise UsageError(f"{error}") from error
     return asyncio.run(_cancel_all(ids, session, as_json=as_json))
 
 

@@ -1,7 +1,6 @@
 """The ids of a run: from arguments, files and pipes. They are read only as fast as they are needed."""
 
 import asyncio
-import codecs
 import csv
 import errno
 import json
@@ -11,7 +10,6 @@ import stat
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -19,16 +17,14 @@ from typing import Any, BinaryIO, Self
 import attrs
 
 from openai_cancel.cli.json_values import JsonValues, Line, NotJsonError
+from openai_cancel.cli.text_files import CHUNK, NOT_TEXT, count_lines, decoder_of
 from openai_cancel.wire import SEGMENT
 
-ID_FIELDS = ("response_id", "id")
-"""The names of an id in JSON and in the header of a table, in order of preference."""
+ID_FIELDS = ("responseid", "id")
+"""The names of an id in JSON and in the header of a table, in order of preference and as `_plain_name` returns them."""
 
-DELIMITERS = (",", ";", "\t")
-"""The delimiters that a table may have."""
-
-CHUNK = 2**18
-"""The number of bytes to read at once."""
+DELIMITERS = (",", ";", "\t", "|")
+"""The delimiters that a table may have. Tools of databases write `|`."""
 
 LINE_LIMIT = 2**24
 """The maximum number of characters in a line. A longer line is skipped."""
@@ -42,8 +38,18 @@ ID_LIMIT = 4096
 COLUMN_LIMIT = 1000
 """The maximum number of characters in another column of a row. Longer text is cut, and a longer JSON value left out."""
 
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text
+
+_NO_ID = re.compile(
+    r"""["'`\xab\xbb\u2018\u2019\u201c\u201d(<{[]|.*(?:["'`\xab\xbb\u2018\u2019\u201c\u201d)>}\],;:]\Z|\s|://)|[\W_]*\Z"""
+)
+"""What is no id although it could be sent: text in quotes or with a comma behind it, a URL, a line of a frame.
+
+The server would answer that it does not know the id, while the response runs on.
+"""
+
+_FRAME = re.compile(r"[-+|=: ]*[-=]{2}[-+|=: ]*|\([0-9]+ rows?\)")
+"""A line that is drawn in a table, or the number of rows below it, as psql, mysql and sqlite3 print them."""
 
 _SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line of a table that Excel reads
 
@@ -51,6 +57,8 @@ csv.field_size_limit(LINE_LIMIT)  # the default is 131,072 characters, and a fie
 
 
 _NO_COLUMNS: Mapping[str, Any] = {}
+
+_NO_HEADER = "looks like a table, but the first line has no column id or response_id"
 
 
 @attrs.frozen
@@ -112,7 +120,11 @@ class IdReader:
     def read(self, text: str) -> Iterator[Row | BadLine]:
         """Yield the ids in a line, and in the records of a table that it completes."""
         self._number += 1
-        yield from self._read((self._number, text.removesuffix("\r")))
+        if len(text) > LINE_LIMIT:
+            yield BadLine(self._number, f"has more than {LINE_LIMIT:,} characters; write one id or object per line")
+        else:
+            # A byte order mark is in the middle if files were put together.
+            yield from self._read((self._number, text.removeprefix("\ufeff").removesuffix("\r")))
 
     def _read(self, line: Line) -> Iterator[Row | BadLine]:
         text = line[1]
@@ -177,7 +189,7 @@ class IdReader:
                 titles = [" ".join(map(str.strip, title.strip().splitlines())) for title in next(reader)]
             except csv.Error:  # for example a carriage return in the middle
                 return False
-            names = [title.lower() for title in titles]
+            names = [_plain_name(title) for title in titles]
             for field in ID_FIELDS:
                 if field in names and reader.line_num == len(texts):
                     self._delimiter, self._column, self._names = delimiter, names.index(field), titles
@@ -204,8 +216,8 @@ class IdReader:
 
     def _read_plain(self, number: int, text: str) -> Row | BadLine:
         text = re.split(r"\s#", text, maxsplit=1)[0].rstrip()
-        if any(delimiter in text for delimiter in self._delimiters):
-            return BadLine(number, "looks like a table, but the first line has no column id or response_id")
+        if self._has_delimiter(text):
+            return BadLine(number, _NO_HEADER)
         if len(text.split()) > 1:
             return BadLine(number, "contains a space; write one id per line")
         return _checked(number, text)
@@ -214,13 +226,17 @@ class IdReader:
         try:
             document: Any = json.loads(text)
         except (ValueError, RecursionError):
-            yield BadLine(number, "is not JSON")
+            is_table = text.startswith('"') and self._has_delimiter(text)
+            yield BadLine(number, _NO_HEADER if is_table else "is not JSON")
             return
         # The answer of a server that lists its responses.
         is_page = document.__class__ is dict and document.get("object") == "list"
         listed: Any = document.get("data") if is_page else None
         for value in listed if listed.__class__ is list else [document]:
             yield _read_value(number, value)
+
+    def _has_delimiter(self, text: str) -> bool:
+        return any(delimiter in text for delimiter in self._delimiters)
 
     def _read_table(self, lines: list[Line], line_limit: int) -> Iterator[Row | BadLine]:
         while lines:
@@ -242,18 +258,22 @@ class IdReader:
                 self._record = []
                 continue
             self._record = []
-            if first.strip() and not first.startswith("#"):
-                yield self._read_record(number, cells)
+            if first.strip() and not first.startswith("#") and not _FRAME.fullmatch(first):
+                yield from self._read_record(number, [cell.strip() for cell in cells])
 
-    def _read_record(self, number: int, cells: list[str]) -> Row | BadLine:
+    def _read_record(self, number: int, cells: list[str]) -> Iterator[Row | BadLine]:
         if len(cells) <= self._column:
-            return BadLine(number, f"has {len(cells)} columns; the id should be in column {self._column + 1}")
+            yield BadLine(number, f"has {len(cells)} columns; the id should be in column {self._column + 1}")
+            return
+        if _plain_name(cells[self._column]) in ID_FIELDS:  # the header of the next table in the file
+            self._names = cells
+            return
         columns = {
             name: cell[:COLUMN_LIMIT]
             for place, (name, cell) in enumerate(zip(self._names, cells, strict=False))
             if place != self._column and name and cell
         }
-        return _checked(number, cells[self._column].strip(), columns)
+        yield _checked(number, cells[self._column], columns)
 
 
 def _with_breaks(texts: Sequence[str]) -> list[str]:
@@ -262,7 +282,12 @@ def _with_breaks(texts: Sequence[str]) -> list[str]:
 
 def _has_content(text: str) -> bool:
     text = text.strip()
-    return bool(text) and not text.startswith("#")
+    return bool(text) and not text.startswith("#") and not _FRAME.fullmatch(text)
+
+
+def _plain_name(name: str) -> str:
+    """Return the name of a field or a column in one spelling: `Response ID`, `responseId` and `response_id` are one."""
+    return name.replace("_", "").replace("-", "").replace(" ", "").lower()
 
 
 def _read_value(number: int, value: Any) -> Row | BadLine:
@@ -270,9 +295,10 @@ def _read_value(number: int, value: Any) -> Row | BadLine:
         return BadLine(number, "is a list inside a list; write one object or one id per line")
     if value.__class__ is not dict:
         return _checked(number, value)
+    names = {_plain_name(name): name for name in value}
     for field in ID_FIELDS:
-        if field in value:
-            found = value.pop(field)
+        if field in names:
+            found = value.pop(names[field])
             return _checked(number, found, _fields(value))
     return BadLine(number, "has no field id or response_id", _fields(value))
 
@@ -280,9 +306,15 @@ def _read_value(number: int, value: Any) -> Row | BadLine:
 def _checked(number: int, found: object, columns: Mapping[str, Any] = _NO_COLUMNS) -> Row | BadLine:
     if found is None or (isinstance(found, str) and not found.strip()):
         return BadLine(number, "has no id", columns, is_blank=True)
-    if not isinstance(found, str) or len(found) > ID_LIMIT or not SEGMENT.fullmatch(found) or _UNDECODABLE in found:
+    if not isinstance(found, str) or not can_be_id(found):
         return BadLine(number, f"{ascii(found)[:80]} cannot be a response id", columns)
     return Row(found, columns)
+
+
+def can_be_id(text: str) -> bool:
+    """Return whether a text can be the id of a response. Servers create ids of nearly any form."""
+    is_text = len(text) <= ID_LIMIT and text.isprintable() and _UNDECODABLE not in text
+    return is_text and SEGMENT.fullmatch(text) is not None and _NO_ID.match(text) is None
 
 
 def _fields(document: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -293,6 +325,17 @@ def _fields(document: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _is_short(value: object) -> bool:
     return not isinstance(value, list | dict) or len(json.dumps(value)) <= COLUMN_LIMIT
+
+
+def check_arguments(ids: Sequence[str]) -> None:
+    """Refuse arguments that cannot be ids.
+
+    Raises:
+        ValueError: one cannot be an id.
+    """
+    for name in ids:
+        if not can_be_id(name):
+            raise ValueError(f"{name!a} cannot be a response id")
 
 
 class Source:
@@ -326,9 +369,7 @@ class Source:
         see: Callable[[Row], None] | None = None,
     ) -> None:
         self._ids = ids
-        bad = [name for name in ids if not SEGMENT.fullmatch(name)]
-        if bad:
-            raise ValueError(f"{bad[0]!r} cannot be a response id")
+        check_arguments(ids)
         self._complain = complain
         self._skip = skip
         self._see = see
@@ -403,7 +444,7 @@ class Source:
                 yield item.response_id
 
     async def _lines(self, name: str, file: BinaryIO) -> AsyncGenerator[str, None]:
-        decoder: codecs.IncrementalDecoder | None = None
+        decoder = None
         rest = ""
         too_long = False  # whether the beginning of this line was already yielded
         while not self.ended:
@@ -413,9 +454,9 @@ class Source:
                 problem = f"cannot be read to the end: {error.strerror}"
                 self._complain(BadLine(0, problem, file=_title(name)))
                 return
-            if decoder is None:
-                encoding = "utf-16" if chunk.startswith(_UTF16) else "utf-8-sig"
-                decoder = codecs.getincrementaldecoder(encoding)("replace")
+            if decoder is None and (decoder := decoder_of(chunk)) is None:
+                self._complain(BadLine(0, NOT_TEXT, file=_title(name)))
+                return
             *lines, rest = (rest + decoder.decode(chunk, not chunk)).split("\n")
             for line in lines:
                 if not too_long:
@@ -461,7 +502,4 @@ def _open(name: str) -> BinaryIO:
 def _count_lines(file: BinaryIO) -> int | None:
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return None
-    begin = file.tell()
-    count = sum(chunk.count(b"\n") for chunk in iter(partial(file.read, CHUNK), b""))
-    file.seek(begin)
-    return count
+    return count_lines(file)

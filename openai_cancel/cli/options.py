@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import AsyncGenerator, Sequence
@@ -571,6 +572,8 @@ def _read_key_file(path: Path) -> str:
         raise ConfigurationError(f"Cannot read the key: {path} is not text.") from None
     if not key:
         raise ConfigurationError(f"Cannot read the key: {path} is empty.")
+    if re.match(r"(?:export\s+)?\w*KEY\s*=", key):
+        raise ConfigurationError(f"Cannot read the key: {path} sets a variable: leave only the key in the file.")
     return key
 
 
