@@ -47,6 +47,12 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._keys, keys.encode())
 
+    def hang_up(self) -> None:
+        """Close the terminal, as a window or a connection that is closed."""
+        asyncio.get_running_loop().remove_reader(self._keys)
+        with Path(os.devnull).open("rb") as null:
+            os.dup2(null.fileno(), self._keys)
+
     async def shows(self, words: str) -> None:
         await until(lambda: words in self.screen)
 

@@ -164,6 +164,34 @@ class TestOutputThatIsLost:
         assert all(work.cancelled for work in server.responses.values())
 
     @pytest.mark.slow
+    async def test_a_reader_of_lines_for_people_may_leave_too(self, server: Emulator, create) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        command = [COMMAND, "stop", "resp_none", create(), create(), "--no-json", "--concurrency", "1"]
+        done = await asyncio.to_thread(
+            subprocess.run, command, env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url},
+            stdout=writing, stderr=subprocess.PIPE, timeout=50, check=False,
+        )  # fmt: skip
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (1, b"openai-cancel: the rest of the output is lost: Broken pipe\n")
+        assert all(work.cancelled for work in server.responses.values())
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    @pytest.mark.parametrize("option", ["--json", "--no-json"])
+    async def test_a_disk_that_is_full_is_a_failure_although_the_work_is_done(
+        self, server: Emulator, create, option: str
+    ) -> None:
+        done = await asyncio.to_thread(
+            subprocess.run, ["sh", "-c", '"$@" >/dev/full', "sh", COMMAND, "stop", create(), option],
+            env={**os.environ, "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": server.base_url}, stderr=subprocess.PIPE,
+            timeout=50, check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.startswith(b"openai-cancel: the rest of the output is lost: No space left on device\n")
+        assert all(work.cancelled for work in server.responses.values())
+
+    @pytest.mark.slow
     @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
     def test_a_demo_that_cannot_be_written_fails_on_one_line(self) -> None:
         with Path("/dev/full").open("wb") as full:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import KEY, QuickClock, until
-from terminal import Terminal
+from terminal import COMMAND, Terminal
 
 from openai_cancel.emulator import Emulator, Fault
 
@@ -50,6 +50,16 @@ class TestScreen:
         async with Terminal("stop", create(), NO_COLOR="1") as terminal:
             assert await terminal.end() == 0
         assert not re.search(r"\x1b\[[0-9;]*3[0-7]", terminal.screen)
+
+    async def test_a_dumb_terminal_shows_lines_and_totals_alone(self, create) -> None:
+        async with Terminal("stop", identifier := create(), TERM="dumb") as terminal:
+            assert await terminal.end() == 0
+        first, second, third, _ = terminal.screen.split("\r\n")
+        assert (first, second.split(), third.split()[:3]) == (
+            f"{identifier}  cancelled",
+            ["cancelled", "1"],
+            ["in", "all", "1"],
+        )
 
     @pytest.mark.parametrize("arguments", [["--quiet"], ["--json"]])
     async def test_quiet_and_json_draw_no_progress(self, create, arguments: list[str]) -> None:
@@ -141,6 +151,16 @@ class TestSignals:
         assert len(server.received) == 4
         assert re.search(r"in all +4", terminal.screen)
 
+    async def test_one_response_under_way_is_one(self, server: Emulator, create) -> None:
+        for command, words in (("stop", "finishing the response under way"), ("wait", "was stopped (cancelled)")):
+            server.received.clear()
+            server.faults += [Fault(delay=0.5)]
+            async with Terminal(command, create()) as terminal:
+                await until(lambda: len(server.received) == 1)
+                terminal.press("\x03")
+                await terminal.shows(words)
+                assert await terminal.end() == 130
+
     async def test_a_second_ctrl_c_quits_at_once(self, server: Emulator, create) -> None:
         server.faults += [Fault(delay=math.inf)] * 4
         async with Terminal("stop", *[create() for _ in range(100)], "--concurrency", "4") as terminal:
@@ -150,6 +170,16 @@ class TestSignals:
             terminal.press("\x03")
             assert await terminal.end() == 130
         assert re.search(r"in all +0", terminal.screen)
+
+    @pytest.mark.parametrize("count", [1, 8])
+    async def test_a_run_outlives_its_terminal_if_it_is_told_to(self, server: Emulator, create, count: int) -> None:
+        server.faults += [Fault(delay=0.5)] * count
+        script = ("-c", 'trap "" HUP; exec "$@"', "sh", COMMAND, "stop", "--concurrency", "4")
+        async with Terminal(*script, *(create() for _ in range(count)), program="sh") as terminal:
+            await until(lambda: len(server.received) == min(count, 4))
+            terminal.hang_up()
+            await terminal.process.wait()
+        assert all(work.cancelled for work in server.responses.values())
 
     async def test_sigterm_finishes_the_responses_under_way(self, server: Emulator, create) -> None:
         server.faults += [Fault(delay=0.2)] * 2

@@ -16,7 +16,7 @@ from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.help_pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.options import OPTIONS
-from openai_cancel.cli.output import complain, print_line, show_warning
+from openai_cancel.cli.output import complain, has_lost_output, print_line, show_warning
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning, LedgerError
 from openai_cancel.version import __version__
 
@@ -72,7 +72,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # any text of a server can be shown in any encoding
     warnings.showwarning = show_warning
-    raise SystemExit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    raise SystemExit(status or (ExitStatus.NOT_STOPPED if has_lost_output() else ExitStatus.OK))
 
 
 def run(arguments: Sequence[str]) -> int:

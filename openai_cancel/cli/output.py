@@ -1,5 +1,6 @@
 """Lines on standard output and standard error, with nothing in them that could control a terminal."""
 
+import errno
 import os
 import sys
 from collections.abc import Generator
@@ -10,6 +11,10 @@ from typing import TextIO
 
 _stamps = ContextVar("_stamps", default=False)
 """Whether lines on standard error begin with the time."""
+
+
+_losses: list[int | None] = []
+"""The numbers of the errors of standard output, in the life of the process."""
 
 
 def printable(text: object) -> str:
@@ -28,8 +33,19 @@ def print_line(line: str) -> None:
     try:
         write(sys.stdout, line)
     except OSError as error:
-        discard(sys.stdout)
-        complain(f"the rest of the output is lost: {error.strerror}")
+        lose_output(error)
+
+
+def lose_output(error: OSError) -> None:
+    """Report that standard output cannot be written, and discard what would follow."""
+    discard(sys.stdout)
+    complain(f"the rest of the output is lost: {error.strerror}")
+    _losses.append(error.errno)
+
+
+def has_lost_output() -> bool:
+    """Return whether output is missing that somebody may still read, for example because a disk is full."""
+    return any(number != errno.EPIPE for number in _losses)
 
 
 def complain(problem: object) -> None:

@@ -1,8 +1,8 @@
 """The report of a run: its results, its progress on a terminal, and its totals."""
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from openai_cancel.cli.bad_lines import BadLines
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.ids import BadLine
 from openai_cancel.cli.lines import Line, Result, document_of, line_of
-from openai_cancel.cli.output import complain, discard, is_read_by_people, print_line, write
+from openai_cancel.cli.output import complain, discard, is_read_by_people, lose_output, print_line, write
 from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.tally import Tally
 
@@ -69,7 +69,8 @@ class Report:
         self._rest = "the log has all of them" if has_log else "use --log or --json to see all of them"
         self._bad_lines = BadLines()
         # FORCE_COLOR and TTY_COMPATIBLE make rich treat a file as a terminal.
-        draws = sys.stderr is not None and sys.stderr.isatty() and self._errors.is_terminal
+        # A dumb terminal cannot draw.
+        draws = sys.stderr is not None and sys.stderr.isatty() and self._errors.is_interactive
         self._draws = draws and not quiet and not (self._json and self._terminal)
 
     @cached_property
@@ -85,14 +86,24 @@ class Report:
         # A line on a terminal must not run into the progress.
         return self._errors if self._draws and self._terminal else Console()
 
-    def bar(self, *, total: Callable[[], int | None], under_way: Callable[[], int]) -> AbstractContextManager[object]:
-        """Return a context manager that draws the progress, or does nothing if there is no terminal."""
+    @contextmanager
+    def bar(self, *, total: Callable[[], int | None], under_way: Callable[[], int]) -> Generator[None]:
+        """Draw the progress until the block ends, or do nothing if there is no terminal."""
         if not self._draws:
-            return nullcontext()
+            yield
+            return
         from openai_cancel.cli.live import progress_of
 
         make = progress_of(self._statuses, one=self._one)
-        return make(self.tally, self._errors, total=total, under_way=under_way)
+        progress = make(self.tally, self._errors, total=total, under_way=under_way)
+        progress.__enter__()
+        try:
+            yield
+        finally:
+            try:
+                progress.__exit__(None, None, None)
+            except OSError:  # the terminal was closed
+                discard(sys.stderr)
 
     def show(self, result: Result, columns: Mapping[str, Any] | None = None) -> None:
         """Count a result and print it, a JSON line with the other columns of its input."""
@@ -110,13 +121,16 @@ class Report:
         is_problem = self._quiet or (self.plain and not line.is_good)
         if is_problem and not self._draws:
             complain(words)
-        elif self.plain and not self._terminal and not is_problem:
+        elif not self._terminal and not is_problem:  # rich would end the process if the reader of a pipe has left
             print_line(words)
         else:
             from rich.text import Text
 
             console = self._errors if is_problem else self._console
-            console.print(Text(f"openai-cancel: {words}" if is_problem else words), soft_wrap=True)
+            try:
+                console.print(Text(f"openai-cancel: {words}" if is_problem else words), soft_wrap=True)
+            except OSError as error:  # the terminal was closed, and the process was told to continue
+                lose_output(error)
 
     def _is_hidden(self, line: Line) -> bool:
         if line.is_good:
@@ -145,5 +159,5 @@ class Report:
                 write(stream, self.tally.text())
             if self.dry_run:
                 write(stream, "This was a dry run: nothing was stopped.")
-        except OSError:  # nobody can read it, and the work is done
-            discard(stream)
+        except OSError as error:
+            lose_output(error) if stream is sys.stdout else discard(stream)
