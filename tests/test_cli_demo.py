@@ -3,7 +3,7 @@
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,10 @@ from terminal import Terminal
 
 from openai_cancel.cli import demo_parts
 from openai_cancel.cli.demo_process import guard_for_a_minute
+from openai_cancel.cli.lines import Line, line_of
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
+from openai_cancel.outcome import Outcome
 
 
 @pytest.mark.slow
@@ -97,6 +99,22 @@ async def test_the_process_that_the_demo_kills_guards_a_response(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert server.responses[entry.response_id].cancelled
+
+
+async def test_the_bar_of_the_demo_shows_what_is_under_way(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    bars: list[dict[str, Callable[[], int]]] = []
+    seen: list[int] = []
+
+    def note(outcome: Outcome) -> Line:
+        seen.append(bars[0]["under_way"]())
+        return line_of(outcome)
+
+    monkeypatch.setattr(demo_parts, "Bar", lambda *_, **functions: bars.append(functions))
+    monkeypatch.setattr(demo_parts, "line_of", note)
+    monkeypatch.setattr(demo_parts, "PARTS", {"Many": demo_parts.show_bulk})
+    assert (await run("demo", "--fast"))[0] == 0
+    assert (len(seen), seen[-1], bars[0]["under_way"]()) == (200, 1, 0)
+    assert max(seen) > 1
 
 
 @pytest.mark.slow

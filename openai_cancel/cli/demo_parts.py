@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing, nullcontext, suppress
+from operator import length_hint
 from pathlib import Path
 from typing import Any, cast
 
@@ -179,10 +180,15 @@ async def show_guard(stage: Stage) -> None:
 async def show_bulk(stage: Stage) -> None:
     """Show the progress bar of many stops, and their totals."""
     ids = [stage.server.add() for _ in range(MANY // 10 if stage.fast else MANY)]
-    tally = Tally()
-    bar = Bar(tally, stage.console, total=lambda: len(ids), under_way=lambda: 0)
-    with bar if stage.console.is_terminal else nullcontext():
-        async with aclosing(stage.session.stop_many(ids)) as outcomes:
+    tally, waiting = Tally(), iter(ids)
+    bar = Bar(
+        tally,
+        stage.console,
+        total=lambda: len(ids),
+        under_way=lambda: len(ids) - length_hint(waiting) - tally.done,
+    )
+    with bar if stage.console.is_interactive else nullcontext():
+        async with aclosing(stage.session.stop_many(waiting)) as outcomes:
             async for outcome in outcomes:
                 tally.note(line_of(outcome))
     stage.console.print(tally.table())
