@@ -71,6 +71,7 @@ class TestEveryCommand:
     def test_it_ends_with_two_examples_as_code(self, path: tuple[str, ...]) -> None:
         lines = page(path)
         examples = lines[lines.index("Examples:") + 1 : -2]
+        assert page(path, 80)[-2 - len(examples) : -2] == examples  # not broken, so that they can be copied
         assert len(examples) >= 2
         assert all(example.startswith("  ") for example in examples)
         assert all(f"openai-cancel {' '.join(path)}" in example for example in examples)

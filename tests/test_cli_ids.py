@@ -281,7 +281,7 @@ class TestSource:
         assert self.source.total == len(found) - 1  # the last line has no end
 
     @pytest.mark.parametrize(
-        "data", [gzip.compress(b"resp_1\n"), b"PK\x03\x04\n\n", b"PAR1\x15\x04\n", b"\x28\xb5\x2f\xfd\n"]
+        "data", [gzip.compress(b"resp_1\n", mtime=0), b"PK\x03\x04\n\n", b"PAR1\x15\x04\n", b"\x28\xb5\x2f\xfd\n"]
     )
     async def test_a_file_that_is_no_text_is_one_bad_line(self, collect, tmp_path: Path, data: bytes) -> None:
         file, other = tmp_path / "ids", tmp_path / "other"

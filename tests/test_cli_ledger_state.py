@@ -72,8 +72,8 @@ async def test_a_file_that_does_not_exist_is_an_error_and_is_not_created(
         ("postgresql://me:secret@host/db", "postgresql://me:***@host/db"),
         ("postgresql://me:p@secret?@host/db", "postgresql://me:***@host/db"),
         ("postgresql://:secret@host/db", "postgresql://:***@host/db"),
-        ("sk-proj-secret-secret", "['***']"),
-        ("resp_123", "['resp_123']"),
+        ("sk-proj-secret-secret", "Unexpected arguments: ***."),
+        ("resp_123", "Unexpected arguments: resp_123."),
     ],
 )
 async def test_an_argument_in_the_wrong_place_shows_no_secret(run, argument: str, shown: str) -> None:

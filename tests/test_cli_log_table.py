@@ -64,6 +64,17 @@ def test_the_last_line_about_each_response_counts(report, log: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--fromat", "csv"], "--fromat is neither an option nor a log."),
+        (["--by", "verdict", "another.log"], "Unexpected arguments: another.log. Put all logs before the options."),
+    ],
+)
+def test_an_option_that_does_not_exist_is_no_log(report, log: str, arguments: list[str], words: str) -> None:
+    assert report(log, *arguments) == (2, [], f"openai-cancel: {words}\n")
+
+
 def test_columns_of_the_input_can_be_counted_by(report, log: str) -> None:
     assert report(log, "--by", "team", "--by", "verdict")[1][:-2] == [
         "team    verdict           responses",

@@ -17,6 +17,7 @@ from openai_cancel.cli.help_pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.cli.ledger import ledger
 from openai_cancel.cli.options import OPTIONS
 from openai_cancel.cli.output import complain, has_lost_output, print_line, show_warning
+from openai_cancel.cli.usage import describe_usage
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning, LedgerError
 from openai_cancel.version import __version__
 
@@ -85,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         return app(_with_standard_input(arguments), exit_on_error=False, print_error=False) or ExitStatus.OK
     except (CycloptsError, UsageError) as error:
         # They quote arguments. The standard error of a service ends up in logs.
-        problem, status = _SECRETS.sub(_masked, f"{error}"), ExitStatus.USAGE
+        problem, status = _SECRETS.sub(_masked, describe_usage(error)), ExitStatus.USAGE
     except (ConfigurationError, LedgerError) as error:
         problem, status = error, exit_status(error)
     except InsecureTransportWarning as error:  # PYTHONWARNINGS can raise it

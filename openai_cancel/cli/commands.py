@@ -5,6 +5,8 @@ What runs them is imported as it is called, so that the help shows at once.
 
 from typing import Annotated
 
+from cyclopts import Parameter
+
 from openai_cancel.cli.options import (
     DEFAULT_CONNECTION,
     DEFAULT_FILES,
@@ -27,9 +29,7 @@ from openai_cancel.cli.wait_options import DEFAULT_WAIT, WaitOptions
 
 
 def stop(
-    ids: Ids = (),
-    /,
-    *,
+    *ids: Ids,
     confirm: Seconds | None = None,
     dry_run: Annotated[bool, Flag] = False,
     running: RunningOptions = DEFAULT_RUNNING,
@@ -89,9 +89,7 @@ def list_(
 
 
 def status(
-    ids: Ids = (),
-    /,
-    *,
+    *ids: Ids,
     files: FileOptions = DEFAULT_FILES,
     options: RunOptions = DEFAULT_RUN,
     connection: Connection = DEFAULT_CONNECTION,
@@ -114,9 +112,7 @@ def status(
 
 
 def wait(
-    ids: Ids = (),
-    /,
-    *,
+    *ids: Ids,
     limits: WaitOptions = DEFAULT_WAIT,
     files: FileOptions = DEFAULT_FILES,
     connection: Connection = DEFAULT_CONNECTION,
@@ -139,9 +135,7 @@ def wait(
 
 
 def cancel(
-    ids: Ids,
-    /,
-    *,
+    *ids: Annotated[Ids, Parameter(required=True)],
     as_json: AsJson = False,
     connection: Connection = DEFAULT_CONNECTION,
 ) -> int:

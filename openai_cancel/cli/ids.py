@@ -41,7 +41,7 @@ COLUMN_LIMIT = 1000
 _UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text
 
 _NO_ID = re.compile(
-    r"""["'`\xab\xbb\u2018\u2019\u201c\u201d(<{[]|.*(?:["'`\xab\xbb\u2018\u2019\u201c\u201d)>}\],;:]\Z|\s|://)|[\W_]*\Z"""
+    r"""["'`\xab\xbb\u2018\u2019\u201c\u201d(<{[]|.*(?:["'`\xab\xbb\u2018\u2019\u201c\u201d,;:]\Z|\s|://)|[\W_]*\Z"""
 )
 """What is no id although it could be sent: text in quotes or with a comma behind it, a URL, a line of a frame.
 

@@ -291,9 +291,7 @@ def list_(
 
 @ledger.command
 def add(
-    ids: Ids = (),
-    /,
-    *,
+    *ids: Ids,
     ttl: Seconds,
     file: Files = (),
     label: Pairs = (),
@@ -348,9 +346,7 @@ def _open_source(ids: Sequence[str], files: Sequence[str], complain_of_line: "Ca
 
 @ledger.command
 def release(
-    ids: Ids = (),
-    /,
-    *,
+    *ids: Ids,
     file: Files = (),
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,

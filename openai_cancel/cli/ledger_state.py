@@ -59,7 +59,7 @@ def stats(
 
     ```
     openai-cancel ledger stats
-    openai-cancel ledger stats --prometheus --open-only > /var/lib/node_exporter/openai_cancel.prom
+    openai-cancel ledger stats --prometheus --open-only > /run/openai_cancel.prom
     ```
 
     Args:

@@ -50,6 +50,8 @@ def _open(name: str) -> BufferedReader:
     try:
         return open(0, "rb", closefd=False) if name == "-" else open(name, "rb")  # noqa: PTH123 - the same for both
     except OSError as error:
+        if name.startswith("-"):
+            raise UsageError(f"{name} is neither an option nor a log.") from error
         raise UsageError.of_file(error, _title(name)) from error
 
 

@@ -56,9 +56,21 @@ def _show_duration(seconds: float | None) -> str | None:
     return f"{seconds:g}s"
 
 
-def _is_positive(_: object, seconds: float | None) -> None:
-    if seconds is not None and not seconds > 0:  # also if it is NaN
+def _read_path(_: object, tokens: Sequence[Token]) -> Path:
+    return Path(*_read_paths(_, tokens))
+
+
+def _read_paths(_: object, tokens: Sequence[Token]) -> tuple[str, ...]:
+    if not all(token.value for token in tokens):
+        raise ValueError("the path of the file is empty, as if a variable was not set")
+    return tuple(token.value for token in tokens)
+
+
+def _read_positive(_: object, tokens: Sequence[Token]) -> float:
+    seconds = _read_duration(_, tokens)
+    if not seconds > 0:  # also if it is NaN
         raise ValueError(_DURATION)
+    return seconds
 
 
 Duration: Parameter = Parameter(converter=_read_duration, metavar="DURATION", show_default=_show_duration)
@@ -67,10 +79,10 @@ Duration: Parameter = Parameter(converter=_read_duration, metavar="DURATION", sh
 Flag: Parameter = Parameter(negative=(), show_default=False)
 """An option without a value, or one without a default to show."""
 
-Ids = Annotated[tuple[str, ...], Parameter(show_default=False)]
-"""The ids of responses, as arguments."""
+Ids = Annotated[str, Parameter(show_default=False)]
+"""The ids of responses, as arguments: each of `*ids`. Options may stand between them."""
 
-Seconds = Annotated[float, Duration, Parameter(validator=_is_positive)]
+Seconds = Annotated[float, Duration, Parameter(converter=_read_positive)]
 """A duration of more than 0."""
 
 Count = Annotated[int, Parameter(validator=Number(gte=1), metavar="N")]
@@ -85,10 +97,14 @@ Name = Annotated[str, Parameter(metavar="NAME")]
 Pairs = Annotated[tuple[str, ...], Flag, Parameter(metavar="NAME=VALUE")]
 """An option that can be repeated, with a name and a value each."""
 
-File = Annotated[Path, Parameter(metavar="FILE")]
+File = Annotated[Path, Parameter(converter=_read_path, metavar="FILE")]
 """The path of a file."""
 
-Files = Annotated[tuple[str, ...], Flag, Parameter(alias="-f", allow_leading_hyphen=True, metavar="FILE", group=FILES)]
+Files = Annotated[
+    tuple[str, ...],
+    Flag,
+    Parameter(alias="-f", converter=_read_paths, allow_leading_hyphen=True, metavar="FILE", group=FILES),
+]
 """The option `--file`: the paths of files of ids, with - for standard input."""
 
 State = Literal[
@@ -124,7 +140,7 @@ class RunOptions:
         concurrency: The number of responses to handle at once. The rate adapts to the limit of the server.
         deadline: The time that each response may take.
         as_json: Print JSON lines, the default if the output is not a terminal. --no-json prints text and totals.
-        quiet: Print only what goes wrong.
+        quiet: Print only what goes wrong. With --json, leave out only the totals.
     """
 
     concurrency: Count = 64

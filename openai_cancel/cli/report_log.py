@@ -25,7 +25,7 @@ def report(
     ```
     openai-cancel report results.jsonl
     openai-cancel report results.jsonl --by team --by verdict --format markdown
-    openai-cancel report results.jsonl --failed --by id --by job --by message --format csv
+    openai-cancel report results.jsonl --failed --by id --by message --format csv
     ```
 
     Each response counts once: the last line about it decides. A line of the input without a usable id counts as a "bad

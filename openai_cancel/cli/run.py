@@ -295,4 +295,9 @@ class Run:
         if self._abandon is not None:
             self._abandon(self._under_way())
         else:
-            complain(f"finishing the {self._under_way()} responses under way; press Ctrl-C again to quit at once")
+            complain(f"finishing {the_responses(self._under_way())} under way; press Ctrl-C again to quit at once")
+
+
+def the_responses(count: int) -> str:
+    """Return a number of responses in words."""
+    return "the response" if count == 1 else f"the {count:,} responses"

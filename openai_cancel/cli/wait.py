@@ -7,7 +7,7 @@ from functools import partial
 from openai_cancel.cli.options import Connection, FileOptions
 from openai_cancel.cli.output import complain
 from openai_cancel.cli.report import Report
-from openai_cancel.cli.run import GIVE_UP_AFTER, handle_responses
+from openai_cancel.cli.run import GIVE_UP_AFTER, handle_responses, the_responses
 from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.wait_options import WaitOptions
 
@@ -53,7 +53,8 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
     def abandon(under_way: int) -> None:
         interrupted.set()
         if options.on_abandon == "stop" and not report.plain:
-            complain(f"stopping the {under_way} responses that have not ended")
+            verb = "has" if under_way == 1 else "have"
+            complain(f"stopping {the_responses(under_way)} that {verb} not ended")
 
     return handle_responses(ids, files, report, session, wait_many, abandon=abandon)
 

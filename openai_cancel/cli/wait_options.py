@@ -24,7 +24,7 @@ class WaitOptions:
         on_abandon: What to do with responses that are still running after a timeout or Ctrl-C.
         concurrency: The number of responses to wait for at once.
         as_json: Print JSON lines. For files, it is the default if the output is not a terminal. --no-json prints text.
-        quiet: Print only what goes wrong.
+        quiet: Print only what goes wrong. With --json, leave out only the totals.
     """
 
     timeout: Seconds | None = None
