@@ -202,8 +202,10 @@ class TestStop:
 
     async def test_a_dry_run_asks_nothing_and_stops_nothing(self, run, add, server: Emulator) -> None:
         name = add(5)
-        status, out, _ = await run("stop", "--running", "--all", "--dry-run")
+        status, out, err = await run("stop", "--running", "--all", "--dry-run")
         assert (status, json.loads(out)["verdict"]) == (1, "still_running")
+        assert "running again" not in err
+        assert ["?" in request.path for request in server.received] == [True, False]  # one list
         assert states(server)[name] == "in_progress"
 
     async def test_a_log_is_written_and_resumed(self, run, add, tmp_path: Path) -> None:

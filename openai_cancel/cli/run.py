@@ -259,7 +259,8 @@ class Run:
                     async for result in results:
                         self._note(result)
             except APIConnectionError as error:
-                complain(f"{error} The remaining ids are not tried.")
+                if self._report.tally.done != self._total():  # otherwise every result has said so
+                    complain(f"{error} The remaining ids are not tried.")
                 self._worst = max(self._worst, exit_status(error))
             except asyncio.CancelledError:
                 if not self._signal:

@@ -131,7 +131,7 @@ def stop_running(
                     return source.status(ExitStatus.OK)
                 if not ask(source.found):
                     return source.status(ExitStatus.NOT_STOPPED)
-            _stop_in_rounds(runner, run, source, stop_many, rounds=1 if dry_run else ROUNDS)
+            _stop_in_rounds(runner, run, source, stop_many, looks_again=not dry_run)
         finally:
             runner.run(session.close())
     report.sum_up()
@@ -139,15 +139,15 @@ def stop_running(
 
 
 def _stop_in_rounds(
-    runner: asyncio.Runner, run: Run, source: "RunningSource", stop_many: HandleMany, *, rounds: int
+    runner: asyncio.Runner, run: Run, source: "RunningSource", stop_many: HandleMany, *, looks_again: bool
 ) -> None:
-    """Stop the responses, and once more those that run again."""
-    for number in range(rounds):
+    """Stop the responses, and once more those that run again. A dry run does not look for these."""
+    for number in range(ROUNDS):
         if number:
             run.take_back(source.found.ids)
         # Its second argument is entered and left; the session stays open until the end.
         runner.run(run.handle_all(source, nullcontext(), stop_many))
-        if source.ended or not runner.run(source.look_again()):
+        if source.ended or not looks_again or not runner.run(source.look_again()):
             break
 
 
