@@ -1,14 +1,17 @@
 """The report of a run, and what it prints."""
 
 import json
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import nullcontext
 
 import pytest
 from outcomes import MISSING, outcome, response
 
-from openai_cancel import NotFoundError, Outcome, Verdict
-from openai_cancel.cli.ids import BadLine
+from openai_cancel import APIConnectionError, NotFoundError, Outcome, Verdict
+from openai_cancel.cli.ids import BadLine, Source
 from openai_cancel.cli.output import printable
 from openai_cancel.cli.report import Report
+from openai_cancel.cli.run import Run
 
 
 class TestPrintable:
@@ -120,3 +123,18 @@ class TestReport:
             f"resp_2  not found: 404: no such id. {NotFoundError.hint} (request id r)",
         ]
         assert "in all" in out
+
+
+@pytest.mark.parametrize("ids", [["resp_2"], ["resp_2", "resp_3"]])
+async def test_a_server_that_went_away_is_reported_if_a_response_has_no_result(capsys, ids: list[str]) -> None:
+    async def handle(names: AsyncIterable[str]) -> AsyncGenerator[Outcome]:
+        assert [name async for name in names] == ids
+        yield MISSING  # resp_2
+        raise APIConnectionError("It went away.")
+
+    run = Run(Report(as_json=True, quiet=True, show_stopped=True))
+    with Source(ids, [], complain=run.complain_of_line, skip=run.skips) as source:
+        await run.handle_all(source, nullcontext(), handle)
+    run.close()
+    words = "openai-cancel: It went away. The remaining ids are not tried.\n"
+    assert (run.status, capsys.readouterr().err) == (1, words if len(ids) > 1 else "")

@@ -1,11 +1,11 @@
 """The commands `stop` and `status`, with output into a pipe."""
 
 import asyncio
+import importlib
 import json
 import math
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -204,7 +204,8 @@ class TestShell:
 async def test_a_server_that_cannot_be_reached_ends_the_run_early(
     run, monkeypatch: pytest.MonkeyPatch, unused_tcp_port: int, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys.modules["openai_cancel.cli.run"], "GIVE_UP_AFTER", 0.1)  # `cli.run` is a function, too
+    module = importlib.import_module("openai_cancel.cli.run")  # `cli.run` is a function, too
+    monkeypatch.setattr(module, "GIVE_UP_AFTER", 0.1)
     ids, log = tmp_path / "ids", tmp_path / "log"
     ids.write_text("".join(f"resp_{number}\n" for number in range(500)))
     base_url = f"http://127.0.0.1:{unused_tcp_port}/v1"
