@@ -132,11 +132,10 @@ class TestColumns:
         document = json.dumps({"id": "resp_1", "text": long, "list": [long], "short": [1]})
         assert rows(document) == [Row("resp_1", {"text": long[:-1], "short": [1]})]
 
-    @pytest.mark.parametrize("id", ["", " ", "null"])
+    @pytest.mark.parametrize("id", ["", " ", "NULL", "None", "nan", r"\N"])
     def test_an_id_that_nobody_has_written_is_blank(self, id: str) -> None:  # noqa: A002
-        (bad,) = rows('{"id": null}' if id == "null" else f"id,x\n{id},1")
-        assert isinstance(bad, BadLine)
-        assert bad.is_blank
+        found = [*rows('{"id": null}'), *rows(f"id,x\n{id},1"), *(rows(id) if id.strip() else [])]
+        assert all(isinstance(bad, BadLine) and bad.is_blank and bad.problem == "has no id" for bad in found)
 
 
 class TestTable:
@@ -404,6 +403,6 @@ class TestSource:
                 Source((), [str(path)], complain=print, skip=lambda _: False)
 
     def test_an_argument_that_cannot_be_an_id_is_an_error(self) -> None:
-        for name in ("..", "", "resp_1,", " resp_1", "'resp_1'", "resp_1\n"):
+        for name in ("..", "", "null", "resp_1,", " resp_1", "'resp_1'", "resp_1\n"):
             with pytest.raises(ValueError, match="cannot be a response id"):
                 Source(["a", name], [], complain=print, skip=lambda _: False)

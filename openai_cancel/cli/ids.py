@@ -38,6 +38,9 @@ ID_LIMIT = 4096
 COLUMN_LIMIT = 1000
 """The maximum number of characters in another column of a row. Longer text is cut, and a longer JSON value left out."""
 
+_NOTHING = frozenset({"", "null", "none", "nan", "undefined", "\\n"})
+"""What programs write for an id that is missing: jq, databases, Python, pandas, JavaScript, PostgreSQL's `COPY`."""
+
 _UNDECODABLE = "\ufffd"  # the decoder's replacement for bytes that are not text
 
 _NO_ID = re.compile(
@@ -304,7 +307,7 @@ def _read_value(number: int, value: Any) -> Row | BadLine:
 
 
 def _checked(number: int, found: object, columns: Mapping[str, Any] = _NO_COLUMNS) -> Row | BadLine:
-    if found is None or (isinstance(found, str) and not found.strip()):
+    if found is None or (isinstance(found, str) and found.strip().lower() in _NOTHING):
         return BadLine(number, "has no id", columns, is_blank=True)
     if not isinstance(found, str) or not can_be_id(found):
         return BadLine(number, f"{ascii(found)[:80]} cannot be a response id", columns)
@@ -313,7 +316,9 @@ def _checked(number: int, found: object, columns: Mapping[str, Any] = _NO_COLUMN
 
 def can_be_id(text: str) -> bool:
     """Return whether a text can be the id of a response. Servers create ids of nearly any form."""
-    is_text = len(text) <= ID_LIMIT and text.isprintable() and _UNDECODABLE not in text
+    if len(text) > ID_LIMIT or text.lower() in _NOTHING:
+        return False
+    is_text = text.isprintable() and _UNDECODABLE not in text
     return is_text and SEGMENT.fullmatch(text) is not None and _NO_ID.match(text) is None
 
 
