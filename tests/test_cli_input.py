@@ -115,6 +115,12 @@ class TestRerunFailed:
         assert (status, [json.loads(line)["input"] for line in out.splitlines()]) == (0, [{"job": 2**80}] * 2)
         assert "1 line is left out, because it is not JSON" in err
 
+    async def test_an_id_that_cannot_be_sent_is_wrong_usage(self, run, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        log.write_text('{"id": "..", "stopped": false}\n')
+        status, out, _ = await run("stop", "--rerun-failed", str(log))
+        assert (status, json.loads(out)["error"]["type"]) == (2, "InvalidResponseIdError")
+
     async def test_there_may_be_another_log(self, run, create, tmp_path: Path) -> None:
         plan, log, name = tmp_path / "plan", tmp_path / "log", create()
         assert (await run("stop", name, "--dry-run", "--log", str(plan)))[0] == 1

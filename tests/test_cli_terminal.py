@@ -171,12 +171,16 @@ class TestSignals:
             assert await terminal.end() == 130
         assert re.search(r"in all +0", terminal.screen)
 
-    @pytest.mark.parametrize("count", [1, 8])
-    async def test_a_run_outlives_its_terminal_if_it_is_told_to(self, server: Emulator, create, count: int) -> None:
-        server.faults += [Fault(delay=0.5)] * count
+    @pytest.mark.parametrize("source", ["arguments", "file"])
+    async def test_a_run_outlives_its_terminal_if_it_is_told_to(
+        self, server: Emulator, create, tmp_path: Path, source: str
+    ) -> None:
+        file, ids = tmp_path / "ids", [create() for _ in range(8)]
+        file.write_text("\n".join(ids))
+        server.faults += [Fault(delay=0.5)] * 8
         script = ("-c", 'trap "" HUP; exec "$@"', "sh", COMMAND, "stop", "--concurrency", "4")
-        async with Terminal(*script, *(create() for _ in range(count)), program="sh") as terminal:
-            await until(lambda: len(server.received) == min(count, 4))
+        async with Terminal(*script, *([f"--file={file}"] if source == "file" else ids), program="sh") as terminal:
+            await until(lambda: len(server.received) == 4)
             terminal.hang_up()
             await terminal.process.wait()
         assert all(work.cancelled for work in server.responses.values())

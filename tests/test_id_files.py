@@ -81,7 +81,7 @@ class TestArray:
         assert "resp_1" not in numbers(f"{long}\n")
 
     @given(
-        names=st.lists(st.text("abc/=+_[]{}\\,", min_size=1), max_size=5),
+        names=st.lists(st.text("abc/=+_[]{}\\,").map("a{}b".format), max_size=5),
         indent=st.sampled_from([None, 0, 1, 4]),
         more=st.recursive(
             st.text(max_size=5) | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

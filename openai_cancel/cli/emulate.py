@@ -38,7 +38,7 @@ def emulate(
     ```
     openai-cancel emulate --port 8080
     openai-cancel emulate --port 0 --runs-for 5m --dialect vllm
-    openai-cancel emulate --fault "cancel:503*2" --api-key made-up --log-requests
+    openai-cancel emulate --port 8080 --fault "cancel:503*2" --log-requests
     ```
 
     The metadata of a request can change how its response runs: queued_for, runs_for, becomes (completed, failed or

@@ -298,7 +298,7 @@ def _read_value(number: int, value: Any) -> Row | BadLine:
         return BadLine(number, "is a list inside a list; write one object or one id per line")
     if value.__class__ is not dict:
         return _checked(number, value)
-    names = {_plain_name(name): name for name in value}
+    names = {_plain_name(name): name for name in reversed(value)}
     for field in ID_FIELDS:
         if field in names:
             found = value.pop(names[field])
