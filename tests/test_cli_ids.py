@@ -175,7 +175,7 @@ class TestTable:
         [
             "id|team\nresp_1|x\nresp_2|y\n(2 rows)\n",  # psql -A, sqlite3
             " id     | team \n--------+------\n resp_1 | x\n resp_2 | y\n(2 rows)\n\n",  # psql
-            "+----+---+\n| id | team |\n+----+---+\n| resp_1 | x |\n| resp_2 | y |\n+----+---+\n",  # mysql
+            "+---+---+\n| id | team |\n+---+---+\n| resp_1 | x |\n| resp_2 | y |\n+---+---+\n2 rows in set (0.0 sec)\n",
             "| id | team |\n|:---|---:|\n| resp_1 | x |\n| resp_2 | y |\n",  # Markdown
         ],
     )
@@ -201,7 +201,7 @@ class TestTable:
         assert read('id,said\nresp_1,"one\ntwo, ""three""\n\n# four"\nresp_2,x\n') == ["resp_1", "resp_2"]
 
     def test_comments_and_blank_lines_in_a_table_are_skipped(self) -> None:
-        assert read("id,x\n# none\n\nresp_1,1\n") == ["resp_1"]
+        assert read("id,x\n# none\n\nresp_1,1\n,\n ,\n") == ["resp_1"]  # Excel exports empty rows
 
     def test_a_record_with_too_few_columns_is_a_bad_line(self) -> None:
         assert read("x,id\nresp_1\n1,resp_2\n") == [

@@ -51,7 +51,7 @@ _NO_ID = re.compile(
 The server would answer that it does not know the id, while the response runs on.
 """
 
-_FRAME = re.compile(r"[-+|=: ]*[-=]{2}[-+|=: ]*|\([0-9]+ rows?\)")
+_FRAME = re.compile(r"[-+|=: ]*[-=]{2}[-+|=: ]*|\([0-9]+ rows?\)|[0-9]+ rows? in set.*")
 """A line that is drawn in a table, or the number of rows below it, as psql, mysql and sqlite3 print them."""
 
 _SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # the first line of a table that Excel reads
@@ -261,8 +261,9 @@ class IdReader:
                 self._record = []
                 continue
             self._record = []
-            if first.strip() and not first.startswith("#") and not _FRAME.fullmatch(first):
-                yield from self._read_record(number, [cell.strip() for cell in cells])
+            cells = [cell.strip() for cell in cells]
+            if any(cells) and not first.startswith("#") and not _FRAME.fullmatch(first):
+                yield from self._read_record(number, cells)
 
     def _read_record(self, number: int, cells: list[str]) -> Iterator[Row | BadLine]:
         if len(cells) <= self._column:
