@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import wraps
 from types import FunctionType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, SupportsIndex, TypeVar, cast
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
@@ -35,6 +35,10 @@ class Secret(str):
     def __repr__(self) -> str:
         """Return three asterisks."""
         return "'***'"
+
+    def __getitem__(self, index: SupportsIndex | slice) -> "Secret":
+        """Return a part, which is a secret, too: rich and structlog show the first part of a long string."""
+        return Secret(super().__getitem__(index))
 
 
 class SecretMapping(dict[Any, Any]):

@@ -20,18 +20,22 @@ KEY = f"sk-proj/{MARKER}+x="
 
 def shown(error: BaseException) -> dict[str, str]:
     """Return the texts that people, loggers and error collectors get of an exception, by their origin."""
-    # The data that rich draws. The drawing itself would take half a second.
-    drawn = Traceback.extract(
-        type(error), error, error.__traceback__, show_locals=True, locals_max_length=None, locals_max_string=None
-    )
-    frames = [frame for stack in drawn.stacks for frame in stack.frames]
+    # The data that rich draws, once with long strings cut off. The drawing itself would take half a second.
+    drawn = [
+        Traceback.extract(
+            type(error), error, error.__traceback__, show_locals=True, locals_max_length=None, locals_max_string=length
+        )
+        for length in (None, len("sk-proj/" + MARKER))
+    ]
+    stacks = [stack for each in drawn for stack in each.stacks]
+    frames = [frame for stack in stacks for frame in stack.frames]
     found = traceback.TracebackException.from_exception(error, capture_locals=True)
     return {
         "text": f"{error} {error!r} {error.args!r}",
         "attributes": repr(vars(error)),
         "traceback": "".join(found.format()),
         "rich": "\n".join(
-            [stack.exc_value for stack in drawn.stacks]
+            [stack.exc_value for stack in stacks]
             + [f"{name} = {value}" for frame in frames for name, value in (frame.locals or {}).items()]
         ),
         "pickle": pickle.dumps(error).decode("latin-1"),

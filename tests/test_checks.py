@@ -33,6 +33,12 @@ class TestHidden:
         assert isinstance(value, Secret)
         assert f"{value!r} {[value]}" == "'***' ['***']"
 
+    def test_a_part_of_a_hidden_string_is_hidden_too(self) -> None:
+        """rich shows the first 80 characters of a string, and the keys of OpenAI have 164."""
+        value = hidden(KEY * 9)
+        assert value[:80] == (KEY * 9)[:80]
+        assert f"{value[:80]!r} {value[0]!r}" == "'***' '***'"
+
     @pytest.mark.parametrize("kind", [dict, MappingProxyType, UserDict])
     def test_a_hidden_mapping_is_an_equal_copy_that_shows_its_names_only(self, kind) -> None:
         values = {"X-Token": KEY}
