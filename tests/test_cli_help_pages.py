@@ -46,6 +46,20 @@ def test_every_command_is_walked_over() -> None:
     assert {(), ("stop",), ("emulate",), ("ledger",), ("ledger", "sweep")} <= {*EVERY}
 
 
+async def test_without_docstrings_the_page_says_why_it_has_no_description(python: str) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [python, "-OO", "-m", "openai_cancel", "stop", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No description, since Python runs with -OO" in done.stdout
+    assert "None" not in done.stdout
+
+
 @pytest.mark.parametrize("path", EVERY, ids=" ".join)
 class TestEveryPage:
     def test_it_begins_with_an_instruction(self, path: tuple[str, ...]) -> None:

@@ -23,6 +23,7 @@ openai-cancel COMMAND --help has examples for each command."""
 """The end of the page of `openai-cancel` itself, the only page with the exit statuses."""
 
 _EPILOGUE = "Exit statuses and environment variables: openai-cancel --help"
+_NO_DOCUMENT = "No description, since Python runs with -OO or PYTHONOPTIMIZE=2."
 _FENCE = "```"
 
 
@@ -37,7 +38,7 @@ def lay_out(app: App) -> None:
             continue
         lay_out(command)
         document = inspect.getdoc(command.default_command) if command.default_command else command.help
-        text = f"{document}".partition("\nArgs:")[0]
+        text = (document or _NO_DOCUMENT).partition("\nArgs:")[0]
         before, _, rest = text.partition(_FENCE)
         examples, _, after = rest.partition(_FENCE)
         command.help = "\n\n".join(" ".join(each.split()) for each in f"{before}{after}".split("\n\n") if each.strip())
