@@ -14,6 +14,11 @@ from openai_cancel.process import HomeProcess
 from openai_cancel.session import AsyncSession
 from openai_cancel.threads import HelperThread, NativeThread, result_of
 
+_TOO_LATE = (
+    "The interpreter is shutting down, and starts no more threads: open the session earlier, or run an AsyncSession in "
+    "this thread."
+)
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -53,8 +58,10 @@ class LoopThread:
         """Start the thread, and wait until the session is open.
 
         Raises:
-            SessionStateError: the thread was started before, or was closed.
+            SessionStateError: the thread was started before or was closed, or the interpreter is shutting down.
         """
+        if sys.is_finalizing():  # a new thread would be frozen at once
+            raise SessionStateError(_TOO_LATE)
         with self._lock:
             if self._home is not None and not self._closed:
                 self._home.check()
@@ -66,8 +73,11 @@ class LoopThread:
         try:
             self.thread.start()
             result_of(self.loop)
-        except BaseException:  # also Ctrl-C
+        except BaseException as error:  # also Ctrl-C
             self.close()
+            # CPython 3.13 has a class for it, and 3.12 already refuses new threads once the main thread has ended.
+            if isinstance(error, RuntimeError) and "interpreter shutdown" in str(error):
+                raise SessionStateError(_TOO_LATE) from None
             raise
 
     def close(self) -> None:

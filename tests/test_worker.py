@@ -76,6 +76,45 @@ class TestStart:
         with pytest.raises(RuntimeError, match="can't start new thread"):
             Session(api_key=KEY).open()
 
+    async def test_a_session_that_is_opened_as_the_interpreter_ends_is_refused(self, python: str) -> None:
+        """A thread that is started then would never run, and `open` would wait for it for ever."""
+        script = """
+from openai_cancel import Session, SessionStateError
+
+class Late:
+    session = Session(api_key="any")
+
+    def __del__(self):
+        try:
+            self.session.open()
+        except SessionStateError as error:
+            print(error)
+
+late = Late()
+"""
+        done = await run_script(python, script)
+        assert done.stdout.startswith("The interpreter is shutting down, and starts no more threads: open the session")
+        assert (done.stderr, done.returncode) == ("", 0)
+
+    def test_a_session_is_not_opened_once_the_interpreter_is_shutting_down(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched, pytest.raises(SessionStateError, match="starts no more threads"):
+            patched.setattr(sys, "is_finalizing", lambda: True)
+            Session(api_key=KEY).open()
+
+    def test_a_thread_that_the_interpreter_refuses_as_it_ends_is_reported(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """CPython 3.12 refuses it once the main thread has ended, and later ones in the last finalizers."""
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(SessionStateError, match="or run an AsyncSession in this thread"):
+            Session(api_key=KEY).open()
+
     def test_only_one_of_many_threads_can_open_a_session(self) -> None:
         session = Session(api_key=KEY)
         with ThreadPoolExecutor(8) as threads:
