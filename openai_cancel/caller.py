@@ -13,7 +13,7 @@ import attrs
 
 from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
-from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
+from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.outcome import OnOutcome, reports_state
@@ -333,7 +333,7 @@ class Caller:
             if attempt.reused_pool is not None:
                 attempt.reused_pool.note_silence()
             failure = APITimeoutError(_describe(attempt, self.timeout, policy.deadline))
-            failure.__cause__ = error
+            failure.__cause__ = detached(error)  # the frames of aiohttp show the password of a proxy
             return failure
 
     def _note(

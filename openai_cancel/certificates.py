@@ -11,7 +11,8 @@ import aiohttp
 # See `openssl errstr` and X509_V_ERR_… in https://docs.openssl.org/master/man3/X509_STORE_CTX_get_error/.
 _NOT_YET_VALID, _EXPIRED, _OTHER_HOST, _OTHER_ADDRESS = 9, 10, 62, 64
 
-_State: TypeAlias = tuple[tuple[str, str, int | None], ...]
+_Version: TypeAlias = tuple[int, int, int, int] | None
+_State: TypeAlias = tuple[tuple[str, str, _Version], ...]
 
 
 def trusted_authorities() -> ssl.SSLContext | None:
@@ -20,16 +21,17 @@ def trusted_authorities() -> ssl.SSLContext | None:
     aiohttp reads them as it is imported, which may be before a program loads its `.env` file. The same context is
     returned until a variable or a file changes.
     """
-    state = tuple((variable, path, _modified(path)) for variable, path in _locations())
+    state = tuple((variable, path, _version(path)) for variable, path in _locations())
     return _context(state) if state else None
 
 
-def advise(error: Exception, *, own_client: bool) -> str:
+def advise(error: Exception, *, own_client: bool, of_proxy: bool = False) -> str:
     """Return what to do about a certificate that is not trusted.
 
     Args:
         error: aiohttp's error.
         own_client: whether the client is ours. A caller's client has its own authorities.
+        of_proxy: whether it is the certificate of the proxy.
     """
     if isinstance(error, aiohttp.ServerFingerprintMismatch):
         return "Check the fingerprint that the aiohttp.ClientSession expects."
@@ -37,13 +39,16 @@ def advise(error: Exception, *, own_client: bool) -> str:
     if code in (_NOT_YET_VALID, _EXPIRED):
         return "Renew it, or set the clock of this machine."
     if code in (_OTHER_HOST, _OTHER_ADDRESS):
-        return "Use a host in the base URL that the certificate names."
+        return f"Use a host in the {'URL of the proxy' if of_proxy else 'base URL'} that the certificate names."
     issued = "If a proxy or a private authority issued it,"
     if not own_client:
         return f"{issued} pass an ssl context with that authority's certificates to your client's connector."
     for variable, path in _locations():
-        if not os.access(path, os.R_OK):
-            return f"{variable} is set to {path}, which cannot be read: correct it, and open another session."
+        fault = "" if os.access(path, os.R_OK) else "cannot be read"
+        if not fault and variable == "SSL_CERT_FILE" and not _has_certificates(path):
+            fault = "has no certificates"
+        if fault:
+            return f"{variable} is set to {path}, which {fault}: correct it, and open another session."
     return f"{issued} set SSL_CERT_FILE to a file with that authority's certificates, and open another session."
 
 
@@ -54,11 +59,21 @@ def _locations() -> list[tuple[str, str]]:
     return [(variable, path) for variable, path in found if path]
 
 
-def _modified(path: str) -> int | None:
+def _version(path: str) -> _Version:
+    """Return what differs if a file was replaced. A copy may keep the time of modification."""
     try:
-        return Path(path).stat().st_mtime_ns
+        state = Path(path).stat()
     except OSError:
         return None
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _has_certificates(path: str) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cafile=path)
+    except OSError:  # the base class of SSLError
+        return False
+    return True
 
 
 @lru_cache(maxsize=4)

@@ -8,6 +8,7 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 from yarl import URL  # aiohttp's own URL type
 
 from openai_cancel.checks import check_url, hidden
+from openai_cancel.errors import ConfigurationError
 
 # [scheme://] host or [address] [/length of a network] [:port]
 _ENTRY = re.compile(
@@ -26,8 +27,26 @@ def environment_proxy(base_url: str) -> str | None:
     url = URL(base_url)
     proxy = hidden(_proxy_for(url))
     if proxy is not None:
-        check_url(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
+        check_proxy(proxy, f"the proxy for {url.scheme} in the environment", "http://proxy.example:3128")
     return proxy
+
+
+def check_proxy(proxy: str, source: str, like: str) -> None:
+    """Refuse what is not the URL of an HTTP proxy. The error does not quote it, since it may contain a password."""
+    if not _can_send_credentials(check_url(proxy, source, like)):
+        raise ConfigurationError(
+            f"{source} has a user name with a colon or credentials outside of Latin-1, which HTTP cannot send: "
+            "use others."
+        )
+
+
+def _can_send_credentials(proxy: URL) -> bool:
+    """Return whether the credentials in a URL can be sent (https://www.rfc-editor.org/rfc/rfc7617#section-2)."""
+    try:
+        f"{proxy.user}{proxy.password}".encode("latin-1")
+    except UnicodeEncodeError:
+        return False
+    return ":" not in (proxy.user or "")
 
 
 def _proxy_for(url: URL) -> str | None:

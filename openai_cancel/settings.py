@@ -32,7 +32,7 @@ from openai_cancel.checks import (
 from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
 from openai_cancel.outcome import OnOutcome
-from openai_cancel.proxies import environment_proxy
+from openai_cancel.proxies import check_proxy, environment_proxy
 from openai_cancel.threads import HelperThread
 from openai_cancel.tracking import SessionLedger
 
@@ -89,7 +89,7 @@ def _is_size(_: Any, attribute: "attrs.Attribute[int]", value: int) -> None:
 
 def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:
     if value is not None:
-        check_url(value, attribute.name, _LIKE_PROXY)
+        check_proxy(value, attribute.name, _LIKE_PROXY)
 
 
 def _is_ledger(_: Any, __: Any, value: object) -> None:

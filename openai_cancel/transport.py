@@ -299,18 +299,22 @@ class Transport:
         if isinstance(error, aiohttp.ServerTimeoutError):
             return APITimeoutError(f"No connection to {host} within {self._settings.connect_timeout:g} s.")
         if isinstance(error, aiohttp.ClientConnectorError) and not isinstance(error, aiohttp.ClientSSLError):
-            proxy = "the proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+            proxy = "the proxy " if self._is_of_proxy(error) else ""
             # A positive number is the system's, whose message says more than asyncio's.
             number = error.os_error.errno or 0
             reason = os.strerror(number) if number > 0 else error.os_error.strerror
+            # asyncio says nothing if the connection is closed during the handshake of TLS.
+            reason = reason or str(error.os_error) or "The connection was closed before TLS was ready"
             return APIConnectionError(f"Cannot connect to {proxy}{error.host}:{error.port}: {reason}.")
         if isinstance(error, aiohttp.ClientHttpProxyError):
             failure = APIConnectionError(f"The proxy refused to connect to {host}: {error.status} {error.message}.")
             failure.permanent = error.status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED
             return failure
         if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ServerFingerprintMismatch):
-            advice = advise(error, own_client=self._pool is not None)
-            failure = APIConnectionError(f"The certificate of {host} is not trusted: {error}. {advice}")
+            of_proxy = self._is_of_proxy(error)
+            owner = f"the proxy {error.host}" if of_proxy else host
+            advice = advise(error, own_client=self._pool is not None, of_proxy=of_proxy)
+            failure = APIConnectionError(f"The certificate of {owner} is not trusted: {error}. {advice}")
             failure.permanent = True
             return failure
         if isinstance(error, OSError):
@@ -321,6 +325,13 @@ class Transport:
             text = re.sub(r"^\d+, message:\s*", "", getattr(error, "message", "") or str(error))
             text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
+
+    def _is_of_proxy(self, error: aiohttp.ClientConnectorError | aiohttp.ServerFingerprintMismatch) -> bool:
+        """Return whether the error is about the connection to the proxy, and not about one through it."""
+        if isinstance(error, aiohttp.ClientProxyConnectionError):
+            return True
+        proxy = URL(self._proxy or "")
+        return (proxy.raw_host, proxy.port) == (error.host, error.port)
 
 
 class _Authorize:

@@ -1,6 +1,7 @@
 """Certificate authorities from the environment, and the advice about certificates that are not trusted."""
 
 import datetime as dt
+import os
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable
@@ -104,6 +105,23 @@ async def test_a_file_that_changes_is_read_again(
             assert (await session.cancel("x")).status == "cancelled"
 
 
+async def test_a_file_that_was_replaced_is_read_again_although_its_time_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority: trustme.CA
+) -> None:
+    """As with `cp -p`, and in images whose files all have the same time."""
+    file, other = tmp_path / "authority.pem", tmp_path / "other.pem"
+    trustme.CA().cert_pem.write_to_path(file)
+    authority.cert_pem.write_to_path(other)
+    os.utime(file, (0, 0))
+    os.utime(other, (0, 0))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    async with serving(authority.issue_cert("127.0.0.1")) as base_url:
+        await refusal(base_url)
+        other.replace(file)
+        async with AsyncSession(api_key=KEY, base_url=base_url) as session:
+            assert (await session.cancel("x")).status == "cancelled"
+
+
 class TestTheContext:
     def test_without_a_variable_it_is_the_one_of_aiohttp(self) -> None:
         assert trusted_authorities() is None
@@ -132,6 +150,34 @@ class TestAdvice:
         monkeypatch.setenv(variable, str(tmp_path / "missing"))
         async with serving(authority.issue_cert("127.0.0.1")) as base_url:
             assert f"{variable} is set to {tmp_path}/missing, which cannot be read" in await refusal(base_url)
+
+    @pytest.mark.parametrize("content", ["", "hello", None], ids=["empty", "text", "folder"])
+    async def test_a_file_without_certificates(
+        self, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str | None
+    ) -> None:
+        path = tmp_path / "authorities"
+        if content is None:
+            path.mkdir()
+        else:
+            path.write_text(content)
+        monkeypatch.setenv("SSL_CERT_FILE", str(path))
+        async with serving(authority.issue_cert("127.0.0.1")) as base_url:
+            assert f"SSL_CERT_FILE is set to {path}, which has no certificates" in await refusal(base_url)
+
+    async def test_a_proxy_whose_authority_is_not_trusted(self, authority: trustme.CA) -> None:
+        async with serving(authority.issue_cert("127.0.0.1")) as proxy:
+            message = await refusal("http://host.invalid/v1", proxy=proxy)
+        assert message.startswith("The certificate of the proxy 127.0.0.1 is not trusted: ")
+        assert message.endswith(
+            "set SSL_CERT_FILE to a file with that authority's certificates, and open another session."
+        )
+
+    async def test_a_proxy_with_a_certificate_for_another_host(self, trust, authority: trustme.CA) -> None:
+        trust(authority)
+        async with serving(authority.issue_cert("127.0.0.2")) as proxy:
+            message = await refusal("https://host.invalid/v1", proxy=proxy)
+        assert message.startswith("The certificate of the proxy 127.0.0.1 is not trusted: ")
+        assert message.endswith("Use a host in the URL of the proxy that the certificate names.")
 
     async def test_a_certificate_for_another_host(self, trust, authority: trustme.CA) -> None:
         trust(authority)

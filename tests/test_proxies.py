@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from yarl import URL
 
-from openai_cancel import ConfigurationError
+from openai_cancel import AsyncSession, ConfigurationError
 from openai_cancel.proxies import environment_proxy, is_exempt
 
 PROXY = "http://127.0.0.1:9"  # a closed port
@@ -99,6 +99,23 @@ def test_a_proxy_that_does_not_matter_is_not_checked(monkeypatch: pytest.MonkeyP
     assert environment_proxy("https://host.example/v1") is None
     with pytest.raises(ConfigurationError, match="must be an http"):
         environment_proxy("https://other.example/v1")
+
+
+@pytest.mark.parametrize("credentials", ["a%3Ab:c", "пользователь:c", "a:%D0%BF"])
+def test_credentials_that_http_cannot_send_are_refused(monkeypatch: pytest.MonkeyPatch, credentials: str) -> None:
+    proxy = f"http://{credentials}@proxy.example:3128"
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigurationError, match="the proxy for https in the environment has a user name with a colon"):
+        environment_proxy("https://host.example/v1")
+    with pytest.raises(ConfigurationError, match="proxy has a user name with a colon or credentials outside of Latin"):
+        AsyncSession(api_key="any", proxy=proxy)
+
+
+@pytest.mark.parametrize("credentials", ["a:b:c", "a%5Cb:%25%40", "a:\u00e9", "a", ":b"])
+def test_other_credentials_are_accepted(monkeypatch: pytest.MonkeyPatch, credentials: str) -> None:
+    proxy = f"http://{credentials}@proxy.example:3128"
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    assert environment_proxy("https://host.example/v1") == proxy
 
 
 @pytest.mark.parametrize("exempt", [False, True])

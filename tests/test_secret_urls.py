@@ -2,6 +2,7 @@
 
 import functools
 import operator
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,8 @@ import openai
 import pytest
 from exposure import MARKER, leaks
 
-from openai_cancel import AsyncSession, ConfigurationError, OpenAICancelError, Session
+from openai_cancel import APITimeoutError, AsyncSession, ConfigurationError, OpenAICancelError, Session
+from openai_cancel.checks import hidden
 
 
 def key_with(secret: str) -> str:
@@ -160,6 +162,18 @@ class TestUrls:
     ) -> None:
         monkeypatch.setenv("HTTPS_PROXY", PROXIES[case])
         assert leaks(await failure_of(new, kind, "https")) == []
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_proxy_that_does_not_answer_shows_no_password(scheme: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        proxy = f"http://user:{MARKER}@127.0.0.1:{listener.getsockname()[1]}"
+        base_url = f"{scheme}://host.invalid/v1"
+        async with AsyncSession(api_key="any", base_url=base_url, proxy=hidden(proxy)) as session:
+            del proxy
+            with pytest.raises(APITimeoutError) as caught:
+                await session.cancel("resp_1", max_retries=0, timeout=0.1)
+    assert leaks(caught.value) == []
 
 
 @pytest.mark.parametrize("kind", [AsyncSession, Session])

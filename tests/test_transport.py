@@ -196,12 +196,30 @@ class TestFailures:
             with pytest.raises(APIConnectionError, match="Cannot connect to host.invalid:81: Name or service"):
                 await session.cancel("x", max_retries=0)
 
+    async def test_a_name_of_a_proxy_that_cannot_be_resolved_is_reported(self) -> None:
+        proxy = "http://user:password@proxy.invalid:3128"
+        async with QuickSession(api_key=KEY, base_url="https://host.invalid/v1", proxy=proxy) as session:
+            with pytest.raises(APIConnectionError, match=r"Cannot connect to the proxy proxy.invalid:3128: "):
+                await session.cancel("x", max_retries=0)
+
     async def test_a_connection_that_is_not_made_in_time_is_a_time_out(self) -> None:
         # The kernel accepts the connection, but the TLS handshake gets no answer.
         transport = open_transport(connect_timeout=0.05)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
             with pytest.raises(APITimeoutError, match=r"No connection to 127.0.0.1 within 0.05 s"):
+                await transport.send(Request("GET", f"https://127.0.0.1:{port}/", {}))
+        await transport.close()
+
+    async def test_a_connection_that_is_closed_in_the_handshake_of_tls_is_reported(self) -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(65536)
+            writer.close()
+
+        transport = open_transport()
+        async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            with pytest.raises(APIConnectionError, match=r":\d+: The connection was closed before TLS was ready\.$"):
                 await transport.send(Request("GET", f"https://127.0.0.1:{port}/", {}))
         await transport.close()
 
