@@ -13,7 +13,7 @@ import attrs
 
 from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
-from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
+from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.outcome import OnOutcome, reports_state
@@ -28,6 +28,7 @@ from openai_cancel.wire import Answer, Page, Receiver, Request, ResponseId, Wire
 if TYPE_CHECKING:
     from openai_cancel.outcome_hook import OutcomeHook
 
+_E = TypeVar("_E", bound=BaseException)
 _Result = TypeVar("_Result", Response, Page)
 
 _log = logging.getLogger("openai_cancel")
@@ -321,7 +322,8 @@ class Caller:
                 return read(answers.pop(), request)  # the locals of a traceback would show the answer
         except OpenAICancelError as error:
             return error
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            _drop_frames(error)
             task = asyncio.current_task()
             if self.transport.pool_is_closed and task and not task.cancelling():
                 # Nobody has cancelled this task: closing the pool cancels the name resolution that it waits for.
@@ -333,7 +335,7 @@ class Caller:
             if attempt.reused_pool is not None:
                 attempt.reused_pool.note_silence()
             failure = APITimeoutError(_describe(attempt, self.timeout, policy.deadline))
-            failure.__cause__ = detached(error)  # the frames of aiohttp show the password of a proxy
+            failure.__cause__ = _drop_frames(error)
             return failure
 
     def _note(
@@ -361,6 +363,17 @@ def _hook(on_outcome: OnOutcome) -> "OutcomeHook":
     from openai_cancel.outcome_hook import OutcomeHook  # keeps the import of the package fast
 
     return OutcomeHook(on_outcome)
+
+
+def _drop_frames(error: _E) -> _E:
+    """Drop the frames of an error and of its cause: those of aiohttp show the password of a proxy.
+
+    Its context may be an exception that the caller handles, which keeps its frames.
+    """
+    for link in (error, error.__cause__):
+        if link is not None:
+            link.__traceback__ = None
+    return error
 
 
 def _describe(attempt: Attempt, timeout: float, deadline: float) -> str:

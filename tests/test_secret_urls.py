@@ -1,5 +1,6 @@
 """Secrets in URLs, and in the arguments of key functions, do not show in the traceback of an error."""
 
+import asyncio
 import functools
 import operator
 import socket
@@ -10,7 +11,7 @@ import openai
 import pytest
 from exposure import MARKER, leaks
 
-from openai_cancel import APITimeoutError, AsyncSession, ConfigurationError, OpenAICancelError, Session
+from openai_cancel import AsyncSession, ConfigurationError, OpenAICancelError, Session
 from openai_cancel.checks import hidden
 
 
@@ -164,15 +165,19 @@ class TestUrls:
         assert leaks(await failure_of(new, kind, "https")) == []
 
 
+@pytest.mark.parametrize("by", ["the session", "the caller"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
-async def test_a_proxy_that_does_not_answer_shows_no_password(scheme: str) -> None:
+async def test_a_proxy_that_does_not_answer_shows_no_password(scheme: str, by: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        proxy = f"http://user:{MARKER}@127.0.0.1:{listener.getsockname()[1]}"
-        base_url = f"{scheme}://host.invalid/v1"
-        async with AsyncSession(api_key="any", base_url=base_url, proxy=hidden(proxy)) as session:
-            del proxy
-            with pytest.raises(APITimeoutError) as caught:
-                await session.cancel("resp_1", max_retries=0, timeout=0.1)
+        proxy = hidden(f"http://user:{MARKER}@127.0.0.1:{listener.getsockname()[1]}")
+        base_url = f"{scheme}://host.invalid/v1?signature={MARKER}"
+        async with AsyncSession(api_key="any", base_url=hidden(base_url), proxy=proxy) as session:
+            del base_url
+            with pytest.raises(TimeoutError) as caught:
+                if by == "the session":
+                    await session.cancel("resp_1", max_retries=0, timeout=0.1)
+                else:
+                    await asyncio.wait_for(session.cancel("resp_1"), 0.1)
     assert leaks(caught.value) == []
 
 
