@@ -222,7 +222,7 @@ def _find_fault(url: str) -> str:
     """Return what is wrong with an http(s) URL, or an empty string. No local of `check_url` is the parsed URL."""
     try:
         parsed = URL(url)
-        _ = parsed.port  # a property that raises if the port is not a number
+        _ = parsed.port, parsed.host  # properties that raise if the port is not a number, or the host is not IDNA
         (parsed.raw_host or "").encode("idna")  # as the resolver does later
     except ValueError:  # the base class of UnicodeError
         return "is not a URL: write it"
