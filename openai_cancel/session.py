@@ -321,7 +321,8 @@ class AsyncSession:
         """Open the session in the running event loop. `async with` does this, and closes it at the end.
 
         Raises:
-            SessionStateError: the session is open, or was closed; or its ledger belongs to another event loop.
+            SessionStateError: the session is open, or was closed; its ledger belongs to another event loop; or no event
+                loop of asyncio is running.
             LedgerError: the session opens the ledger, which is required and fails.
             ConfigurationError: the environment names a proxy that cannot be used.
         """

@@ -17,6 +17,7 @@ from yarl import URL  # aiohttp's own URL type
 from openai_cancel.cancellation import TimeoutScheduler, contain
 from openai_cancel.certificates import advise, trusted_authorities
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
+from openai_cancel.home import in_asyncio
 from openai_cancel.pool import Attempt, BorrowedConnections, Pool
 from openai_cancel.process import HomeProcess
 from openai_cancel.resolver import ThreadResolver
@@ -83,9 +84,13 @@ class Transport:
         """Open the pool in the running event loop.
 
         Raises:
-            SessionStateError: it is open, or was closed.
+            SessionStateError: it is open, or was closed, or no task of asyncio runs here.
             ConfigurationError: the environment names a proxy that cannot be used.
         """
+        if not in_asyncio() or asyncio.current_task() is None:  # trio may also run as a guest of asyncio
+            raise SessionStateError(
+                "An AsyncSession needs asyncio: in a program with trio, call a Session in trio.to_thread.run_sync."
+            )
         if self._closed or self.client is not None:
             if not self._closed:
                 self._home.check()

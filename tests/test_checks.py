@@ -131,7 +131,9 @@ class TestURL:
     def test_a_url_is_parsed(self) -> None:
         assert check_url("https://host:8000/v1", "base_url", "https://like").port == 8000
 
-    @pytest.mark.parametrize("url", ["host", "ftp://host", "http://", "http://host:port", "http://a b", "http://xn--.example", None])
+    @pytest.mark.parametrize(
+        "url", ["host", "ftp://host", "http://", "http://host:port", "http://a b", "http://xn--.example", None]
+    )
     def test_what_is_no_url_is_refused_by_its_source(self, url: object) -> None:
         with pytest.raises(ConfigurationError, match="^proxy (must be|is not)"):
             check_url(url, "proxy", "https://like")

@@ -10,9 +10,18 @@ from pathlib import Path
 import aiohttp
 import openai
 import pytest
+import trio
 from conftest import KEY, QuickClock, QuickSession, until
 
-from openai_cancel import AsyncSession, ConfigurationError, InvalidResponseIdError, Response, SessionStateError
+from openai_cancel import (
+    APIConnectionError,
+    AsyncSession,
+    ConfigurationError,
+    InvalidResponseIdError,
+    Response,
+    Session,
+    SessionStateError,
+)
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 
@@ -42,6 +51,30 @@ class TestOpening:
             AsyncSession.from_openai(client) as session,
         ):
             assert (await session.cancel(create())).status == "cancelled"
+
+
+class TestTrio:
+    def test_a_session_of_asyncio_is_refused_and_a_blocking_one_works_in_a_thread(self, unused_tcp_port: int) -> None:
+        trio.run(open_in_trio, f"http://127.0.0.1:{unused_tcp_port}")
+
+    async def test_a_session_is_refused_by_a_guest_too(self, unused_tcp_port: int) -> None:
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        trio.lowlevel.start_guest_run(
+            open_in_trio,
+            f"http://127.0.0.1:{unused_tcp_port}",
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=lambda outcome: (outcome.unwrap(), done.set()),
+        )
+        async with asyncio.timeout(20):
+            await done.wait()
+
+
+async def open_in_trio(base_url: str) -> None:
+    session = AsyncSession(api_key=KEY, base_url=base_url)
+    with pytest.raises(SessionStateError, match="An AsyncSession needs asyncio: .* in trio.to_thread.run_sync"):
+        await session.open()
+    with Session(api_key=KEY, base_url=base_url, max_retries=0) as blocking, pytest.raises(APIConnectionError):
+        await trio.to_thread.run_sync(blocking.cancel, "resp_1")
 
 
 class TestClosing:
