@@ -105,9 +105,10 @@ These properties are tested:
 - A server can make a call fail, and nothing worse. The size of bodies is limited, also after decompression, and so is
   the time. Data that arrives on an idle connection is not taken for the answer to the next request.
 
-These are not covered: the key is in the memory of the process, and in your own variables. A `client_session` of yours
-follows your settings. A server's reports about a response are trusted. The emulator is for tests: do not expose it to a
-network.
+These are not covered: the key is in the memory of the process, and in your own variables. Error collectors that copy
+strings instead of their repr, such as those of Elastic APM and Rollbar, can copy it from ours: turn their collection of
+local variables off. A `client_session` of yours follows your settings. A server's reports about a response are trusted.
+The emulator is for tests: do not expose it to a network.
 
 # Limits
 
