@@ -79,7 +79,7 @@ print(verdicts)
 ```
 
 The loggers write a line for each outcome and each attempt (DEBUG), without keys or bodies. A response that was not
-stopped is a WARNING. Every record has fields for machines, which `openai_cancel.records` explains.
+stopped is a WARNING. Every record has fields for machines, which `openai_cancel.log_events` explains.
 
 If the process has imported OpenTelemetry (`pip install 'openai-cancel[otel]'`), each `stop` is a span, including those
 of `stop_many`, `guard` and `wait`. The span has the id, the server, the verdict and the number of attempts. Its status
@@ -142,6 +142,7 @@ from typing import TYPE_CHECKING
 from openai_cancel.version import __version__
 
 if TYPE_CHECKING:
+    from openai_cancel.abandonment import Abandoned
     from openai_cancel.caller import CallOptions, RequestOptions
     from openai_cancel.clients import Client
     from openai_cancel.clock import Clock
@@ -176,18 +177,17 @@ if TYPE_CHECKING:
     from openai_cancel.session import AsyncSession
     from openai_cancel.settings import ApiKey, Options
     from openai_cancel.sync import BlockingGuard, BlockingWatch, Session
-    from openai_cancel.updates import OnUpdate
+    from openai_cancel.update_hook import OnUpdate
     from openai_cancel.wait import WaitTimeoutError
     from openai_cancel.wait_many import WaitResult
     from openai_cancel.watch import Watch
-    from openai_cancel.watcher import Abandoned
     from openai_cancel.wire import HasId, ResponseId
 else:
     # The command shows its help without aiohttp, which takes long to import. Names are looked for in these modules,
     # the lightest first.
     _MODULES = (
         *("errors", "outcome", "clock", "models", "clients", "settings", "wire", "caller"),
-        *("updates", "guard", "wait", "wait_many", "watcher", "watch", "session", "sync"),
+        *("update_hook", "guard", "wait", "wait_many", "abandonment", "watch", "session", "sync"),
     )
 
     def __getattr__(name: str) -> object:

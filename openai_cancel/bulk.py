@@ -11,20 +11,20 @@ from openai_cancel.caller import Caller
 from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.errors import APIConnectionError, InvalidResponseIdError
 from openai_cancel.outcome import Outcome, Verdict
-from openai_cancel.pace import Pace
+from openai_cancel.rate_limiter import RateLimiter
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.silence_monitor import SilenceMonitor
 from openai_cancel.stop import publish, stop
-from openai_cancel.updates import OnUpdate
+from openai_cancel.update_hook import OnUpdate
 from openai_cancel.wire import ResponseId
 
 _R = TypeVar("_R")
 
-FATES = 20
+MAX_NOTES = 20
 """The maximum number of responses that the notes of an exception name."""
 
 
-class Fate(NamedTuple):
+class Interrupted(NamedTuple):
     """The fate of a response in a run that was interrupted.
 
     Attributes:
@@ -36,14 +36,14 @@ class Fate(NamedTuple):
     stopped: bool
 
 
-def add_fates(interruption: asyncio.CancelledError | None, fates: Iterable[Fate]) -> None:
+def add_fates(interruption: asyncio.CancelledError | None, fates: Iterable[Interrupted]) -> None:
     """Add notes about responses to an exception, first about those that may still be running."""
     if interruption is None:
         return
     ordered = sorted(fates, key=lambda fate: fate.stopped)
-    for fate in ordered[:FATES]:
+    for fate in ordered[:MAX_NOTES]:
         interruption.add_note(f"openai-cancel: {fate.words}")
-    if rest := ordered[FATES:]:
+    if rest := ordered[MAX_NOTES:]:
         running = sum(not fate.stopped for fate in rest)
         interruption.add_note(f"openai-cancel: and {len(rest):,} more, {running:,} of which may still be running")
 
@@ -66,10 +66,10 @@ def stop_many(
 
     The function `keep` is called with each outcome as it comes, also with those that nobody takes.
     """
-    pace = Pace(concurrency, caller.clock, silence=SilenceMonitor(caller.clock, give_up_after))
+    limiter = RateLimiter(concurrency, caller.clock, silence=SilenceMonitor(caller.clock, give_up_after))
     bulk = _StopMany(
         caller,
-        pace,
+        limiter,
         deadline=deadline,
         confirm=confirm,
         dry_run=dry_run,
@@ -86,19 +86,19 @@ class Bulk(ABC, Generic[_R]):
 
     Args:
         caller: makes the requests.
-        pace: the pace of the requests.
+        limiter: limits the rate of the requests.
 
     Attributes:
-        caller: makes the requests at the pace.
-        pace: the pace.
+        caller: makes the requests at that rate.
+        limiter: as above.
     """
 
-    def __init__(self, caller: Caller, pace: Pace) -> None:
-        pace.silence.give_up = self.give_up
-        self.caller: Caller = caller.with_pace(pace)
-        self.pace: Pace = pace
+    def __init__(self, caller: Caller, limiter: RateLimiter) -> None:
+        limiter.silence.give_up = self.give_up
+        self.caller: Caller = caller.with_limiter(limiter)
+        self.limiter: RateLimiter = limiter
         self._results: asyncio.Queue[_R | None] = asyncio.Queue()
-        self._fates: dict[str, Fate] = {}  # of the responses that were under way when the consumer left
+        self._fates: dict[str, Interrupted] = {}  # of the responses that were under way when the consumer left
         self._asked: dict[str, int] = {}  # the ids that are under way, and how often each was requested
         self._taken = 0  # the number of ids whose result was not consumed yet
         self._room = asyncio.Event()
@@ -110,7 +110,7 @@ class Bulk(ABC, Generic[_R]):
     @property
     def limit(self) -> int:
         """The number of responses to work on at once."""
-        return self.pace.limit
+        return self.limiter.limit
 
     @abstractmethod
     async def work(self, response_id: str) -> _R:
@@ -121,11 +121,11 @@ class Bulk(ABC, Generic[_R]):
         """Return the result of an id that cannot be sent."""
 
     @abstractmethod
-    def fate(self, result: _R) -> Fate:
+    def fate(self, result: _R) -> Interrupted:
         """Return the fate of a response whose result was not consumed."""
 
     @abstractmethod
-    def interrupted(self, response_id: str) -> Fate:
+    def interrupted(self, response_id: str) -> Interrupted:
         """Return the fate of a response that was under way, if nothing else is known."""
 
     async def run(self, ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[_R, None]:
@@ -155,7 +155,7 @@ class Bulk(ABC, Generic[_R]):
             if cancellation:
                 raise cancellation
 
-    def _fates_of_the_rest(self) -> Iterator[Fate]:
+    def _fates_of_the_rest(self) -> Iterator[Interrupted]:
         """Yield the fate of each response that was taken, and whose result was not yielded."""
         while not self._results.empty():
             if (result := self._results.get_nowait()) is not None:
@@ -228,7 +228,7 @@ class _StopMany(Bulk[Outcome]):
     def __init__(
         self,
         caller: Caller,
-        pace: Pace,
+        limiter: RateLimiter,
         *,
         deadline: float,
         confirm: float | None,
@@ -238,7 +238,7 @@ class _StopMany(Bulk[Outcome]):
         on_update: OnUpdate | None,
         keep: Callable[[Outcome], object] | None,
     ) -> None:
-        super().__init__(caller, pace)
+        super().__init__(caller, limiter)
         self._deadline = deadline
         self._confirm = confirm
         self._dry_run = dry_run
@@ -258,7 +258,7 @@ class _StopMany(Bulk[Outcome]):
             poll=self._poll,
             max_retries=self._max_retries,
             on_update=self._on_update,
-            keep=self._note,
+            on_verdict=self._note,
         )
 
     def _note(self, outcome: Outcome) -> None:
@@ -280,13 +280,13 @@ class _StopMany(Bulk[Outcome]):
         publish(self.caller, outcome, dry_run=self._dry_run)
         return outcome
 
-    def fate(self, result: Outcome) -> Fate:
+    def fate(self, result: Outcome) -> Interrupted:
         """Return the verdict."""
-        return Fate(f"{result.response_id}: {result.verdict}", result.stopped)
+        return Interrupted(f"{result.response_id}: {result.verdict}", result.stopped)
 
-    def interrupted(self, response_id: str) -> Fate:
+    def interrupted(self, response_id: str) -> Interrupted:
         """Return that the stop was interrupted."""
-        return Fate(f"{response_id} may still be running: its stop was interrupted", stopped=False)
+        return Interrupted(f"{response_id} may still be running: its stop was interrupted", stopped=False)
 
 
 async def _each(ids: Iterable[ResponseId] | AsyncIterable[ResponseId]) -> AsyncGenerator[ResponseId, None]:

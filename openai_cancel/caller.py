@@ -14,12 +14,12 @@ import attrs
 from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import Clock
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError
+from openai_cancel.log_events import log_fields
 from openai_cancel.models import Response
 from openai_cancel.models.response import TERMINAL, record_call
 from openai_cancel.outcome import OnOutcome, reports_state
-from openai_cancel.pace import Pace
 from openai_cancel.pool import Attempt
-from openai_cancel.records import fields
+from openai_cancel.rate_limiter import RateLimiter
 from openai_cancel.retry import RetryPolicy
 from openai_cancel.settings import Settings
 from openai_cancel.transport import Transport
@@ -84,8 +84,8 @@ class Caller:
     A call waits for its turn, signs the request, sends it, decodes the answer, notes the result, and decides whether
     to try again.
 
-    A session creates its own, `session.caller`, and takes no other. `with_options` and `with_pace` return copies of it.
-    To see or change requests, give the session a `client_session` with middlewares.
+    A session creates its own, `session.caller`, and takes no other. `with_options` and `with_limiter` return copies of
+    it. To see or change requests, give the session a `client_session` with middlewares.
 
     Attributes:
         settings: the settings of the session.
@@ -94,8 +94,8 @@ class Caller:
         timeout: seconds that one attempt may take, from connect to the last byte of the body.
         transport: sends the requests.
         clock: the clock and the source of randomness.
-        pace: the pace that this caller shares with others; None for no limit.
-        is_urgent: whether its requests stop responses, and so go before others at the same pace.
+        limiter: limits the rate of requests, together with other callers; None for no limit.
+        is_urgent: whether its requests stop responses, and so go before others of the same limiter.
         is_repeated: whether the code that makes a call repeats it if it fails.
         endings: tells others which responses have ended.
         hook: calls the session's `on_outcome`; or None.
@@ -107,7 +107,7 @@ class Caller:
     timeout: float
     transport: Transport
     clock: Clock
-    pace: Pace | None = None
+    limiter: RateLimiter | None = None
     is_urgent: bool = False
     is_repeated: bool = False
     endings: EndNotifier = attrs.field(factory=EndNotifier)
@@ -154,9 +154,9 @@ class Caller:
             caller = attrs.evolve(caller, wire=self.wire.with_options(headers=headers, query=query))
         return caller
 
-    def with_pace(self, pace: Pace, *, is_urgent: bool = False) -> Self:
-        """Return a caller whose requests keep a pace."""
-        return attrs.evolve(self, pace=pace, is_urgent=is_urgent)
+    def with_limiter(self, limiter: RateLimiter, *, is_urgent: bool = False) -> Self:
+        """Return a caller whose requests have a limited rate."""
+        return attrs.evolve(self, limiter=limiter, is_urgent=is_urgent)
 
     def repeated(self) -> Self:
         """Return a caller for code that repeats failed calls itself."""
@@ -265,10 +265,10 @@ class Caller:
             left = policy.deadline - (clock.monotonic() - began)
             is_last = attempts > policy.max_retries and not self.is_repeated
             attempt = self._attempt(request, read, policy, left=left, is_last=is_last)
-            if self.pace is None:
+            if self.limiter is None:
                 result = await attempt
             else:
-                with self.pace.silence.sending():
+                with self.limiter.silence.sending():
                     result = await attempt
             self._note(request, response_id, result, sent, attempts)
             if not isinstance(result, OpenAICancelError):
@@ -286,11 +286,11 @@ class Caller:
             transport.check_open()
 
     async def _turn(self, until: float, attempts: int) -> float:
-        """Wait until the pace allows a request, and return the time."""
-        if self.pace is None:
+        """Wait until the limiter allows a request, and return the time."""
+        if self.limiter is None:
             return 0.0
         try:
-            return await self.pace.turn(until, is_urgent=self.is_urgent)
+            return await self.limiter.acquire(until, is_urgent=self.is_urgent)
         except APITimeoutError as error:
             error.attempts = attempts
             raise
@@ -346,15 +346,15 @@ class Caller:
         sent: float,
         attempts: int,
     ) -> None:
-        """Count the attempt in the result, in the pace, and in the log."""
+        """Note the attempt in the result, in the limiter, and in the log."""
         error: OpenAICancelError | None = None
         if isinstance(result, Response):
             record_call(result, attempts=attempts)
         elif isinstance(result, OpenAICancelError):
             error = result
             error.attempts = attempts
-        if self.pace is not None:
-            self.pace.note(sent, error)
+        if self.limiter is not None:
+            self.limiter.note(sent, error)
         if _log.isEnabledFor(logging.DEBUG):
             _log_attempt(request, response_id, result, attempts)
 
@@ -400,7 +400,7 @@ def _log_attempt(
     request_id: str | None = getattr(result, "request_id", None)
     _log.debug(
         "%s %s: attempt %d: %s (request id: %s)", call, name, attempts, said, request_id,
-        extra=fields(
+        extra=log_fields(
             "attempt",
             response_id=None if response_id is None else str(name),
             attempts=attempts,

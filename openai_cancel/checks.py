@@ -67,7 +67,7 @@ class SecretFunction:
         return self.function()
 
 
-class Withheld:
+class SecretValue:
     """The place of a value of a wrong type, which may contain a secret all the same.
 
     Attributes:
@@ -85,7 +85,7 @@ class Withheld:
 def hidden(value: _T) -> _T:
     """Return a value that the locals of a traceback do not show.
 
-    This is a string, a mapping, a function, or `Withheld` for others. None and plain functions stay as they are.
+    This is a string, a mapping, a function, or `SecretValue` for others. None and plain functions stay as they are.
     """
     if value is None or isinstance(value, FunctionType | SecretFunction):
         return value
@@ -95,10 +95,10 @@ def hidden(value: _T) -> _T:
         return cast("_T", Secret(value))
     if isinstance(value, Mapping):
         return cast("_T", SecretMapping(cast("Mapping[Any, Any]", value)))
-    return cast("_T", value if isinstance(value, Withheld) else Withheld(value))
+    return cast("_T", value if isinstance(value, SecretValue) else SecretValue(value))
 
 
-def hides_options(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+def hide_options(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
     """Hide the `headers` and the `query` of an async method before its coroutine is made.
 
     The method itself would do it too late. If its coroutine is cancelled before the first step, a traceback shows the
@@ -125,7 +125,7 @@ def _mark(function: _T) -> _T:
 
 
 def _kind(value: object) -> str:
-    return value.kind if isinstance(value, Withheld) else type(value).__name__
+    return value.kind if isinstance(value, SecretValue) else type(value).__name__
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -141,19 +141,19 @@ def check_seconds(name: str, value: float) -> float:
     return value
 
 
-def check_limit(name: str, value: float | None, *, least: float = 0.0) -> float | None:
-    """Refuse a limit in seconds that is not a finite number, or is shorter than `least`. None is no limit."""
+def check_limit(name: str, value: float | None, *, minimum: float = 0.0) -> float | None:
+    """Refuse a limit in seconds that is not a finite number, or is shorter than `minimum`. None is no limit."""
     if value is not None and check_seconds(name, value) == math.inf:
         raise ConfigurationError(f"{name} must be finite; leave it out for no limit.")
-    if value is not None and value < least:
-        raise ConfigurationError(f"{name} must be at least {least:g} s, not {value:g}.")
+    if value is not None and value < minimum:
+        raise ConfigurationError(f"{name} must be at least {minimum:g} s, not {value:g}.")
     return value
 
 
-def check_count(name: str, value: int, *, least: int = 0) -> int:
-    """Refuse a count that is a float, a bool, or less than `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name} must be a whole number of at least {least}, not {value!r}.")
+def check_count(name: str, value: int, *, minimum: int = 0) -> int:
+    """Refuse a count that is a float, a bool, or less than `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigurationError(f"{name} must be a whole number of at least {minimum}, not {value!r}.")
     return value
 
 

@@ -59,7 +59,7 @@ def is_async(inner: object) -> bool:
     return hasattr(inner, "aclose")  # `send` may have been replaced by a function that returns a coroutine
 
 
-class Account(NamedTuple):
+class ApiAccount(NamedTuple):
     """The server and the account of a session: it can stop the responses that requests create there.
 
     Attributes:
@@ -75,7 +75,7 @@ class Account(NamedTuple):
     identity: Mapping[str, str]
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> "Account":
+    def from_settings(cls, settings: Settings) -> "ApiAccount":
         """Return the account of a session's settings."""
         url = URL(settings.base_url)
         path = url.raw_path.rstrip("/")
@@ -98,7 +98,7 @@ class Account(NamedTuple):
         if not hasattr(client, "api_key"):
             return
         try:
-            other = Account.from_settings(_ClientSettings.from_openai(client))
+            other = ApiAccount.from_settings(_ClientSettings.from_openai(client))
         except ConfigurationError:  # for example, it authenticates in a way that cannot be copied
             return
         if other.origin != self.origin or not other.paths & self.paths:
@@ -144,7 +144,7 @@ def _key(key: Any, headers: Mapping[str, str]) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _where(account: Account) -> str:
+def _where(account: ApiAccount) -> str:
     scheme, host, port = account.origin
     path = quote(min(account.paths, default=b""))
     return str(URL.build(scheme=scheme, host=host, port=port, path=path, encoded=True))

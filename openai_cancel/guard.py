@@ -7,18 +7,18 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias, cast
 
 from openai_cancel import tracing
+from openai_cancel.abandonment import AbandonmentMonitor
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
-from openai_cancel.clients import Account, Client, http_client, is_client
+from openai_cancel.clients import ApiAccount, Client, http_client, is_client
 from openai_cancel.errors import SessionStateError
 from openai_cancel.guarded_responses import GuardedResponses
-from openai_cancel.home import Home, Work, in_asyncio
+from openai_cancel.ledger_protocols import Tracker
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome
-from openai_cancel.records import fields
 from openai_cancel.retry import MAX_POLL
 from openai_cancel.scope import Scope
-from openai_cancel.tracking import Tracker
-from openai_cancel.watcher import Watcher
+from openai_cancel.session_loop import CoroutineFunction, SessionLoop, in_asyncio
 from openai_cancel.wire import ResponseId
 
 OnExit: TypeAlias = Literal["leave", "stop"]
@@ -51,15 +51,15 @@ class Guard:
         on_exit: OnExit = "leave",
         max_retries: int | None = None,
         tracker: Tracker | None = None,
-        watcher: Watcher | None = None,
+        monitor: AbandonmentMonitor | None = None,
         open_guards: "OpenGuards | None" = None,
-        run: Callable[[Work], object] | None = None,
+        run: Callable[[CoroutineFunction], object] | None = None,
     ) -> None:
         self._caller = caller
         self._on_exit = on_exit
         self._run = run  # in the loop, for other threads
         self._tracker = tracker
-        self._watcher = watcher
+        self._monitor = monitor
         self._responses = GuardedResponses(caller, grace=grace, poll=poll, max_retries=max_retries, tracker=tracker)
         self._open_guards = OpenGuards(caller.settings.base_url) if open_guards is None else open_guards
         self._clients: list[Any] = []
@@ -85,7 +85,7 @@ class Guard:
     @property
     def armed(self) -> bool:
         """Whether any response is guarded, or may still arrive."""
-        return bool(self._responses.ids) or bool(self._responses.arrivals)
+        return bool(self._responses.ids) or bool(self._responses.pending)
 
     @property
     def responses(self) -> GuardedResponses:
@@ -117,7 +117,7 @@ class Guard:
 
     def _add_client(self, client: object) -> None:
         inner = http_client(client)
-        Account.from_settings(self._caller.settings).check(client)
+        ApiAccount.from_settings(self._caller.settings).check(client)
         self._clients.append(inner)
         if self._entered:
             self._scope.add(self._clients)
@@ -151,7 +151,7 @@ class Guard:
         self._entered = True
         self._cancelling = cast("asyncio.Task[Any]", asyncio.current_task()).cancelling()
         self._responses.begin()
-        self._scope = Scope(self._caller.settings, Home(asyncio.get_running_loop(), self._run), self._responses)
+        self._scope = Scope(self._caller.settings, SessionLoop(asyncio.get_running_loop(), self._run), self._responses)
         self._open_guards.add(self._responses)
         try:
             self._open_guards.check_open()
@@ -162,8 +162,8 @@ class Guard:
         except BaseException as error:  # there will be no block that could be left
             await self._leave(error)
             raise
-        if self._watcher:
-            self._watcher.start()
+        if self._monitor:
+            self._monitor.start()
         return self
 
     async def __aexit__(
@@ -171,10 +171,10 @@ class Guard:
     ) -> None:
         if self._run is None:  # otherwise the caller is in another thread
             self._scope.check_context()
-        if self._watcher is None or not in_asyncio():
+        if self._monitor is None or not in_asyncio():
             await self._leave(error)
             return
-        abandonment, cancellation = await self._watcher.end(error)
+        abandonment, cancellation = await self._monitor.end(error)
         await self._leave(abandonment or error, cancellation)
         if abandonment is not None:
             abandonment.outcome = self.outcome
@@ -200,14 +200,14 @@ class Guard:
                 self._scope.close()
                 if self._tracker and (names := responses.left_running()):
                     await self._tracker.release(names)
-            elif (responses.ids or responses.arrivals) and in_asyncio():
+            elif (responses.ids or responses.pending) and in_asyncio():
                 cancellation = await responses.run() or cancellation
                 responses.report(error)
                 responses.raise_exit(error)
             elif responses.ids:
                 _log.warning(
                     "%r could not stop its responses: its event loop is closed", self,
-                    extra=fields("loop_closed", affected=len(responses.ids)),
+                    extra=log_fields("loop_closed", affected=len(responses.ids)),
                 )  # fmt: skip
         finally:
             self._open_guards.discard(responses)

@@ -11,15 +11,15 @@ from typing import Any, cast
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
 from openai_cancel.errors import OpenAICancelError, detached
-from openai_cancel.home import Arrivals
+from openai_cancel.ledger_protocols import History, Tracker
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome, ended
-from openai_cancel.pace import Pace
-from openai_cancel.records import fields
+from openai_cancel.rate_limiter import RateLimiter
+from openai_cancel.session_loop import PendingCreations
 from openai_cancel.stop import stop
-from openai_cancel.tracking import History, Tracker
 
-MANY = 20
-"""The number of responses above which they are stopped at a pace: a server may allow few requests a second."""
+UNPACED = 20
+"""The number of responses above which they are stopped at a limited rate: a server may allow few requests a second."""
 
 FIRST_RATE = 100.0
 """Requests a second at which many responses begin to be stopped. The rate doubles each second."""
@@ -27,7 +27,7 @@ FIRST_RATE = 100.0
 TRUSTED_FOR = 1.0
 """Seconds for which an idle connection is trusted by a guard, which has little time: a dead one gives no sign."""
 
-YOUNG = 60.0
+MAX_STORE_DELAY = 60.0
 """Seconds in which a server may not know a new response yet."""
 
 _log = logging.getLogger("openai_cancel")
@@ -62,8 +62,8 @@ class GuardedResponses:
         self.outcomes: dict[str, Outcome] = {}
         self.taken: dict[str, Outcome] = {}
         self.closed: bool = False
-        self.arrivals: Arrivals = Arrivals(caller.clock)
-        self.orphans: Arrivals = Arrivals(caller.clock)
+        self.pending: PendingCreations = PendingCreations(caller.clock)
+        self.orphans: PendingCreations = PendingCreations(caller.clock)
         if tracker:
             tracker.listen(self._take)
 
@@ -85,9 +85,9 @@ class GuardedResponses:
         """Write the progress of a response to the ledger, and return whether that was possible. See `Tracker`."""
         return self._tracker is None or await self._tracker.note_progress(response_id, mark, ago)
 
-    def keep(self, pace: Pace) -> None:
-        """Stop the responses at a pace that others share. Their grace then begins with the turn of each."""
-        self._caller = self._caller.with_pace(pace, is_urgent=True)
+    def share_rate(self, limiter: RateLimiter) -> None:
+        """Stop the responses at a rate that others share. Their grace then begins with the turn of each."""
+        self._caller = self._caller.with_limiter(limiter, is_urgent=True)
 
     def begin(self) -> None:
         """Forget what an earlier block has left."""
@@ -119,7 +119,7 @@ class GuardedResponses:
         if self._tracker is not None:
             await self._tracker.begin([response_id])
 
-    def leave(self, response_id: str) -> None:
+    def discard(self, response_id: str) -> None:
         """Let go of a response that was seen to end. Can be called from any thread."""
         if not self.under_way and self.ids.pop(response_id, None) is not None and self._tracker:
             self._tracker.settle_soon(ended(response_id))
@@ -176,16 +176,16 @@ class GuardedResponses:
         clock = self._caller.clock
         self._caller.transport.drop_idle(TRUSTED_FOR)
         cancellation: asyncio.CancelledError | None = None
-        until = math.inf if self._caller.pace else clock.monotonic() + self._grace
+        until = math.inf if self._caller.limiter else clock.monotonic() + self._grace
         caller = self._caller
         while True:
             # A loop that shuts down cancels all tasks, also these, which are then started again.
-            while (left := until - clock.monotonic()) > 0 and ((names := self._open()) or self.arrivals):
+            while (left := until - clock.monotonic()) > 0 and ((names := self._open()) or self.pending):
                 if not names:
-                    cancellation = await self.arrivals.wait(left) or cancellation
+                    cancellation = await self.pending.wait(left) or cancellation
                     continue
-                if caller.pace is None and len(names) > MANY:
-                    caller = caller.with_pace(self._pace(len(names) / left), is_urgent=True)
+                if caller.limiter is None and len(names) > UNPACED:
+                    caller = caller.with_limiter(self._limiter(len(names) / left), is_urgent=True)
                 stops = [
                     self._alone.get(name) or asyncio.create_task(self._stop_one(name, caller, until)) for name in names
                 ]
@@ -216,19 +216,19 @@ class GuardedResponses:
         """Return the ids that have neither an outcome nor a failure."""
         return [name for name in [*self.ids] if name not in self.outcomes and name not in self._failures]
 
-    def _pace(self, needed: float) -> Pace:
-        """Return a pace for the stops of many responses.
+    def _limiter(self, needed: float) -> RateLimiter:
+        """Return a limiter for the stops of many responses.
 
         Args:
             needed: the requests a second that are at least needed to stop all in time.
         """
-        return Pace(sys.maxsize, self._caller.clock, rate=max(FIRST_RATE, 2 * needed))
+        return RateLimiter(sys.maxsize, self._caller.clock, rate=max(FIRST_RATE, 2 * needed))
 
     async def _stop_one(self, name: str, caller: Caller, until: float) -> None:
         """Stop a response until a time of the clock, and in the grace."""
         try:
-            young = caller.clock.monotonic() - self.ids[name] < YOUNG
-            async with caller.pace.slots.take(self._grace) if caller.pace else nullcontext():
+            recently_created = caller.clock.monotonic() - self.ids[name] < MAX_STORE_DELAY
+            async with caller.limiter.slots.take(self._grace) if caller.limiter else nullcontext():
                 left = min(self._grace, until - caller.clock.monotonic())
                 if left <= 0:  # it was not its turn in time
                     return
@@ -238,9 +238,9 @@ class GuardedResponses:
                     deadline=left,
                     poll=self._poll,
                     max_retries=self._max_retries,
-                    young=young,
-                    unseen=True,
-                    keep=partial(self.outcomes.__setitem__, name),
+                    recently_created=recently_created,
+                    log_outcome=True,
+                    on_verdict=partial(self.outcomes.__setitem__, name),
                 )
         except BaseException as error:
             task = cast("asyncio.Task[Any]", asyncio.current_task())
@@ -275,7 +275,7 @@ class GuardedResponses:
         if name not in self.outcomes:
             _log.warning(
                 "%s was not stopped (%s)", name, "no answer in time" if error is None else type(error).__name__,
-                extra=fields("stop_failed", response_id=name, error=error),
+                extra=log_fields("stop_failed", response_id=name, error=error),
             )  # fmt: skip
 
     def _note(self, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar, cast
 import attrs
 
 from openai_cancel.errors import SessionStateError
-from openai_cancel.worker import LoopThread
+from openai_cancel.loop_thread import LoopThread
 
 BATCHES = 8
 """A collection is read in batches of `concurrency / BATCHES` items."""

@@ -29,7 +29,7 @@ from openai_cancel.errors import (
 )
 from openai_cancel.models import Response
 from openai_cancel.models.response import record_call
-from openai_cancel.pace import Pace
+from openai_cancel.rate_limiter import RateLimiter
 from openai_cancel.wire import Page
 
 PAGE_SIZE = 100
@@ -38,7 +38,7 @@ PAGE_SIZE = 100
 MAX_PAGES = 100_000
 """The number of pages after which a list is taken for endless."""
 
-SETTLING = 5.0
+LIST_SKEW = 5.0
 """Seconds by which a response may appear on a list later than one that was created after it."""
 
 CURSORS = 3
@@ -117,7 +117,7 @@ class Filters:
 
 async def running(caller: Caller, filters: Filters, limit: int | None) -> AsyncGenerator[Response, None]:
     """Yield the responses on the server's list that match. For the arguments, see `AsyncSession.running`."""
-    listing = _Listing(caller.with_pace(Pace(1, caller.clock)), filters)
+    listing = _Listing(caller.with_limiter(RateLimiter(1, caller.clock)), filters)
     left = limit
     async with aclosing(listing.run()) as responses:
         async for response in responses:
@@ -146,7 +146,7 @@ class _Newest:
         if created is None or name is None:
             return
         if self.since is None:
-            self.since = created - SETTLING
+            self.since = created - LIST_SKEW
         if created >= self.since:
             self.ids.add(name)
 
@@ -160,7 +160,7 @@ class _Listing:
 
     def __init__(self, caller: Caller, filters: Filters) -> None:
         self._caller = caller
-        self._oldest = None if filters.newer_than is None else filters.newer_than + SETTLING
+        self._oldest = None if filters.newer_than is None else filters.newer_than + LIST_SKEW
         self._size = PAGE_SIZE
         self._model = filters.model
         self._descends = True  # so far; some servers ignore `order`

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, ParamSpec, Protocol, cast
 
 from yarl import URL  # aiohttp's own URL type, as in the settings
 
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome
-from openai_cancel.records import fields
 from openai_cancel.version import __version__
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _complain(error: Exception) -> None:
     _log.warning(
         "OpenTelemetry's metrics raised %s, and are incomplete. They need opentelemetry-api 1.30 or later",
         kind.__name__,
-        extra=fields("metrics_failed", error=error),
+        extra=log_fields("metrics_failed", error=error),
     )
 
 

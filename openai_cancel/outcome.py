@@ -295,7 +295,7 @@ def may_have_acted(refusal: OpenAICancelError | None) -> bool:
     """Return whether a cancel with this result may have had an effect, for example in an attempt without an answer."""
     if refusal is None or refusal.attempts > 1:
         return True
-    # With no attempt at all, the pace left no time to send it.
+    # With no attempt at all, the rate limit left no time to send it.
     answered = isinstance(refusal, APIStatusError) and not isinstance(refusal, InternalServerError)
     return refusal.attempts > 0 and not answered
 

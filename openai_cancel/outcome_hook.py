@@ -7,11 +7,11 @@ from collections.abc import Awaitable
 from typing import cast
 
 from openai_cancel.cancellation import close_unstarted, contain, wait_through_cancellation
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import OnOutcome, Outcome
-from openai_cancel.records import fields
 from openai_cancel.threads import HelperThread
 
-PATIENCE = 1.0
+HOOK_WAIT = 1.0
 """Seconds that a stop waits for a call of an async function, and that a session waits for all when it closes.
 
 Where calls take turns, each has this time when its turn comes.
@@ -82,15 +82,15 @@ class OutcomeHook:
         return set() if self._turn is None else self._calls - self._begun
 
     async def settle(self, call: "asyncio.Task[None] | None") -> None:
-        """Wait up to `PATIENCE` until a call has ended, once its turn has come. While calls are late, do not wait."""
+        """Wait up to `HOOK_WAIT` until a call has ended, once its turn has come. While calls are late, do not wait."""
         while call is not None and not self._late and not call.done():
             waiting = self._waiting()
-            await asyncio.wait((call,), timeout=PATIENCE)
+            await asyncio.wait((call,), timeout=HOOK_WAIT)
             if not call.done() and (call not in waiting or waiting <= self._waiting()):
                 self._late.add(call)
 
     async def close(self) -> asyncio.CancelledError | None:
-        """Wait up to `PATIENCE` for all calls, and cancel the rest.
+        """Wait up to `HOOK_WAIT` for all calls, and cancel the rest.
 
         Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.
         """
@@ -108,7 +108,7 @@ class OutcomeHook:
         makes_progress = True
         while self._calls and makes_progress:
             waiting = self._waiting()
-            await asyncio.wait([*self._calls], timeout=PATIENCE)
+            await asyncio.wait([*self._calls], timeout=HOOK_WAIT)
             makes_progress = not waiting <= self._waiting() and asyncio.get_running_loop().time() < until
 
     async def _finish(self, result: Awaitable[object], outcome: Outcome) -> None:
@@ -145,7 +145,7 @@ async def _finish(result: Awaitable[object], outcome: Outcome) -> None:
 def _complain(outcome: Outcome, error: BaseException, when: str = "") -> None:
     _log.warning(
         "%s: on_outcome raised %s%s, which is ignored", outcome.response_id, type(error).__name__, when,
-        extra=fields(
+        extra=log_fields(
             "on_outcome_failed", response_id=outcome.response_id, verdict=outcome.verdict, error=error
         ),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from aiohttp.tracing import Trace
 
 from openai_cancel.cancellation import Timeout
 
-PATIENCE = 5.0
+REUSED_ANSWER_TIMEOUT = 5.0
 """Seconds that an answer may take to begin on a reused connection, unless the server has been slower before."""
 
 
@@ -71,7 +71,7 @@ class Connections(ABC):
 
     @property
     def _patience(self) -> float:
-        return max(PATIENCE, 2 * self._took)
+        return max(REUSED_ANSWER_TIMEOUT, 2 * self._took)
 
     def note_silence(self) -> None:
         """Note that a reused connection had no answer: the others may be dead, too."""
@@ -84,7 +84,7 @@ class Connections(ABC):
             attempt.on_answer()
         if self._measures:
             self._took = attempt.scheduler.loop.time() - (attempt.until - attempt.seconds)
-            self._measures = self._patience > PATIENCE
+            self._measures = self._patience > REUSED_ANSWER_TIMEOUT
 
 
 class Pool(Connections, aiohttp.TCPConnector):

@@ -4,12 +4,12 @@ import logging
 import os
 
 from openai_cancel.errors import SessionStateError
-from openai_cancel.records import fields
+from openai_cancel.log_events import log_fields
 
 _log = logging.getLogger("openai_cancel")
 
 
-class HomeProcess:
+class OwnerProcess:
     """The process in which a session was opened, which the child of a fork is not.
 
     Args:
@@ -42,5 +42,5 @@ class HomeProcess:
         )
         if not self._logged:
             self._logged = True
-            _log.error("%s", error, extra=fields("forked", error=error))
+            _log.error("%s", error, extra=log_fields("forked", error=error))
         raise error

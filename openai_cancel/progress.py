@@ -9,9 +9,9 @@ import json
 import math
 
 from openai_cancel.guarded_responses import GuardedResponses
+from openai_cancel.ledger_protocols import History
 from openai_cancel.models import Response
 from openai_cancel.models.response import is_same_progress, progress_of
-from openai_cancel.tracking import History
 
 SHARE = 0.1
 """The fraction of the limit after which a change is written to the ledger, so that few writes are needed."""

@@ -17,13 +17,13 @@ INITIAL_DELAY = 0.5
 MAX_DELAY = 8.0
 MAX_RETRY_AFTER = 60.0
 
-LEAST_POLL = 0.25
+MIN_POLL = 0.25
 """The shortest time between two looks, in seconds."""
 
 MAX_POLL = 60.0
 """The maximum time between two polls, in seconds, unless the caller sets another one."""
 
-LAST_LOOK = 2.0
+FINAL_POLL_TIME = 2.0
 """Seconds for one more look after a limit: if the process was frozen, the response may have ended meanwhile."""
 
 POLL_SHARE = 0.02
@@ -88,7 +88,7 @@ def poll_delay(looks: int, *, asked: float | None, random: float, age: float = 0
         longest: the longest wait in seconds.
     """
     if asked is not None:
-        return min(max(asked, LEAST_POLL), longest)  # 0 would be a busy loop
+        return min(max(asked, MIN_POLL), longest)  # 0 would be a busy loop
     backoff: float = min(MAX_DELAY, INITIAL_DELAY * 2 ** min(looks, 10))
     delay = min(max(backoff, POLL_SHARE * age), longest)
     # Waits that began together drift apart while they are short. Later, chance would only add requests.

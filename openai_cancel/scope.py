@@ -11,10 +11,10 @@ from contextvars import ContextVar
 from typing import Any
 from weakref import WeakSet
 
-from openai_cancel.clients import Account
+from openai_cancel.clients import ApiAccount
 from openai_cancel.guarded_responses import GuardedResponses
-from openai_cancel.home import Home
-from openai_cancel.records import fields
+from openai_cancel.log_events import log_fields
+from openai_cancel.session_loop import SessionLoop
 from openai_cancel.settings import Settings
 from openai_cancel.tap import tap, untap
 
@@ -38,10 +38,10 @@ class Scope:
         home: as above.
     """
 
-    def __init__(self, settings: Settings, home: Home, responses: GuardedResponses) -> None:
-        self.home: Home = home
+    def __init__(self, settings: Settings, session_loop: SessionLoop, responses: GuardedResponses) -> None:
+        self.session_loop: SessionLoop = session_loop
         self._settings = settings
-        self._account: Account | None = None
+        self._account: ApiAccount | None = None
         self._responses = responses
         self._clients: list[Any] = []
         self._is_open = True
@@ -49,10 +49,10 @@ class Scope:
         self._older: WeakSet[threading.Thread] | None = None  # threads that the block has not started
 
     @property
-    def account(self) -> Account:
+    def account(self) -> ApiAccount:
         """The account of the session."""
         if self._account is None:
-            self._account = Account.from_settings(self._settings)
+            self._account = ApiAccount.from_settings(self._settings)
         return self._account
 
     def enter(self) -> None:
@@ -85,7 +85,7 @@ class Scope:
             _log.warning(
                 "a guard was exited in a different context from the one it was entered in, so it did not see what its "
                 "clients created. Enter it in the task or thread that calls them",
-                extra=fields("other_context"),
+                extra=log_fields("other_context"),
             )
 
     def close(self) -> None:
@@ -105,22 +105,22 @@ class Scope:
         scopes = _scopes.get()
         return self in (scopes if scopes is not None else _scopes_of_thread())
 
-    def expect(self, creation: object) -> None:
+    def creation_started(self, creation: object) -> None:
         """Note that a creation is under way."""
-        self._responses.arrivals.expect(creation)
+        self._responses.pending.add(creation)
 
-    def note(self, creation: object) -> None:
+    def creation_ended(self, creation: object) -> None:
         """Note that a creation is over."""
-        self._responses.arrivals.note(creation)
+        self._responses.pending.discard(creation)
 
-    def forsake(self, creation: object) -> None:
+    def creation_orphaned(self, creation: object) -> None:
         """Note that the task that has made a creation was cancelled."""
         if self._is_open:
-            self._responses.orphans.expect(creation)
+            self._responses.orphans.add(creation)
 
-    def settle(self, creation: object) -> None:
-        """Note that the response of such a creation was passed to `abandon`."""
-        self._responses.orphans.note(creation)
+    def orphan_handled(self, creation: object) -> None:
+        """Note that the response of such a creation was passed to `stop_orphan`."""
+        self._responses.orphans.discard(creation)
 
     def admit(self, response_id: str) -> bool:
         """Guard a response, and return whether to `record` it, or to stop it since the block was left by an exception.
@@ -139,25 +139,25 @@ class Scope:
         if self._has_failed and not self._is_open:
             await self._responses.stop_one(response_id)
 
-    def abandon(self, response_id: str) -> None:
+    def stop_orphan(self, response_id: str) -> None:
         """Stop a response that nobody knows."""
         if self._responses.holds(response_id):
-            self._responses.orphans.expect(response_id)
-            self.home.start(lambda: self._stop(response_id))
+            self._responses.orphans.add(response_id)
+            self.session_loop.start(lambda: self._stop(response_id))
 
     async def _stop(self, response_id: str) -> None:
         try:
             await self._responses.stop_one(response_id)
         finally:
-            self._responses.orphans.note(response_id)
+            self._responses.orphans.discard(response_id)
 
     def holds(self, response_id: str) -> bool:
         """Return whether the response is guarded."""
         return self._responses.holds(response_id)
 
-    def leave(self, response_id: str) -> None:
+    def discard(self, response_id: str) -> None:
         """Let go of a response that was seen to end."""
-        self._responses.leave(response_id)
+        self._responses.discard(response_id)
 
     def has_started(self, thread: threading.Thread) -> bool:
         """Return whether a thread was started after the block began."""

@@ -11,25 +11,25 @@ from typing import Any, Literal, NoReturn, Self
 import aiohttp
 
 from openai_cancel import bulk
+from openai_cancel.abandonment import Abandoned, AbandonmentMonitor
 from openai_cancel.caller import Caller
-from openai_cancel.checks import check_count, check_seconds, hidden, hides_options
+from openai_cancel.checks import check_count, check_seconds, hidden, hide_options
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
 from openai_cancel.guard import Guard, OnExit, OpenGuards
-from openai_cancel.home import Home, Work
+from openai_cancel.ledger_protocols import SessionLedger, Tracker
 from openai_cancel.models import Response
 from openai_cancel.outcome import OnOutcome, Outcome
+from openai_cancel.session_loop import CoroutineFunction, SessionLoop
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop
 from openai_cancel.threads import run_in_thread
-from openai_cancel.tracking import SessionLedger, Tracker
 from openai_cancel.transport import Transport
-from openai_cancel.updates import OnUpdate, check_on_update
+from openai_cancel.update_hook import OnUpdate, check_on_update
 from openai_cancel.wait import WaitLimits, check_poll, wait
 from openai_cancel.wait_many import WaitResult, wait_many
 from openai_cancel.watch import Watch
-from openai_cancel.watcher import Abandoned, Watcher
 from openai_cancel.wire import ResponseId, Wire
 
 
@@ -100,7 +100,7 @@ class AsyncSession:
     _open_guards: OpenGuards
     _watches: list[Watch]
     _attached_ledger: SessionLedger | None = None
-    _run: Callable[[Work], object] | None = None  # runs work in the session's loop, called in another thread
+    _run: Callable[[CoroutineFunction], object] | None = None  # runs it in the session's loop, for threads
 
     def __init__(
         self,
@@ -393,7 +393,7 @@ class AsyncSession:
                 f"unclosed {self!r}: use `async with`, or await its close()", ResourceWarning, stacklevel=2, source=self
             )
 
-    @hides_options
+    @hide_options
     async def cancel(
         self,
         response_id: ResponseId,
@@ -435,7 +435,7 @@ class AsyncSession:
         )
         return await caller.cancel(response_id)
 
-    @hides_options
+    @hide_options
     async def retrieve(
         self,
         response_id: ResponseId,
@@ -474,7 +474,7 @@ class AsyncSession:
         )
         return await caller.retrieve(response_id)
 
-    @hides_options
+    @hide_options
     async def stop(
         self,
         response_id: ResponseId,
@@ -614,7 +614,7 @@ class AsyncSession:
             on_exit=on_exit,
             max_retries=max_retries,
             tracker=self._tracker(max_age),
-            watcher=None if abandoned is None else Watcher(abandoned),
+            monitor=None if abandoned is None else AbandonmentMonitor(abandoned),
             open_guards=self._open_guards,
             run=self._run,
         )
@@ -678,7 +678,7 @@ class AsyncSession:
             grace=grace,
             max_retries=max_retries,
             tracker=tracker,
-            home=Home(asyncio.get_running_loop(), self._run),
+            session_loop=SessionLoop(asyncio.get_running_loop(), self._run),
             watches=self._watches,
         )
 
@@ -698,7 +698,7 @@ class AsyncSession:
             )
         return None
 
-    @hides_options
+    @hide_options
     async def wait(
         self,
         response_id: ResponseId,
@@ -868,7 +868,7 @@ class AsyncSession:
         _check_wait(on_update, on_abandon)
         check_seconds("grace", grace)
         if abandoned is not None:
-            Watcher(abandoned)  # refuses what is not a function
+            AbandonmentMonitor(abandoned)  # refuses what is not a function
         if max_retries is not None:
             check_count("max_retries", max_retries)
 
@@ -889,7 +889,7 @@ class AsyncSession:
         return wait_many(
             self._caller.with_options(max_retries=max_retries, headers=headers, query=query),
             response_ids,
-            concurrency=check_count("concurrency", concurrency, least=1),
+            concurrency=check_count("concurrency", concurrency, minimum=1),
             max_rate=check_seconds("max_rate", max_rate),
             limits=limits,
             guard=guard,
@@ -959,7 +959,7 @@ class AsyncSession:
         return bulk.stop_many(
             self._caller.with_options(timeout=timeout, headers=headers, query=query),
             response_ids,
-            concurrency=check_count("concurrency", concurrency, least=1),
+            concurrency=check_count("concurrency", concurrency, minimum=1),
             deadline=check_seconds("deadline", deadline),
             confirm=confirm,
             dry_run=dry_run,
@@ -1029,7 +1029,7 @@ class AsyncSession:
         caller = self._caller.with_options(
             timeout=timeout, deadline=deadline, max_retries=max_retries, headers=headers, query=query
         )
-        return running(caller, filters, None if limit is None else check_count("limit", limit, least=1))
+        return running(caller, filters, None if limit is None else check_count("limit", limit, minimum=1))
 
 
 def _check_ids(call: str, response_ids: object) -> None:

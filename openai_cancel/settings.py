@@ -31,10 +31,10 @@ from openai_cancel.checks import (
 )
 from openai_cancel.clock import Clock
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
+from openai_cancel.ledger_protocols import SessionLedger
 from openai_cancel.outcome import OnOutcome
 from openai_cancel.proxies import check_proxy, environment_proxy
 from openai_cancel.threads import HelperThread
-from openai_cancel.tracking import SessionLedger
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 
@@ -84,7 +84,7 @@ def _is_count(_: Any, attribute: "attrs.Attribute[int]", value: int) -> None:
 
 
 def _is_size(_: Any, attribute: "attrs.Attribute[int]", value: int) -> None:
-    check_count(attribute.name, value, least=1)
+    check_count(attribute.name, value, minimum=1)
 
 
 def _is_proxy(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:

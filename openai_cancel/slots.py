@@ -1,4 +1,4 @@
-"""The slots of stops that share a pace: each begins when there is time for its requests."""
+"""The slots of stops that share a rate limiter: each begins when there is time for its requests."""
 
 import asyncio
 import math
@@ -14,14 +14,14 @@ TURN_SHARE = 0.125
 """The share of its time that a stop may wait for its first turn, if all slots are taken. It may need several turns."""
 
 LONGEST_TURN = 0.8
-"""Seconds that it may wait at most. `Pace` gives turns one second ahead, and whoever waits longer can be overtaken."""
+"""Seconds that it may wait at most. A `RateLimiter` gives turns one second ahead: a longer wait can be overtaken."""
 
 
 @attrs.define(eq=False)
 class Slots:
-    """The slots of stops that share a pace, and have the same time. They are taken in the order of asking for them.
+    """The slots of stops that share a rate limiter, and have the same time. They are taken in the order of requests.
 
-    If all stops began at once, the time of most would be over before the pace lets their first request through. But
+    If all stops began at once, the time of most would be over before the limiter lets their first request through. But
     there is no sense in waiting for stops that get nowhere: once one has used up its time, and no other has ended
     meanwhile, all begin.
 

@@ -19,6 +19,7 @@ from openai_cancel.errors import (
     UnsupportedError,
     detached,
 )
+from openai_cancel.log_events import log_fields
 from openai_cancel.models import Response
 from openai_cancel.outcome import (
     NOT_FOUND_STATUSES,
@@ -31,9 +32,8 @@ from openai_cancel.outcome import (
     reports_state,
     rests_on_404,
 )
-from openai_cancel.records import fields
-from openai_cancel.retry import LAST_LOOK, MAX_POLL, is_transient, poll_delay
-from openai_cancel.updates import OnUpdate, update
+from openai_cancel.retry import FINAL_POLL_TIME, MAX_POLL, is_transient, poll_delay
+from openai_cancel.update_hook import OnUpdate, call_on_update
 
 if TYPE_CHECKING:
     import asyncio
@@ -47,7 +47,7 @@ CANCEL_EVERY = 4
 FROZEN = 1.0
 """If the clock is so many seconds past the deadline, the process was suspended."""
 
-LEAST_TIME = 0.5
+MIN_REQUEST_TIME = 0.5
 """Seconds that must remain for another request."""
 
 DOUBTFUL_ROUNDS = 3
@@ -71,9 +71,9 @@ async def stop(
     poll: float = MAX_POLL,
     max_retries: int | None = None,
     on_update: OnUpdate | None = None,
-    young: bool = False,
-    unseen: bool = False,
-    keep: Callable[[Outcome], object] | None = None,
+    recently_created: bool = False,
+    log_outcome: bool = False,
+    on_verdict: Callable[[Outcome], object] | None = None,
 ) -> Outcome:
     """Stop a response, and report its fate.
 
@@ -86,10 +86,10 @@ async def stop(
         poll: the maximum time between two polls, in seconds.
         max_retries: the number of failures in a row after the first one that do not end it; None for no limit.
         on_update: a function that is called with each response that was received.
-        young: whether the response was created a moment ago, so that a server may not know it yet.
-        unseen: whether no caller gets the outcome, so that it has to be logged.
-        keep: a function that is called with the outcome before anything else. A cancellation may come afterwards, while
-            a caller's function is waited for, and the response has to be neither stopped nor told of again.
+        recently_created: whether the response was created a moment ago, so that a server may not know it yet.
+        log_outcome: whether to log the outcome because no caller gets it.
+        on_verdict: a function that is called with the outcome before anything else. A cancellation may come afterwards,
+            while a caller's function is waited for, and the response must be neither stopped nor reported again.
     """
     work = _Stop(
         caller=caller.repeated(),
@@ -100,34 +100,36 @@ async def stop(
         poll=poll,
         max_retries=math.inf if max_retries is None else max_retries,
         on_update=on_update,
-        young=young,
+        recently_created=recently_created,
     )
     if tracing.is_active():
         with tracing.stop_span(response_id, caller.settings.base_url, dry_run=dry_run) as span:
             outcome = span.end(await work.run())
     else:
         outcome = await work.run()
-    if keep is not None:
-        keep(outcome)
-    call = publish(caller, outcome, dry_run=dry_run, unseen=unseen)
+    if on_verdict is not None:
+        on_verdict(outcome)
+    call = publish(caller, outcome, dry_run=dry_run, log_outcome=log_outcome)
     if call is not None and caller.hook is not None:
         await caller.hook.settle(call)
     return outcome
 
 
-def publish(caller: Caller, outcome: Outcome, *, dry_run: bool, unseen: bool = False) -> "asyncio.Task[None] | None":
+def publish(
+    caller: Caller, outcome: Outcome, *, dry_run: bool, log_outcome: bool = False
+) -> "asyncio.Task[None] | None":
     """Log an outcome, count it, and tell the caller's function of it. Every outcome passes through here, once.
 
     Args:
         caller: the caller whose requests were made.
         outcome: the outcome.
         dry_run: whether it is only logged.
-        unseen: as for `stop`.
+        log_outcome: as for `stop`.
 
     Returns:
         The task that runs an async function; or None.
     """
-    _log_outcome(_log if unseen else _outcome_log, outcome, is_good=outcome.stopped or dry_run)
+    _log_outcome(_log if log_outcome else _outcome_log, outcome, is_good=outcome.stopped or dry_run)
     if dry_run:
         return None
     if tracing.has_metrics():
@@ -140,7 +142,7 @@ def publish(caller: Caller, outcome: Outcome, *, dry_run: bool, unseen: bool = F
 def _log_outcome(log: logging.Logger, outcome: Outcome, *, is_good: bool) -> None:
     if not log.isEnabledFor(logging.INFO if is_good else logging.WARNING):
         return
-    extra = fields(
+    extra = log_fields(
         "stopped" if is_good else "not_stopped",
         response_id=outcome.response_id,
         verdict=outcome.verdict,
@@ -173,7 +175,7 @@ class _Stop:
     poll: float
     max_retries: float
     on_update: OnUpdate | None
-    young: bool
+    recently_created: bool
 
     _began: float = attrs.field(init=False)
     _attempts: int = 0
@@ -228,7 +230,7 @@ class _Stop:
                 return verdict, explain(verdict, refusal, error)
             failures = failures + 1 if refusal or error else 0
             left = self._left()
-            if left < LEAST_TIME or failures > self.max_retries:
+            if left < MIN_REQUEST_TIME or failures > self.max_retries:
                 verdict = Verdict.STILL_RUNNING if self._is_seen else Verdict.UNKNOWN
                 return verdict, explain(verdict, refusal, error)
             asked: float | None = getattr(error or refusal or self._response, "retry_after", None)
@@ -259,7 +261,7 @@ class _Stop:
             return refusal, refusal  # a look would add to the load
         error = await self._retrieve(max_retries=0)
         runs = error is None and self._response is not None and not self._response.is_terminal
-        is_about_id = self.young or not lacks_route(refusal)
+        is_about_id = self.recently_created or not lacks_route(refusal)
         if runs and isinstance(refusal, NotFoundError) and is_about_id and rounds % (DOUBTFUL_ROUNDS + 1) == 0:
             # Replicas that do not share a store answer in turn: one more look changes whose turn the next cancel is,
             # and shows whether they differ. Of two or three replicas, so many rounds reach each one.
@@ -279,9 +281,9 @@ class _Stop:
     def _rounds_of_doubt(self, verdict: Verdict, refusal: OpenAICancelError | None) -> int:
         """Return the number of rounds in which a verdict that rests on a 404 is not believed."""
         if verdict is Verdict.NOT_FOUND:
-            return DOUBTFUL_ROUNDS if self.young or self._is_seen else 0
+            return DOUBTFUL_ROUNDS if self.recently_created or self._is_seen else 0
         # The server knows the id, but not the path of the cancel; or a replica answers so for an id that it lacks.
-        if self.young or self._reached or self._replicas_differ:
+        if self.recently_created or self._reached or self._replicas_differ:
             return DOUBTFUL_ROUNDS
         return 0 if lacks_route(refusal) else 1  # a 404 without a body says nothing about the path
 
@@ -326,7 +328,7 @@ class _Stop:
         """Look in the remaining time, and return the error, if there is one."""
         left = self._left()
         if left <= -FROZEN and not self._looked_late:
-            self._looked_late, left = True, LAST_LOOK
+            self._looked_late, left = True, FINAL_POLL_TIME
         elif left <= 0:
             return self._too_late()
         try:
@@ -348,7 +350,7 @@ class _Stop:
         """Keep a response that the server has reported, and call the caller's function."""
         self._response = response
         if self.on_update is not None:
-            await update(self.on_update, self.response_id, response, seconds=max(self._left(), LAST_LOOK))
+            await call_on_update(self.on_update, self.response_id, response, seconds=max(self._left(), FINAL_POLL_TIME))
 
     def _count(self, answer: Response | APIError) -> None:
         """Count the attempts of an answer, and keep its request id."""

@@ -14,19 +14,19 @@ from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError, detached
 from openai_cancel.guard import Guard, OnExit
-from openai_cancel.home import Work
 from openai_cancel.iteration import BlockingIteration, Feed
+from openai_cancel.ledger_protocols import SessionLedger
+from openai_cancel.loop_thread import LoopThread
 from openai_cancel.models import Response
 from openai_cancel.outcome import OnOutcome, Outcome
 from openai_cancel.session import AsyncSession
+from openai_cancel.session_loop import CoroutineFunction
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.threads import HelperThread
-from openai_cancel.tracking import SessionLedger
-from openai_cancel.updates import OnUpdate
+from openai_cancel.update_hook import OnUpdate
 from openai_cancel.wait_many import WaitResult
 from openai_cancel.watch import Watch
 from openai_cancel.wire import ResponseId
-from openai_cancel.worker import LoopThread
 
 if TYPE_CHECKING:
     from openai_cancel.ledger import BlockingLedger
@@ -576,7 +576,7 @@ def _feed(response_ids: Iterable[ResponseId] | AsyncIterable[ResponseId], concur
     """Return the feed of an iterable, which is read in the caller's thread; None for an async iterable."""
     if isinstance(response_ids, str | bytes | AsyncIterable) or not isinstance(response_ids, Iterable):
         return None
-    return Feed(response_ids, ahead=check_count("concurrency", concurrency, least=1))
+    return Feed(response_ids, ahead=check_count("concurrency", concurrency, minimum=1))
 
 
 class _ThreadSession(AsyncSession):
@@ -604,7 +604,7 @@ class _ThreadSession(AsyncSession):
         """Call `watch` in the event loop."""
         return self.watch(*clients, grace=grace, max_retries=max_retries, headers=headers, query=query)
 
-    def serve_threads(self, run: Callable[[Work], object]) -> None:
+    def serve_threads(self, run: Callable[[CoroutineFunction], object]) -> None:
         """Set how other threads run work in the event loop."""
         self._run = run
 

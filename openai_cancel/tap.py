@@ -19,11 +19,11 @@ from typing import Any, Protocol, cast
 from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
-from openai_cancel.clients import Account, is_async
+from openai_cancel.body_observer import BodyObserver, observed
+from openai_cancel.clients import ApiAccount, is_async
 from openai_cancel.errors import LedgerError
-from openai_cancel.home import Home, Work, in_asyncio
-from openai_cancel.records import fields
-from openai_cancel.sight import Sight, observed
+from openai_cancel.log_events import log_fields
+from openai_cancel.session_loop import CoroutineFunction, SessionLoop, in_asyncio
 from openai_cancel.wire import SEGMENT
 
 _PATH = re.compile(rb"(?P<api>.*)/responses(?:/(?P<id>[^/?]+)(?:/cancel)?)?(?:\?.*)?", re.DOTALL)
@@ -41,10 +41,10 @@ class Listener(Protocol):
         home: the event loop of its session.
     """
 
-    home: Home
+    session_loop: SessionLoop
 
     @property
-    def account(self) -> Account:
+    def account(self) -> ApiAccount:
         """The account whose responses it can stop."""
         ...
 
@@ -52,17 +52,17 @@ class Listener(Protocol):
         """Return whether it wants to know what the current task, or thread, creates."""
         ...
 
-    def expect(self, creation: object) -> None:
+    def creation_started(self, creation: object) -> None:
         """Note that a creation is under way."""
 
-    def note(self, creation: object) -> None:
+    def creation_ended(self, creation: object) -> None:
         """Note that a creation is over. If it has created a response, `admit` was called before."""
 
-    def forsake(self, creation: object) -> None:
+    def creation_orphaned(self, creation: object) -> None:
         """Note that the task that has made a creation was cancelled, so that nobody else will know the response."""
 
-    def settle(self, creation: object) -> None:
-        """Note that the response of such a creation, if there is one, was passed to `abandon`."""
+    def orphan_handled(self, creation: object) -> None:
+        """Note that the response of such a creation, if there is one, was passed to `stop_orphan`."""
 
     def admit(self, response_id: str) -> bool:
         """Take in a response that was created, and return whether to call `record` before anybody else knows its id."""
@@ -71,14 +71,14 @@ class Listener(Protocol):
     async def record(self, response_id: str) -> None:
         """Do what is left to do for a response that was taken in. It is called in the event loop of the session."""
 
-    def abandon(self, response_id: str) -> None:
+    def stop_orphan(self, response_id: str) -> None:
         """Stop a response that nobody else knows, because the call that has created it was cancelled or failed."""
 
     def holds(self, response_id: str) -> bool:
         """Return whether a response was taken in, and has not left."""
         ...
 
-    def leave(self, response_id: str) -> None:
+    def discard(self, response_id: str) -> None:
         """Let go of a response that was seen to end."""
 
 
@@ -191,12 +191,12 @@ class _Tap:
         if not there and self._is_first("server"):
             _log.warning(
                 "a client creates responses at another server than the session's, which cannot stop them",
-                extra=fields("other_server"),
+                extra=log_fields("other_server"),
             )
         if len(ours) < len(there) and self._is_first("account"):
             _log.warning(
                 "a client creates responses with another account than the session's, which cannot stop them",
-                extra=fields("other_account"),
+                extra=log_fields("other_account"),
             )
         return ours, None
 
@@ -215,33 +215,35 @@ class _Tap:
             with _lock:
                 self.set_hook()
         for listener in listeners:
-            listener.expect(creation)
+            listener.creation_started(creation)
         return creation
 
-    def _admit(self, creation: _Creation, sight: Sight) -> list[tuple[Home, Work]]:
+    def _admit(self, creation: _Creation, observer: BodyObserver) -> list[tuple[SessionLoop, CoroutineFunction]]:
         """Tell the id to the listeners, and return what to do in their event loops before anybody else knows it."""
-        works: list[tuple[Home, Work]] = []
-        response_id = sight.response_id
+        works: list[tuple[SessionLoop, CoroutineFunction]] = []
+        response_id = observer.response_id
         if response_id is None:
-            sight.on_id = partial(self._admit_late, creation)
+            observer.on_id = partial(self._admit_late, creation)
         elif SEGMENT.fullmatch(response_id):
             creation.response_id = response_id
-            sight.on_end = partial(_leave, creation.listeners, response_id)
+            observer.on_end = partial(_leave, creation.listeners, response_id)
             works = [
-                (one.home, partial(one.record, response_id)) for one in creation.listeners if one.admit(response_id)
+                (one.session_loop, partial(one.record, response_id))
+                for one in creation.listeners
+                if one.admit(response_id)
             ]
         _end(creation)
         return works
 
-    def _admit_late(self, creation: _Creation, sight: Sight) -> None:
+    def _admit_late(self, creation: _Creation, observer: BodyObserver) -> None:
         """Do the same if the id comes late in a stream. The reader of the stream does not wait for it."""
         with _without_failure():
-            for home, work in self._admit(creation, sight):
-                home.start(work)
+            for session_loop, work in self._admit(creation, observer):
+                session_loop.start(work)
 
 
 def _is_concerned(listener: Listener) -> bool:
-    return listener.is_concerned() and listener.home.is_alive
+    return listener.is_concerned() and listener.session_loop.is_alive
 
 
 def _is_background(request: Any) -> bool:
@@ -251,11 +253,11 @@ def _is_background(request: Any) -> bool:
         return False
 
 
-def _observe(response: Any, sight: Sight) -> Any:
+def _observe(response: Any, observer: BodyObserver) -> Any:
     """Let a sight look at an answer, unless it is an error. Return its new stream, if it has one."""
     if response.is_success:
         with _without_failure():
-            return observed(response, sight)
+            return observed(response, observer)
     return None
 
 
@@ -281,12 +283,12 @@ def _take_over(context: Context, before: Context) -> None:
 def _end(creation: _Creation) -> None:
     """Tell those who expect a response that no more will come."""
     for listener in creation.listeners:
-        listener.note(creation)
+        listener.creation_ended(creation)
 
 
 def _leave(listeners: Iterable[Listener], response_id: str) -> None:
     for listener in listeners:
-        listener.leave(response_id)
+        listener.discard(response_id)
 
 
 def _abandon(creation: _Creation) -> None:
@@ -294,7 +296,7 @@ def _abandon(creation: _Creation) -> None:
     if creation.response_id is not None:
         for listener in creation.listeners:
             with _without_failure():
-                listener.abandon(creation.response_id)
+                listener.stop_orphan(creation.response_id)
 
 
 @contextmanager
@@ -307,7 +309,7 @@ def _without_failure() -> Generator[None, None, None]:
     except Exception as error:  # noqa: BLE001 - the client's call goes on
         _log.warning(
             "a response that a client has created may run on: %s", type(error).__name__,
-            extra=fields("creation_failed", error=error),
+            extra=log_fields("creation_failed", error=error),
         )  # fmt: skip
 
 
@@ -325,7 +327,7 @@ class _AsyncTap(_Tap):
             return await self._real(request, stream=stream, **options)
         if response_id is not None:
             response = await self._real(request, stream=stream, **options)
-            _observe(response, Sight(response, partial(_leave, listeners, response_id)))
+            _observe(response, BodyObserver(response, partial(_leave, listeners, response_id)))
             return response
         creation = self._begin(request, listeners, stream=stream)
         if not in_asyncio():
@@ -337,7 +339,7 @@ class _AsyncTap(_Tap):
             await _end_of(task)
         except asyncio.CancelledError:
             for listener in listeners:
-                listener.forsake(creation)
+                listener.creation_orphaned(creation)
             self._clean_up(self._abandon(task, creation))
             raise
         _take_over(context, before)
@@ -373,15 +375,15 @@ class _AsyncTap(_Tap):
 
     async def _see(self, creation: _Creation, response: Any) -> None:
         creation.seen = response
-        sight = Sight(response)
-        if not (creation.is_streamed or sight.knows_encoding):
+        observer = BodyObserver(response)
+        if not (creation.is_streamed or observer.knows_encoding):
             await response.aread()  # httpx knows more encodings
-        body = _observe(response, sight)
+        body = _observe(response, observer)
         if body is not None:
             await body.read_ahead()
-        for home, work in self._admit(creation, sight):
+        for session_loop, work in self._admit(creation, observer):
             with _without_failure():
-                await home.run_async(work)
+                await session_loop.run_async(work)
 
     async def _abandon(self, task: "asyncio.Task[Any]", creation: _Creation) -> None:
         """Wait for the answer to a creation whose own task was cancelled, and give up what it has created."""
@@ -390,7 +392,7 @@ class _AsyncTap(_Tap):
             _abandon(creation)
         finally:
             for listener in creation.listeners:
-                listener.settle(creation)
+                listener.orphan_handled(creation)
         if not task.cancelled() and task.exception() is None:
             with suppress(Exception):  # of a connection that nobody uses any more
                 await task.result().aclose()
@@ -411,7 +413,7 @@ class _BlockingTap(_Tap):
             return self._real(request, stream=stream, **options)
         if response_id is not None:
             response = self._real(request, stream=stream, **options)
-            _observe(response, Sight(response, partial(_leave, listeners, response_id)))
+            _observe(response, BodyObserver(response, partial(_leave, listeners, response_id)))
             return response
         creation = self._begin(request, listeners, stream=stream)
         response = None
@@ -439,12 +441,12 @@ class _BlockingTap(_Tap):
 
     def _see(self, creation: _Creation, response: Any) -> None:
         creation.seen = response
-        sight = Sight(response)
-        if not (creation.is_streamed or sight.knows_encoding):
+        observer = BodyObserver(response)
+        if not (creation.is_streamed or observer.knows_encoding):
             response.read()  # httpx knows more encodings
-        body = _observe(response, sight)
+        body = _observe(response, observer)
         if body is not None:
             body.read_ahead()
-        for home, work in self._admit(creation, sight):
+        for session_loop, work in self._admit(creation, observer):
             with _without_failure():
-                home.run_blocking(work)
+                session_loop.run_blocking(work)

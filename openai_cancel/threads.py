@@ -22,7 +22,7 @@ from openai_cancel.errors import SessionStateError
 _T = TypeVar("_T")
 
 
-class _Work(Generic[_T]):
+class _ThreadCall(Generic[_T]):
     """A call of a function in another thread, in the context of the task that waits for it."""
 
     def __init__(self, function: Callable[..., _T], *arguments: Any) -> None:
@@ -76,7 +76,7 @@ async def run_in_thread(function: Callable[..., _T], /, *arguments: Any, name: s
         *arguments: its arguments.
         name: the name of the thread.
     """
-    work = _Work(function, *arguments)
+    work = _ThreadCall(function, *arguments)
     try:
         Thread(target=work.run, name=name, daemon=True).start()
     except RuntimeError:
@@ -191,7 +191,7 @@ class HelperThread:
         # The thread does not refer to this object.
         # gevent's queues do not work between threads.
         make = _original("queue", "SimpleQueue") if _has_greenlets() else SimpleQueue
-        self._works: SimpleQueue[_Work[Any] | None] = make()
+        self._works: SimpleQueue[_ThreadCall[Any] | None] = make()
         self.thread: NativeThread = NativeThread(_serve, self._works, name=name)
         self._started = False
 
@@ -202,7 +202,7 @@ class HelperThread:
 
     async def call(self, function: Callable[..., _T], /, *arguments: Any) -> _T:
         """Call a blocking function in the thread, and return its result."""
-        work = _Work(function, *arguments)
+        work = _ThreadCall(function, *arguments)
         self._put(work)
         return await work.result()
 
@@ -215,13 +215,13 @@ class HelperThread:
         Returns:
             A future that is done afterwards, whatever the function raises. Cancelling it has no effect.
         """
-        work = _Work(function)
+        work = _ThreadCall(function)
         future = work.make_certain()
         self._put(work)
         self.close()
         return future
 
-    def _put(self, work: _Work[Any]) -> None:
+    def _put(self, work: _ThreadCall[Any]) -> None:
         try:
             if not self._started:
                 self.thread.start()
@@ -235,7 +235,7 @@ class HelperThread:
         self._works.put(None)
 
 
-def _serve(works: "SimpleQueue[_Work[Any] | None]") -> None:
+def _serve(works: "SimpleQueue[_ThreadCall[Any] | None]") -> None:
     while work := works.get():
         work.run()
         del work  # it refers to what the function returned

@@ -17,10 +17,10 @@ from yarl import URL  # aiohttp's own URL type
 from openai_cancel.cancellation import TimeoutScheduler, contain
 from openai_cancel.certificates import advise, trusted_authorities
 from openai_cancel.errors import APIConnectionError, APITimeoutError, OpenAICancelError, SessionStateError, detached
-from openai_cancel.home import in_asyncio
 from openai_cancel.pool import Attempt, BorrowedConnections, Pool
-from openai_cancel.process import HomeProcess
+from openai_cancel.process import OwnerProcess
 from openai_cancel.resolver import ThreadResolver
+from openai_cancel.session_loop import in_asyncio
 from openai_cancel.settings import Settings
 from openai_cancel.wire import Answer, Receiver, Request
 
@@ -47,7 +47,7 @@ class Transport:
     client: aiohttp.ClientSession | None = None
     _closed = False
     _streams = 0  # how many streams hold a connection
-    _home: HomeProcess
+    _home: OwnerProcess
 
     def __init__(self, settings: Settings, headers: Mapping[str, str], client: aiohttp.ClientSession | None) -> None:
         self._settings = settings
@@ -113,7 +113,7 @@ class Transport:
                 skip_auto_headers=_UNWANTED,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        self._home = HomeProcess(lacks="event loop")
+        self._home = OwnerProcess(lacks="event loop")
         self.client = client
 
     def _authorities(self) -> SSLContext | None:

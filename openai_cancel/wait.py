@@ -17,22 +17,22 @@ from openai_cancel.errors import (
     ResponseDecodeError,
 )
 from openai_cancel.guard import Guard
-from openai_cancel.guarded_responses import YOUNG
+from openai_cancel.guarded_responses import MAX_STORE_DELAY
+from openai_cancel.ledger_protocols import History
+from openai_cancel.log_events import log_fields
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.progress import Progress
-from openai_cancel.records import fields
-from openai_cancel.retry import LAST_LOOK, LEAST_POLL, MAX_POLL, POLL_SHARE, is_transient, poll_delay
-from openai_cancel.tracking import History
-from openai_cancel.updates import OnUpdate, update
+from openai_cancel.retry import FINAL_POLL_TIME, MAX_POLL, MIN_POLL, POLL_SHARE, is_transient, poll_delay
+from openai_cancel.update_hook import OnUpdate, call_on_update
 
 if TYPE_CHECKING:
-    from openai_cancel.listening import Listener
+    from openai_cancel.stream_follower import StreamFollower
 
-PATIENCE = 3
+MAX_REFUSALS = 3
 """The number of refused looks in a row after which `wait` gives up: one 403 or 404 may be temporary."""
 
-LATE_STORE = 10.0
+NEW_ID_STORE_DELAY = 10.0
 """Seconds in which a 404 about a new response may be temporary: stores are eventual, and replicas may not share one."""
 
 SOON = 1.0
@@ -119,7 +119,7 @@ def check_poll(poll: float) -> float:
     Raises:
         ConfigurationError: it cannot work.
     """
-    check_limit("poll", check_seconds("poll", poll), least=LEAST_POLL)
+    check_limit("poll", check_seconds("poll", poll), minimum=MIN_POLL)
     return poll
 
 
@@ -159,7 +159,7 @@ async def wait(
         verdict = None if guard.outcome is None else guard.outcome.verdict
         _log.warning(
             "%s: the wait ended with %s; %s", response_id, type(error).__name__, fate,
-            extra=fields("wait_failed", response_id=response_id, verdict=verdict, error=error),
+            extra=log_fields("wait_failed", response_id=response_id, verdict=verdict, error=error),
         )  # fmt: skip
         _note(guard, response_id, error)
         raise
@@ -197,14 +197,14 @@ class _Wait:
         self._looked = self._began  # the time of the last answer; `on_update` may take long after it
         self._response: Response | None = None
         self._refusals = _Refusals()
-        self._listener: Listener | None = None
+        self._listener: StreamFollower | None = None
         self._answer: Response | None = None  # if the server has sent the response instead of its events
 
     async def listen(self) -> Response:
         """Follow the events of the response as far as the server streams them. Look at it when they call for it."""
-        from openai_cancel.listening import Listener  # keeps the import of the package fast
+        from openai_cancel.stream_follower import StreamFollower  # keeps the import of the package fast
 
-        listener = Listener(self._caller, self._response_id, self._limits.poll, after=self._progress.last_event)
+        listener = StreamFollower(self._caller, self._response_id, self._limits.poll, after=self._progress.last_event)
         self._listener = listener
         try:
             await self._hear(listener, 0, None)
@@ -225,7 +225,7 @@ class _Wait:
             del answer  # an error's traceback refers to this frame
             now = clock.monotonic()
             ahead: list[float] = []
-            for limit, at in self._reached():
+            for limit, at in self._limit_times():
                 if at > self._looked:
                     ahead.append(max(at - now, 0.0))
                 elif is_known or limit == "timeout":  # without an answer, nobody knows whether it is stuck
@@ -243,7 +243,7 @@ class _Wait:
         longest = min(self._limits.poll, SOON) if is_doubtful else self._limits.poll
         return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=longest)
 
-    async def _hear(self, listener: "Listener", looks: int, asked: float | None) -> None:
+    async def _hear(self, listener: "StreamFollower", looks: int, asked: float | None) -> None:
         """Wait until the next look is due: the stream calls for it, has been silent for some time, or a limit comes."""
         clock = self._caller.clock
         since = clock.monotonic()
@@ -253,7 +253,7 @@ class _Wait:
         while not listener.take_need():
             # A stream that has begun may be silent for as long as a late look may be late.
             times = [latest, max(since, listener.progressed) + (later if listener.has_begun else delay)]
-            times += (at for _, at in self._reached() if at > self._looked)
+            times += (at for _, at in self._limit_times() if at > self._looked)
             left = min(times) - clock.monotonic()
             if left <= 0:
                 break
@@ -263,7 +263,7 @@ class _Wait:
             await listener.end()
             self._listener, self._answer = None, listener.answer
 
-    async def _take_news(self, listener: "Listener") -> None:
+    async def _take_news(self, listener: "StreamFollower") -> None:
         response, now = listener.take_response(), self._caller.clock.monotonic()
         if response is not None:
             self._response = response
@@ -298,15 +298,15 @@ class _Wait:
         """Call the caller's function. Its failure does not end the wait, which would stop the response."""
         if self._on_update is not None:
             # A response that has ended has kept the limits, however near they are.
-            seconds = max(self._left(), LAST_LOOK) if response.is_terminal else self._left()
-            await update(self._on_update, self._response_id, response, seconds=seconds)
+            seconds = max(self._left(), FINAL_POLL_TIME) if response.is_terminal else self._left()
+            await call_on_update(self._on_update, self._response_id, response, seconds=seconds)
 
     def _left(self) -> float:
         """Return the seconds until the next limit. After it, there is time for one more look."""
-        left = min(at for _, at in self._reached()) - self._caller.clock.monotonic()
-        return left if left > 0 else LAST_LOOK
+        left = min(at for _, at in self._limit_times()) - self._caller.clock.monotonic()
+        return left if left > 0 else FINAL_POLL_TIME
 
-    def _reached(self) -> Iterator[tuple[Limit, float]]:
+    def _limit_times(self) -> Iterator[tuple[Limit, float]]:
         """Yield each limit with the time of the clock at which it is reached."""
         yield "timeout", self._began + self._limits.timeout
         if self._progress.queued_since is not None:
@@ -352,9 +352,10 @@ class _Refusals:
         if isinstance(error, NotFoundError):
             self.not_found += 1
             self._since = min(self._since, now)
-            return self.not_found >= PATIENCE and now - self._since >= (YOUNG if was_seen else LATE_STORE)
+            delay = MAX_STORE_DELAY if was_seen else NEW_ID_STORE_DELAY
+            return self.not_found >= MAX_REFUSALS and now - self._since >= delay
         self._others += 1
-        return self._others == PATIENCE or isinstance(error, APIConnectionError)
+        return self._others == MAX_REFUSALS or isinstance(error, APIConnectionError)
 
 
 def _may_be_temporary(error: APIError) -> bool:

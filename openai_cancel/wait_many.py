@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from openai_cancel.bulk import Bulk, Fate
+from openai_cancel.bulk import Bulk, Interrupted
 from openai_cancel.caller import Caller
 from openai_cancel.errors import (
     AbandonedError,
@@ -19,9 +19,9 @@ from openai_cancel.errors import (
 from openai_cancel.guard import Guard
 from openai_cancel.models import Response
 from openai_cancel.models.serialization import Serializable
-from openai_cancel.pace import Pace
+from openai_cancel.rate_limiter import RateLimiter
 from openai_cancel.silence_monitor import SilenceMonitor
-from openai_cancel.updates import OnUpdate
+from openai_cancel.update_hook import OnUpdate
 from openai_cancel.wait import WaitLimits, WaitTimeoutError, wait
 from openai_cancel.wire import ResponseId
 
@@ -87,14 +87,14 @@ def wait_many(
         give_up_after: seconds without any answer of the server after which the iteration ends with an error.
         first_answer_timeout: as `give_up_after`, until the server answers for the first time.
     """
-    pace = Pace(
+    limiter = RateLimiter(
         concurrency,
         caller.clock,
         rate=min(FIRST_RATE, max_rate),
         max_rate=max_rate,
         silence=SilenceMonitor(caller.clock, give_up_after, first_answer_timeout),
     )
-    return _WaitMany(caller, pace, limits=limits, guard=guard, on_update=on_update).run(response_ids)
+    return _WaitMany(caller, limiter, limits=limits, guard=guard, on_update=on_update).run(response_ids)
 
 
 class _WaitMany(Bulk[WaitResult]):
@@ -103,13 +103,13 @@ class _WaitMany(Bulk[WaitResult]):
     def __init__(
         self,
         caller: Caller,
-        pace: Pace,
+        limiter: RateLimiter,
         *,
         limits: WaitLimits,
         guard: Callable[[str], Guard],
         on_update: OnUpdate | None,
     ) -> None:
-        super().__init__(caller, pace)
+        super().__init__(caller, limiter)
         self._limits = limits
         self._guard = guard
         self._on_update = on_update
@@ -118,7 +118,7 @@ class _WaitMany(Bulk[WaitResult]):
     @property
     def limit(self) -> int:
         """The number of responses to wait for at once, which needs no requests while they run."""
-        return self.pace.concurrency
+        return self.limiter.concurrency
 
     async def work(self, response_id: str) -> WaitResult:
         """Wait for a response."""
@@ -130,7 +130,7 @@ class _WaitMany(Bulk[WaitResult]):
             return None if self._on_update is None else self._on_update(response)
 
         guard = self._guard(response_id)
-        guard.responses.keep(self.pace)  # all stops at once would be too many requests
+        guard.responses.share_rate(self.limiter)  # all stops at once would be too many requests
         self._guards.add(guard)
         try:
             await wait(self.caller, guard, response_id, limits=self._limits, on_update=update)
@@ -139,7 +139,7 @@ class _WaitMany(Bulk[WaitResult]):
         except BaseException as error:
             was_stopped = guard.outcome is not None and guard.outcome.stopped
             for note in getattr(error, "__notes__", ()):  # the guard says what became of the response
-                self._fates[response_id] = Fate(note.removeprefix("openai-cancel: "), was_stopped)
+                self._fates[response_id] = Interrupted(note.removeprefix("openai-cancel: "), was_stopped)
             raise
         finally:
             self._guards.discard(guard)
@@ -147,7 +147,7 @@ class _WaitMany(Bulk[WaitResult]):
 
     def give_up(self, error: APIConnectionError) -> None:
         """End the run. A server that has not answered in time at first is not asked to stop anything."""
-        if self.pace.silence.first_answer_timeout < math.inf and not self.pace.silence.has_answered:
+        if self.limiter.silence.first_answer_timeout < math.inf and not self.limiter.silence.has_answered:
             for guard in self._guards:
                 if not guard.responses.is_tracked:  # a ledger has to know that the response may still be running
                     guard.disarm()
@@ -157,13 +157,14 @@ class _WaitMany(Bulk[WaitResult]):
         """Return the result of an id that cannot be sent."""
         return WaitResult(response_id=response_id, response=None, error=error)
 
-    def fate(self, result: WaitResult) -> Fate:
+    def fate(self, result: WaitResult) -> Interrupted:
         """Return the status, or the error."""
         if result.ended:
-            return Fate(f"{result.response_id} has ended ({result.response and result.response.status})", stopped=True)
+            status = result.response and result.response.status
+            return Interrupted(f"{result.response_id} has ended ({status})", stopped=True)
         outcome = getattr(result.error, "outcome", None)
-        return Fate(f"{result.response_id}: {result.error}", stopped=bool(outcome and outcome.stopped))
+        return Interrupted(f"{result.response_id}: {result.error}", stopped=bool(outcome and outcome.stopped))
 
-    def interrupted(self, response_id: str) -> Fate:
+    def interrupted(self, response_id: str) -> Interrupted:
         """Return that it was not stopped."""
-        return Fate(f"{response_id} was left running", stopped=False)
+        return Interrupted(f"{response_id} was left running", stopped=False)

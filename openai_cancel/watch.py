@@ -10,13 +10,13 @@ from typing import Any, Self
 from openai_cancel import tracing
 from openai_cancel.caller import Caller
 from openai_cancel.cancellation import shielded_from_anyio, wait_through_cancellation
-from openai_cancel.clients import Account, Client, http_client
-from openai_cancel.home import Arrivals, Home
+from openai_cancel.clients import ApiAccount, Client, http_client
+from openai_cancel.ledger_protocols import Tracker
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome, ended
-from openai_cancel.records import fields
+from openai_cancel.session_loop import PendingCreations, SessionLoop
 from openai_cancel.stop import stop
 from openai_cancel.tap import tap, untap
-from openai_cancel.tracking import Tracker
 from openai_cancel.wire import ResponseId
 
 _log = logging.getLogger("openai_cancel")
@@ -43,15 +43,17 @@ class Watch:
         grace: float,
         max_retries: int | None,
         tracker: Tracker,
-        home: Home,
+        session_loop: SessionLoop,
         watches: "list[Watch]",
     ) -> None:
         self._caller = caller
         self._watches = watches
         self._clients: list[Any] = []
-        self._responses = WatchedResponses(caller, grace=grace, max_retries=max_retries, tracker=tracker, home=home)
+        self._responses = WatchedResponses(
+            caller, grace=grace, max_retries=max_retries, tracker=tracker, session_loop=session_loop
+        )
         watches.append(self)
-        caller.endings.add(self._responses.leave)
+        caller.endings.add(self._responses.discard)
         try:
             for client in clients:
                 self.add(client)
@@ -107,7 +109,7 @@ class Watch:
         if self._responses.is_open:
             self._responses.is_open = False
             self._watches.remove(self)
-            self._caller.endings.remove(self._responses.leave)
+            self._caller.endings.remove(self._responses.discard)
 
     def _untap(self) -> None:
         clients, self._clients = self._clients, []
@@ -134,15 +136,17 @@ class WatchedResponses:
         is_open: whether the watch has not ended.
     """
 
-    def __init__(self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker, home: Home) -> None:
+    def __init__(
+        self, caller: Caller, *, grace: float, max_retries: int | None, tracker: Tracker, session_loop: SessionLoop
+    ) -> None:
         self._caller = caller
         self._grace = grace
         self._max_retries = max_retries
         self._tracker = tracker
         self._held: dict[str, float] = {}  # the time at which each id was added
-        self._arrivals = Arrivals(caller.clock)
-        self.account: Account = Account.from_settings(caller.settings)
-        self.home: Home = home
+        self._pending = PendingCreations(caller.clock)
+        self.account: ApiAccount = ApiAccount.from_settings(caller.settings)
+        self.session_loop: SessionLoop = session_loop
         self.kind: str = "watch"
         self.base_url: str = caller.settings.base_url
         self.is_open: bool = True
@@ -170,8 +174,8 @@ class WatchedResponses:
         clock = self._caller.clock
         cancellation: asyncio.CancelledError | None = None
         until = clock.monotonic() + self._grace
-        while self._arrivals and (left := until - clock.monotonic()) > 0:
-            cancellation = await self._arrivals.wait(left) or cancellation
+        while self._pending and (left := until - clock.monotonic()) > 0:
+            cancellation = await self._pending.wait(left) or cancellation
         return cancellation
 
     async def hand_over(self) -> asyncio.CancelledError | None:
@@ -188,21 +192,21 @@ class WatchedResponses:
         """Return True: every response of a client is recorded."""
         return True
 
-    def expect(self, creation: object) -> None:
+    def creation_started(self, creation: object) -> None:
         """Note that a creation is under way."""
-        self._arrivals.expect(creation)
+        self._pending.add(creation)
 
-    def note(self, creation: object) -> None:
+    def creation_ended(self, creation: object) -> None:
         """Note that a creation is over."""
-        self._arrivals.note(creation)
+        self._pending.discard(creation)
 
-    def forsake(self, creation: object) -> None:
+    def creation_orphaned(self, creation: object) -> None:
         """Note that the task that has made a creation was cancelled."""
-        self._arrivals.expect(creation)
+        self._pending.add(creation)
 
-    def settle(self, creation: object) -> None:
-        """Note that the response of such a creation was passed to `abandon`."""
-        self._arrivals.note(creation)
+    def orphan_handled(self, creation: object) -> None:
+        """Note that the response of such a creation was passed to `stop_orphan`."""
+        self._pending.discard(creation)
 
     def admit(self, response_id: str) -> bool:
         """Hold a response, and return whether to `record` it."""
@@ -219,11 +223,11 @@ class WatchedResponses:
         """Write a response to the ledger."""
         await self._tracker.begin([response_id])
 
-    def abandon(self, response_id: str) -> None:
+    def stop_orphan(self, response_id: str) -> None:
         """Stop a response that nobody knows."""
         if self._held.pop(response_id, None) is not None:
-            self._arrivals.expect(response_id)
-            self.home.start(lambda: self._stop(response_id))
+            self._pending.add(response_id)
+            self.session_loop.start(lambda: self._stop(response_id))
 
     async def _stop(self, response_id: str) -> None:
         outcomes: dict[str, Outcome] = {}
@@ -233,28 +237,28 @@ class WatchedResponses:
                 response_id,
                 deadline=self._grace,
                 max_retries=self._max_retries,
-                young=True,
-                unseen=True,
-                keep=partial(outcomes.__setitem__, response_id),
+                recently_created=True,
+                log_outcome=True,
+                on_verdict=partial(outcomes.__setitem__, response_id),
             )
         except BaseException as error:
             if response_id not in outcomes:
                 _log.warning(
                     "%s was not stopped (%s)", response_id, type(error).__name__,
-                    extra=fields("stop_failed", response_id=response_id, error=error),
+                    extra=log_fields("stop_failed", response_id=response_id, error=error),
                 )  # fmt: skip
             raise
         finally:
             try:
                 await self._tracker.settle([response_id], outcomes)  # a sweep stops what was not stopped
             finally:
-                self._arrivals.note(response_id)
+                self._pending.discard(response_id)
 
     def holds(self, response_id: str) -> bool:
         """Return whether a response is in the ledger and was not seen to end."""
         return response_id in self._held
 
-    def leave(self, response_id: str) -> None:
+    def discard(self, response_id: str) -> None:
         """Take a response out of the ledger that was seen to end."""
         if self._held.pop(response_id, None) is not None:
             self._tracker.settle_soon(ended(response_id))

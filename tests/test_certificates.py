@@ -137,14 +137,14 @@ class TestTheContext:
 
 
 class TestAdvice:
-    async def test_an_authority_that_is_not_trusted(self, authority: trustme.CA) -> None:
+    async def test_the_error_for_an_unknown_authority_names_the_variables(self, authority: trustme.CA) -> None:
         async with serving(authority.issue_cert("127.0.0.1")) as base_url:
             assert (await refusal(base_url)).endswith(
                 "set SSL_CERT_FILE to a file with that authority's certificates, and open another session."
             )
 
     @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
-    async def test_a_variable_whose_file_cannot_be_read(
+    async def test_the_error_for_a_file_that_cannot_be_read_names_its_variable(
         self, authority: trustme.CA, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
     ) -> None:
         monkeypatch.setenv(variable, str(tmp_path / "missing"))
@@ -179,20 +179,22 @@ class TestAdvice:
         assert message.startswith("The certificate of the proxy 127.0.0.1 is not trusted: ")
         assert message.endswith("Use a host in the URL of the proxy that the certificate names.")
 
-    async def test_a_certificate_for_another_host(self, trust, authority: trustme.CA) -> None:
+    async def test_the_error_for_a_wrong_host_says_to_change_the_base_url(self, trust, authority: trustme.CA) -> None:
         trust(authority)
         async with serving(authority.issue_cert("127.0.0.2")) as base_url:
             assert "Use a host in the base URL that the certificate names." in await refusal(base_url)
             url = base_url.replace("127.0.0.1", "localhost")
             assert "Use a host in the base URL that the certificate names." in await refusal(url)
 
-    async def test_a_certificate_that_has_expired(self, trust, authority: trustme.CA) -> None:
+    async def test_the_error_for_an_expired_certificate_says_so(self, trust, authority: trustme.CA) -> None:
         trust(authority)
         past = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
         async with serving(authority.issue_cert("127.0.0.1", not_after=past)) as base_url:
             assert "Renew it, or set the clock of this machine." in await refusal(base_url)
 
-    async def test_a_client_of_the_caller_has_authorities_of_its_own(self, trust, authority: trustme.CA) -> None:
+    async def test_the_error_of_a_client_session_says_that_it_has_its_own_authorities(
+        self, trust, authority: trustme.CA
+    ) -> None:
         trust(authority)
         async with serving(authority.issue_cert("127.0.0.1")) as base_url, aiohttp.ClientSession() as client:
             assert "pass an ssl context" in await refusal(base_url, client_session=client)
@@ -204,7 +206,7 @@ class TestAdvice:
             ):
                 assert (await session.cancel("x")).status == "cancelled"
 
-    async def test_a_fingerprint_that_differs(self, authority: trustme.CA) -> None:
+    async def test_the_error_for_another_fingerprint_says_so(self, authority: trustme.CA) -> None:
         connector = aiohttp.TCPConnector(ssl=aiohttp.Fingerprint(b"x" * 32))
         async with (
             serving(authority.issue_cert("127.0.0.1")) as base_url,

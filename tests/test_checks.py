@@ -77,7 +77,7 @@ class TestSeconds:
 class TestCount:
     def test_a_whole_number_is_returned(self) -> None:
         assert check_count("max_retries", 0) == 0
-        assert check_count("concurrency", 1, least=1) == 1
+        assert check_count("concurrency", 1, minimum=1) == 1
 
     @pytest.mark.parametrize("value", [-1, 1.0, True, "5", None])
     def test_other_values_are_refused_by_name(self, value: object) -> None:
@@ -86,7 +86,7 @@ class TestCount:
 
     def test_a_number_below_the_least_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="concurrency must be a whole number of at least 1, not 0"):
-            check_count("concurrency", 0, least=1)
+            check_count("concurrency", 0, minimum=1)
 
 
 class TestHeadersAndQuery:

@@ -19,7 +19,7 @@ from terminal import Terminal
 from openai_cancel import AsyncSession, Response
 from openai_cancel.cli import running
 from openai_cancel.cli.durations import format_duration
-from openai_cancel.cli.running import Findings, RunningSource
+from openai_cancel.cli.running import FoundResponses, RunningSource
 from openai_cancel.converter import response_hook
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.models.response import record_call
@@ -35,7 +35,7 @@ async def server(clock: QuickClock) -> AsyncIterator[Emulator]:
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "SETTLING", 0.001)
+    monkeypatch.setattr(running, "RECHECK_DELAY", 0.001)
 
 
 @pytest.fixture
@@ -336,7 +336,7 @@ class TestQuestion:
 class TestFindings:
     @staticmethod
     def found(*responses: Response) -> list[str]:
-        findings = Findings()
+        findings = FoundResponses()
         for response in responses:
             findings.note(response)
         return findings.describe()

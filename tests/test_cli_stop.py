@@ -15,8 +15,8 @@ from terminal import COMMAND
 
 from openai_cancel import AsyncSession
 from openai_cancel.cli.ids import Source
-from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import Run
+from openai_cancel.cli.run_output import RunOutput
 from openai_cancel.emulator import Emulator, Fault
 
 
@@ -77,7 +77,7 @@ class TestStop:
 
     async def test_a_cancellation_that_no_signal_caused_is_raised(self, server: Emulator, create) -> None:
         server.faults.append(Fault(delay=math.inf))
-        run = Run(Report(as_json=False, quiet=True, show_stopped=True))
+        run = Run(RunOutput(as_json=False, quiet=True, show_stopped=True))
         session = AsyncSession(base_url=server.base_url, api_key=KEY)
         with Source([create()], [], complain=print, skip=run.skips) as source:
             task = asyncio.create_task(run.handle_all(source, session, session.stop_many))

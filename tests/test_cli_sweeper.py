@@ -17,7 +17,7 @@ from openai_cancel.cli.output import complain
 from openai_cancel.cli.sweeper import Sweeper, showing_log
 from openai_cancel.emulator import Emulator
 from openai_cancel.ledger import Ledger
-from openai_cancel.records import fields
+from openai_cancel.log_events import log_fields
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 
@@ -143,8 +143,8 @@ async def test_lines_have_a_time_unless_they_are_on_a_terminal(
     log = logging.getLogger("openai_cancel.sweeper")
     level, handlers = log.level, [*log.handlers]
     with showing_log(quiet=quiet):
-        log.info("begins", extra=fields("sweeper_started"))
-        log.warning("fails", extra=fields("sweeper_failed"))
+        log.info("begins", extra=log_fields("sweeper_started"))
+        log.warning("fails", extra=log_fields("sweeper_failed"))
         complain("another")
     assert (log.level, log.handlers) == (level, handlers)
     complain("afterwards")

@@ -18,7 +18,7 @@ async def warm(session: AsyncSession, server: Emulator, ids: list[str]) -> None:
     """Leave one idle connection in the pool for each id."""
     server.faults += [Fault(delay=0.05)] * len(ids)  # so that none waits for another one's connection
     with pytest.MonkeyPatch.context() as patience:
-        patience.setattr(pool, "PATIENCE", 30.0)  # a busy machine answers late
+        patience.setattr(pool, "REUSED_ANSWER_TIMEOUT", 30.0)  # a busy machine answers late
         await asyncio.gather(*(session.retrieve(name) for name in ids))
 
 
@@ -42,7 +42,7 @@ async def client(request: pytest.FixtureRequest):
 class TestWithDeadConnectionsInThePool:
     @pytest.fixture(autouse=True)
     def impatience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "PATIENCE", 0.4)  # dead connections use up all of it
+        monkeypatch.setattr(pool, "REUSED_ANSWER_TIMEOUT", 0.4)  # dead connections use up all of it
 
     async def test_a_cancel_reaches_the_server_with_its_second_attempt(
         self, relay: Relay, server: Emulator, create, client, dead: int
@@ -97,7 +97,7 @@ class TestWithDeadConnectionsInThePool:
 async def test_an_answer_should_begin_within_the_patience_of_the_pool(
     relay: Relay, server: Emulator, create, client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "PATIENCE", 0.1)
+    monkeypatch.setattr(pool, "REUSED_ANSWER_TIMEOUT", 0.1)
     name = create()
     async with hasty_session(
         api_key=KEY, base_url=relay.base_url, **client, timeout=math.inf, deadline=math.inf
@@ -137,7 +137,7 @@ class TestASlowServer:
     async def test_it_is_not_taken_for_a_dead_connection_again_and_again(
         self, server: Emulator, create, client, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pool, "PATIENCE", 0.1)
+        monkeypatch.setattr(pool, "REUSED_ANSWER_TIMEOUT", 0.1)
         name = create()
         async with hasty_session(api_key=KEY, base_url=server.base_url, **client) as session:
             await session.retrieve(name)
@@ -146,7 +146,7 @@ class TestASlowServer:
             assert [(await session.retrieve(name)).attempts for _ in range(2)] == [1, 1]
 
     async def test_a_body_that_takes_long_is_read_to_its_end(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pool, "PATIENCE", 0.2)
+        monkeypatch.setattr(pool, "REUSED_ANSWER_TIMEOUT", 0.2)
         body = b'{"id": "resp_1", "status": "cancelled"}'
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -109,21 +109,21 @@ def run_in(loop_factory: Callable[[], asyncio.AbstractEventLoop] | None) -> None
         runner.run(everything())
 
 
-def test_the_loop_of_asyncio() -> None:
+def test_every_call_works_on_the_loop_of_asyncio() -> None:
     run_in(None)
 
 
-def test_uvloop() -> None:
+def test_every_call_works_on_uvloop() -> None:
     uvloop = pytest.importorskip("uvloop", reason="needs uvloop")
     run_in(uvloop.new_event_loop)
 
 
-def test_a_loop_without_readers_and_signal_handlers() -> None:
+def test_every_call_works_on_a_loop_without_readers_and_signal_handlers() -> None:
     run_in(ProactorLike)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="CPython 3.12 and later")
-def test_eager_tasks() -> None:
+def test_every_call_works_with_eager_tasks() -> None:
     run_in(eager_loop)
 
 

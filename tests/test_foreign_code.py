@@ -128,12 +128,12 @@ class TestAnErrorThatIsItsOwnCause:
         assert caught.value.__notes__ == ["openai-cancel: resp_x was not stopped (OSError)"]
 
     @pytest.mark.parametrize("call", ["cancel", "stop", "wait"])
-    async def test_a_call_raises_it(self, server: Emulator, call: str) -> None:
+    async def test_a_call_raises_the_error_of_the_key_function(self, server: Emulator, call: str) -> None:
         async with AsyncSession(api_key=chained_to_itself, base_url=server.base_url) as session:
             with pytest.raises(OSError, match="no key"):
                 await getattr(session, call)("resp_x")
 
-    async def test_a_blocking_call_raises_it(self, server: Emulator) -> None:
+    async def test_a_blocking_call_raises_the_error_of_the_key_function(self, server: Emulator) -> None:
         def work() -> None:
             with Session(api_key=chained_to_itself, base_url=server.base_url) as session:
                 session.cancel("resp_x")

@@ -13,7 +13,7 @@ from ledgers import states, sweep
 from openai_clients import REQUEST, async_client
 from openai_clients import states as server_states
 
-from openai_cancel import AsyncSession, sight
+from openai_cancel import AsyncSession, body_observer
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 
@@ -89,7 +89,7 @@ async def test_a_response_that_comes_after_the_grace_is_recorded_and_stopped(
 async def test_a_reader_that_fails_changes_nothing(
     session: AsyncSession, client: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sight.DocumentReader, "finish", lambda _: 1 / 0)
+    monkeypatch.setattr(body_observer.DocumentReader, "finish", lambda _: 1 / 0)
     async with session.guard(client) as guard:
         assert await create(client)
         assert not guard.armed

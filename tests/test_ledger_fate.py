@@ -4,13 +4,13 @@ import pytest
 
 from openai_cancel import Verdict
 from openai_cancel.ledger.fate import Fate, decide_fate
-from openai_cancel.ledger.table import Sighting
+from openai_cancel.ledger.table import RowState
 
 MINE, THEIRS = "here:1:aa", "there:2:bb"
 
 
 def sighting(state: str, owner: str | None = None, lease: float | None = None, attempts: int = 0, reason=None):
-    return Sighting("digest", state, owner, attempts, lease, None, None, reason)
+    return RowState("digest", state, owner, attempts, lease, None, None, reason)
 
 
 @pytest.mark.parametrize(
@@ -32,5 +32,5 @@ def sighting(state: str, owner: str | None = None, lease: float | None = None, a
         *((sighting(str(verdict), attempts=1), Fate.ENDED) for verdict in Verdict),
     ],
 )
-def test_the_fate_of_a_row_follows_from_its_state_its_owner_and_its_lease(row: Sighting | None, fate: Fate) -> None:
+def test_the_fate_of_a_row_follows_from_its_state_its_owner_and_its_lease(row: RowState | None, fate: Fate) -> None:
     assert decide_fate(row, MINE) is fate

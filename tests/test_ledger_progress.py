@@ -19,9 +19,9 @@ from openai_cancel.converter import response_hook
 from openai_cancel.emulator import Emulator, Fault, Script
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger.table import RESPONSES
+from openai_cancel.ledger_protocols import History
 from openai_cancel.models import Response
 from openai_cancel.progress import Progress
-from openai_cancel.tracking import History
 
 HOUR = 3600.0
 

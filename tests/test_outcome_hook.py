@@ -64,23 +64,23 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 class TestEveryOutcomeIsTold:
-    async def test_that_of_a_stop_is_the_one_that_is_returned(self, session, create, told: Told) -> None:
+    async def test_the_hook_gets_the_outcome_that_a_stop_returns(self, session, create, told: Told) -> None:
         outcome = await session.stop(create())
         assert [id(outcome)] == [id(one) for one in told]
 
-    async def test_those_of_a_bulk_run_are_told_once_for_ids_that_come_twice(self, session, create, told: Told) -> None:
+    async def test_a_bulk_run_calls_the_hook_once_for_an_id_that_comes_twice(self, session, create, told: Told) -> None:
         running = create()
         outcomes = [outcome async for outcome in session.stop_many([running, running, "resp_none", "..", 7])]
         assert len(outcomes) == 5
         await until(lambda: len(told) == 4)
         assert told.verdicts == {running: "cancelled", "resp_none": "not_found", "..": "unknown", "7": "unknown"}
 
-    async def test_dry_runs_are_not_told(self, session, create, told: Told) -> None:
+    async def test_a_dry_run_does_not_call_the_hook(self, session, create, told: Told) -> None:
         await session.stop(create(), dry_run=True)
         assert len([outcome async for outcome in session.stop_many([create(), ".."], dry_run=True)]) == 2
         assert told == []
 
-    async def test_those_of_a_guard(self, session, create, told: Told) -> None:
+    async def test_a_guard_calls_the_hook_once_for_each_response(self, session, create, told: Told) -> None:
         first, second, third = create(), create(), create()
         with pytest.raises(ZeroDivisionError):
             async with session.guard(first, second):
@@ -89,20 +89,20 @@ class TestEveryOutcomeIsTold:
             pass
         assert told.verdicts == dict.fromkeys([first, second, third], "cancelled")
 
-    async def test_that_of_a_guard_whose_session_closes(self, server: Emulator, create, told: Told) -> None:
+    async def test_a_guard_whose_session_closes_calls_the_hook(self, server: Emulator, create, told: Told) -> None:
         name = create()
         session = await AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=told.later).open()
         async with session.guard(name):
             await session.close()
         assert told.verdicts == {name: "cancelled"}
 
-    async def test_that_of_a_wait_that_times_out(self, session, create, told: Told) -> None:
+    async def test_a_wait_that_times_out_calls_the_hook(self, session, create, told: Told) -> None:
         name = create()
         with pytest.raises(WaitTimeoutError):
             await session.wait(name, timeout=0.01)
         assert told.verdicts == {name: "cancelled"}
 
-    async def test_that_of_a_wait_that_is_ended_by_a_time_out_of_asyncio(self, session, create, told: Told) -> None:
+    async def test_a_wait_that_asyncio_times_out_calls_the_hook(self, session, create, told: Told) -> None:
         name = create()
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
@@ -113,13 +113,13 @@ class TestEveryOutcomeIsTold:
         await session.wait(create(runs_for=0))
         assert told == []
 
-    async def test_those_of_many_waits(self, session, create, told: Told) -> None:
+    async def test_many_waits_call_the_hook_for_what_they_stop(self, session, create, told: Told) -> None:
         names = [create() for _ in range(3)]
         results = [result async for result in session.wait_many(names, timeout=0.01)]
         assert told.verdicts == dict.fromkeys(names, "cancelled")
         assert {id(result.error.outcome) for result in results} == {id(outcome) for outcome in told}
 
-    async def test_those_of_sweeps_and_stops_of_a_ledger(self, session, create, told: Told, tmp_path) -> None:
+    async def test_sweeps_and_stops_of_a_ledger_call_the_hook(self, session, create, told: Told, tmp_path) -> None:
         swept, stopped, looked_at = create(), create(), create()
         async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
             await ledger.track(swept, session=session, ttl=0.001)
@@ -130,7 +130,9 @@ class TestEveryOutcomeIsTold:
             assert len([outcome async for outcome in ledger.stop(session, dry_run=True)]) == 1
         assert told.verdicts == {swept: "cancelled", stopped: "cancelled"}
 
-    async def test_that_of_a_watch_whose_creator_is_cancelled(self, server: Emulator, told: Told, tmp_path) -> None:
+    async def test_a_watch_whose_creator_is_cancelled_calls_the_hook(
+        self, server: Emulator, told: Told, tmp_path
+    ) -> None:
         server.faults = [Fault(on="create", delay=0.05)]
         options = {"ledger": Ledger(f"sqlite:///{tmp_path}/ledger.db"), "account": "a", "on_outcome": told.later}
         async with (
@@ -187,7 +189,7 @@ class TestHooksThatFail:
 class TestHooksThatHang:
     @pytest.fixture(autouse=True)
     def short_patience(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 0.05)
 
     async def test_a_stop_waits_for_a_moment_and_the_close_of_the_session_cancels_them(
         self, server: Emulator, create, caplog
@@ -211,7 +213,7 @@ class TestHooksThatHang:
     async def test_a_call_that_takes_too_long_is_cancelled(
         self, server: Emulator, create, caplog, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 20.0)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 20.0)
         monkeypatch.setattr(outcome_hook, "MAX_TIME", 0.05)
         name = create()
         async with AsyncSession(
@@ -228,7 +230,7 @@ class TestHooksThatHang:
             await released.wait()
             told.append(outcome)
 
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 20.0)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 20.0)
         begun, released = asyncio.Event(), asyncio.Event()
         async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as session:
             stopping = asyncio.create_task(session.stop(create()))
@@ -270,7 +272,7 @@ class TestOutcomesAreKeptWhileAHookIsWaitedFor:
             begun.set()
             await asyncio.sleep(0.1)
 
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 20.0)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 20.0)
         async with AsyncSession(api_key=KEY, base_url=server.base_url, on_outcome=hook) as opened:
             yield opened
 
@@ -418,7 +420,7 @@ class TestBlockingSession:
                 assert len([*session.stop_many(names, concurrency=20)]) == len(names)
 
         # All calls together take longer than either, and a single one far less, also on a busy machine.
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 2.0)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 2.0)
         monkeypatch.setattr(outcome_hook, "MAX_TIME", 2.0)
         names = [create() for _ in range(20)]
         await asyncio.to_thread(work)
@@ -433,7 +435,7 @@ class TestBlockingSession:
                 for name in names:
                     assert session.stop(name).stopped
 
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 0.05)
         monkeypatch.setattr(outcome_hook, "MAX_WAITING", 1)
         released = threading.Event()
         names = [create() for _ in range(3)]
@@ -459,7 +461,7 @@ class TestBlockingSession:
                 session.stop(create())
                 session.stop(create())
 
-        monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+        monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 0.05)
         errors: list[str] = []
         released = threading.Event()
         session = Session(api_key=KEY, base_url=server.base_url, on_outcome=hook)

@@ -71,7 +71,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("entries", "host", "exempt"), [case[:3] for case in CASES])
-def test_an_entry_of_no_proxy(entries: str, host: str, *, exempt: bool) -> None:
+def test_an_entry_of_no_proxy_exempts_its_hosts_and_no_others(entries: str, host: str, *, exempt: bool) -> None:
     assert is_exempt(URL(f"http://{host}/v1"), entries) is exempt
 
 

@@ -34,7 +34,7 @@ import sys, openai_cancel
 assert "aiohttp" not in sys.modules
 openai_cancel.ConflictError
 assert "aiohttp" not in sys.modules
-assert openai_cancel.retry.LEAST_POLL
+assert openai_cancel.retry.MIN_POLL
 for name in ("Sesion", "_private", "__wrapped__"):
     assert not hasattr(openai_cancel, name), name
 from openai_cancel import *

@@ -188,11 +188,11 @@ class TestPortkey:
         assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 2)
 
     @pytest.mark.parametrize("state", ["completed", "failed", "incomplete"])
-    async def test_stop_of_a_response_that_has_ended(self, session, upstream, state) -> None:
+    async def test_a_response_that_has_ended_is_already_finished(self, session, upstream, state) -> None:
         outcome = await session.stop(upstream.add(scripted(state)))
         assert (outcome.verdict, outcome.response.status) == (Verdict.ALREADY_FINISHED, state)
 
-    async def test_stop_of_an_unknown_response(self, session: AsyncSession) -> None:
+    async def test_an_unknown_response_is_not_found(self, session: AsyncSession) -> None:
         assert (await session.stop("resp_none")).verdict is Verdict.NOT_FOUND
 
     async def test_a_guard_stops_its_response(self, session: AsyncSession, upstream: Emulator) -> None:
@@ -235,16 +235,16 @@ class TestOpenResponsesServer:
             await session.cancel(upstream.add(scripted("completed")))
         assert caught.value.status == 400
 
-    async def test_stop_of_a_response_that_has_ended(self, session, upstream: Emulator) -> None:
+    async def test_a_response_that_has_ended_is_already_finished(self, session, upstream: Emulator) -> None:
         upstream.faults = [self.REFUSAL] * 10
         outcome = await session.stop(upstream.add(scripted("completed")))
         assert (outcome.verdict, outcome.response.status) == (Verdict.ALREADY_FINISHED, "completed")
 
-    async def test_stop_of_a_running_response(self, session: AsyncSession, upstream: Emulator) -> None:
+    async def test_a_running_response_is_cancelled(self, session: AsyncSession, upstream: Emulator) -> None:
         outcome = await session.stop(upstream.add(scripted("running")))
         assert (outcome.verdict, outcome.attempts) == (Verdict.CANCELLED, 1)
 
-    async def test_stop_of_an_id_that_the_gateway_cannot_pass_on(self, session: AsyncSession) -> None:
+    async def test_an_id_that_the_gateway_cannot_pass_on_is_not_found(self, session: AsyncSession) -> None:
         assert (await session.stop("resp_a/b")).verdict is Verdict.NOT_FOUND
 
 
@@ -274,7 +274,7 @@ class TestDevUI:
             assert await ask(http, dialect.base_url, "resp_none") == await ask(http, devui_url, "resp_none")
             assert await ask(http, dialect.base_url, "resp_a%2Fb") == await ask(http, devui_url, "resp_a%2Fb")
 
-    async def test_stop_of_a_running_response_and_again(self, session, devui_url: str, http) -> None:
+    async def test_a_running_response_is_cancelled_once(self, session, devui_url: str, http) -> None:
         async with self.created(http, devui_url, "run") as name:
             outcome = await session.stop(name)
             again = await session.stop(name)
@@ -282,7 +282,7 @@ class TestDevUI:
         assert (again.verdict, again.stopped) == (Verdict.NOT_FOUND, False)
         assert again.attempts <= 2
 
-    async def test_stop_of_an_unknown_response(self, session: AsyncSession) -> None:
+    async def test_an_unknown_response_is_not_found(self, session: AsyncSession) -> None:
         outcome = await session.stop("resp_none")
         assert outcome.verdict is Verdict.NOT_FOUND
         assert outcome.attempts <= 2
@@ -313,7 +313,7 @@ class TestDatabricks:
             assert await ask(http, dialect.base_url, "resp_none") == await ask(http, databricks_url, "resp_none")
             assert await ask(http, dialect.base_url, "resp_a%2Fb") == await ask(http, databricks_url, "resp_a%2Fb")
 
-    async def test_stop_of_a_running_response_says_that_the_server_cannot_cancel(
+    async def test_the_error_for_a_running_response_says_that_the_server_cannot_cancel(
         self, session, databricks_url, http
     ) -> None:
         outcome = await session.stop(await self.create(http, databricks_url, "run"))
@@ -321,13 +321,15 @@ class TestDatabricks:
         assert outcome.error.status == 501
 
     @pytest.mark.parametrize("status", ["completed", "failed"])
-    async def test_stop_of_a_response_that_has_ended(self, session, databricks_url, http, status: str) -> None:
+    async def test_a_response_that_has_ended_is_already_finished(
+        self, session, databricks_url, http, status: str
+    ) -> None:
         name = await self.create(http, databricks_url, status)
         assert (await session.wait(name, timeout=20)).status == status
         outcome = await session.stop(name)
         assert (outcome.verdict, outcome.attempts) == (Verdict.ALREADY_FINISHED, 2)
 
-    async def test_stop_of_an_unknown_response(self, session: AsyncSession) -> None:
+    async def test_an_unknown_response_is_not_found(self, session: AsyncSession) -> None:
         assert (await session.stop("resp_none")).verdict is Verdict.NOT_FOUND
 
 
@@ -380,7 +382,9 @@ class TestSMG:
                         texts.append((answer.status, answer.content_type, text))
                 assert texts[0] == texts[1]
 
-    async def test_stop_of_a_response_that_has_ended_with_an_openai_backend(self, smg_openai_url: str, http) -> None:
+    async def test_a_response_that_has_ended_on_an_openai_backend_is_already_finished(
+        self, smg_openai_url: str, http
+    ) -> None:
         name = await self.create(http, smg_openai_url)
         async with AsyncSession(api_key=KEY, base_url=smg_openai_url) as session:
             outcome = await session.stop(name)

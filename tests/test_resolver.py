@@ -119,7 +119,7 @@ async def test_a_name_that_nobody_has() -> None:
 
 
 class TestAddresses:
-    async def test_those_of_a_name(self) -> None:
+    async def test_a_host_name_resolves_to_its_addresses(self) -> None:
         found = await ThreadResolver().resolve("localhost", 80, socket.AF_INET)
         assert [(each["hostname"], each["host"], each["port"], each["family"]) for each in found] == [
             ("localhost", "127.0.0.1", 80, socket.AF_INET)

@@ -294,7 +294,9 @@ async def read_all(events: AsyncIterator[Any]) -> None:
 
 class TestTimeouts:
     @pytest.mark.slow
-    async def test_a_time_out_of_the_client_is_the_same(self, odd: Server, client: openai.AsyncOpenAI) -> None:
+    async def test_a_timeout_of_the_client_is_raised_as_without_a_guard(
+        self, odd: Server, client: openai.AsyncOpenAI
+    ) -> None:
         async def answer(request: web.Request) -> web.StreamResponse:
             write = await chunks(request, EVENTS)
             await write(CREATED[: 10 if with_id else 0] + (CREATED[10:] if with_id else b""))
@@ -456,7 +458,7 @@ async def test_a_blocking_document_in_another_encoding_is_looked_at(odd: Server,
         guard.disarm()
 
 
-async def test_a_blocking_failure_to_send_is_the_same(odd: Server, blocking: openai.OpenAI) -> None:
+async def test_a_failure_to_send_is_raised_as_without_a_guard(odd: Server, blocking: openai.OpenAI) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         request.transport.close()
         return web.Response()

@@ -17,7 +17,7 @@ from openai_cancel import AsyncSession, ConfigurationError, Response, Session, V
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
 from openai_cancel.ledger.table import RESPONSES
-from openai_cancel.tracking import History
+from openai_cancel.ledger_protocols import History
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left")
 

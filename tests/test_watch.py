@@ -346,7 +346,7 @@ async def test_an_outcome_is_recorded_although_its_task_is_cancelled_before_ever
         begun.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(outcome_hook, "PATIENCE", 0.05)
+    monkeypatch.setattr(outcome_hook, "HOOK_WAIT", 0.05)
     begun = asyncio.Event()
     server.faults = [Fault(on="create", delay=0.05)]
     async with open_session(server, ledger, on_outcome=hook) as session, session.watch(client):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from cyclopts import App, CycloptsError, Group
 
-from openai_cancel.cli import commands, demo, emulate, report_log
+from openai_cancel.cli import commands, demo, emulate, report
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
 from openai_cancel.cli.help_pages import ROOT_EPILOGUE, lay_out
 from openai_cancel.cli.ledger import ledger
@@ -40,7 +40,7 @@ app: App = App(
 for _command in (commands.stop, commands.status, commands.wait, commands.cancel):
     app.command(_command)
 app.command(commands.list_, name="list")
-app.command(report_log.report)
+app.command(report.report)
 app.command(ledger)
 app.command(demo.demo, group=_EMULATED)
 app.command(emulate.emulate, group=_EMULATED)

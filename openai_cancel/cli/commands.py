@@ -14,7 +14,7 @@ from openai_cancel.cli.options import (
     DEFAULT_RUN,
     DEFAULT_RUNNING,
     AsJson,
-    Connection,
+    ConnectionOptions,
     FileOptions,
     FilterOptions,
     Flag,
@@ -36,7 +36,7 @@ def stop(
     filters: FilterOptions = DEFAULT_FILTERS,
     files: FileOptions = DEFAULT_FILES,
     options: RunOptions = DEFAULT_RUN,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Stop responses and report what became of each.
 
@@ -70,7 +70,7 @@ def list_(
     *,
     filters: FilterOptions = DEFAULT_FILTERS,
     as_json: JsonOrText = None,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """List the responses that run, on servers that list them, such as ogx, Microsoft Foundry and Fireworks.
 
@@ -92,7 +92,7 @@ def status(
     *ids: Ids,
     files: FileOptions = DEFAULT_FILES,
     options: RunOptions = DEFAULT_RUN,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Show the status of responses.
 
@@ -115,7 +115,7 @@ def wait(
     *ids: Ids,
     limits: WaitOptions = DEFAULT_WAIT,
     files: FileOptions = DEFAULT_FILES,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Wait until responses end, and show how they ended.
 
@@ -137,7 +137,7 @@ def wait(
 def cancel(
     *ids: Annotated[Ids, Parameter(required=True)],
     as_json: AsJson = False,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Cancel responses, and show the answers of the server.
 

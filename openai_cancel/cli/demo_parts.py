@@ -23,7 +23,7 @@ from openai_cancel.errors import BadRequestError
 from openai_cancel.guard import Guard
 from openai_cancel.session import AsyncSession
 
-MANY = 2000
+RESPONSES = 2000
 """The number of responses that are stopped at once."""
 
 LEASE = 1.0
@@ -179,7 +179,7 @@ async def show_guard(stage: Stage) -> None:
 
 async def show_bulk(stage: Stage) -> None:
     """Show the progress bar of many stops, and their totals."""
-    ids = [stage.server.add() for _ in range(MANY // 10 if stage.fast else MANY)]
+    ids = [stage.server.add() for _ in range(RESPONSES // 10 if stage.fast else RESPONSES)]
     tally, waiting = Tally(), iter(ids)
     bar = Bar(
         tally,

@@ -18,7 +18,7 @@ from openai_cancel.cli.options import (
     DEFAULT_SELECTION,
     OPTIONS,
     AccountOptions,
-    Connection,
+    ConnectionOptions,
     Count,
     Files,
     FilterOptions,
@@ -39,7 +39,7 @@ from openai_cancel.errors import APIConnectionError, ConfigurationError, LedgerE
 
 if TYPE_CHECKING:
     from openai_cancel.cli.ids import BadLine, Source
-    from openai_cancel.cli.report import Report
+    from openai_cancel.cli.run_output import RunOutput
     from openai_cancel.ledger import Entry, Ledger
     from openai_cancel.outcome import Outcome
     from openai_cancel.session import AsyncSession
@@ -69,7 +69,7 @@ def sweep(
     options: RunOptions = DEFAULT_RUN,
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Stop the responses whose lease has expired, and record the outcomes.
 
@@ -113,7 +113,7 @@ def stop(
     selection: SelectionOptions = DEFAULT_SELECTION,
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Stop recorded responses now, whoever guards them, and record the outcomes.
 
@@ -158,7 +158,7 @@ def reconcile(
     options: RunOptions = DEFAULT_RUN,
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Compare the ledger with the server's list of responses, and strike off those that are over.
 
@@ -198,11 +198,11 @@ def _run(
 ) -> int:
     import asyncio  # slow to import, as below: the help does without
 
-    from openai_cancel.cli.report import Report
+    from openai_cancel.cli.run_output import RunOutput
     from openai_cancel.cli.signals import run_until_signalled
     from openai_cancel.cli.sweeper import showing_log
 
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True, dry_run=dry_run)
+    report = RunOutput(as_json=options.as_json, quiet=options.quiet, show_stopped=True, dry_run=dry_run)
     work = _sweep(opened, session, sweep_once, report, every, tells_of_others=tells_of_others)
     if every is None:
         status = asyncio.run(run_until_signalled(work))
@@ -222,7 +222,7 @@ async def _sweep(
     opened: "Ledger",
     session: "AsyncSession",
     sweep_once: "Callable[[], AsyncGenerator[Outcome, None]]",
-    report: "Report",
+    report: "RunOutput",
     every: float | None,
     *,
     tells_of_others: bool,
@@ -297,7 +297,7 @@ def add(
     label: Pairs = (),
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Record responses for sweeps on any hosts to stop, unless they are released first.
 
@@ -350,7 +350,7 @@ def release(
     file: Files = (),
     where: LedgerOptions = DEFAULT_LEDGER,
     account: AccountOptions = DEFAULT_ACCOUNT,
-    connection: Connection = DEFAULT_CONNECTION,
+    connection: ConnectionOptions = DEFAULT_CONNECTION,
 ) -> int:
     """Release responses, so that no sweep stops them.
 

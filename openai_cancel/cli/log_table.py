@@ -85,7 +85,7 @@ class LogReader:
         """Read a log."""
         for document in read_documents(file):
             self.skipped += document is None
-            entry = Entry(document or {})
+            entry = LogEntry(document or {})
             if (key := entry.key) is None:
                 continue
             self._any = True
@@ -118,7 +118,7 @@ class LogReader:
 
 
 @attrs.frozen
-class Entry:
+class LogEntry:
     """A document of a log.
 
     Attributes:
@@ -160,7 +160,7 @@ class Entry:
         return cell(VALUES[name](self) if name in VALUES else self.columns.get(_column(name)))
 
 
-def _verdict(entry: Entry) -> Any:
+def _verdict(entry: LogEntry) -> Any:
     """Return the verdict; of a wait, that of its stop, or the status at its end."""
     if entry.is_bad_line:
         return "bad_line"
@@ -169,14 +169,14 @@ def _verdict(entry: Entry) -> Any:
     return found or (document.get("status") if entry.stopped else "unknown")
 
 
-def _error(entry: Entry) -> str:
+def _error(entry: LogEntry) -> str:
     """Return the class and the status of the error, or the problem of a line, which many have in common."""
     error = entry.error
     words = entry.document.get("problem") if entry.is_bad_line else error.get("type")
     return " ".join(f"{word}" for word in (words, error.get("status")) if word is not None)
 
 
-VALUES: Mapping[str, Callable[[Entry], Any]] = {
+VALUES: Mapping[str, Callable[[LogEntry], Any]] = {
     "verdict": _verdict,
     "status": lambda entry: entry.document.get("status"),
     "error": _error,

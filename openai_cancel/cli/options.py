@@ -318,7 +318,7 @@ DEFAULT_RUNNING = RunningOptions()
 
 @Parameter(name="*", group=CONNECTION)
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Connection:
+class ConnectionOptions:
     """The options of every command that connects to a server.
 
     Attributes:
@@ -412,7 +412,7 @@ class Connection:
         return check_key(_ask_for_key(), "The key from --ask-key") if self.ask_key else None
 
 
-DEFAULT_CONNECTION = Connection()
+DEFAULT_CONNECTION = ConnectionOptions()
 
 
 @Parameter(name="*", group=LEDGER)
@@ -462,7 +462,7 @@ class AccountOptions:
 
     account: Name | None = None
 
-    def session(self, connection: Connection, *, max_connections: int = 1) -> "AsyncSession":
+    def session(self, connection: ConnectionOptions, *, max_connections: int = 1) -> "AsyncSession":
         """Make a session of this account. It is not open yet.
 
         Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from openai_cancel.cli.exit_status import ExitStatus, exit_status
 from openai_cancel.cli.options import (
     AccountOptions,
-    Connection,
+    ConnectionOptions,
     FileOptions,
     FilterOptions,
     LedgerOptions,
@@ -17,10 +17,10 @@ from openai_cancel.cli.options import (
     read_labels,
 )
 from openai_cancel.cli.output import complain
-from openai_cancel.cli.reconcile_options import GRACE, ReconcileOptions
-from openai_cancel.cli.report import Report
+from openai_cancel.cli.reconcile_options import MIN_AGE, ReconcileOptions
 from openai_cancel.cli.run import open_log
-from openai_cancel.cli.running import Findings, ask
+from openai_cancel.cli.run_output import RunOutput
+from openai_cancel.cli.running import FoundResponses, ask
 from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import APIError, OpenAICancelError
 
@@ -39,7 +39,7 @@ def reconcile_ledger(
     options: RunOptions,
     where: LedgerOptions,
     account: AccountOptions,
-    connection: Connection,
+    connection: ConnectionOptions,
 ) -> int:
     """Compare a ledger with the list of its server, settle the differences, and return the exit status.
 
@@ -48,7 +48,7 @@ def reconcile_ledger(
         ConfigurationError: a setting is missing or cannot work.
         LedgerError: the database fails.
     """
-    report = Report(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
+    report = RunOutput(as_json=options.as_json, quiet=options.quiet, show_stopped=True)
     labels = read_labels(what.label)
     ledger, session = where.make(), account.session(connection, max_connections=options.concurrency + 1)
     reconcile = partial(
@@ -59,7 +59,7 @@ def reconcile_ledger(
         labels=labels,
         concurrency=options.concurrency,
         deadline=options.deadline,
-        **{"older_than": GRACE, **filters.keywords()},
+        **{"older_than": MIN_AGE, **filters.keywords()},
     )
     opened = AsyncExitStack()
     with ExitStack() as files:
@@ -90,9 +90,9 @@ def _is_one_of(names: set[str], response: "Response") -> bool:
     return response.id in names
 
 
-async def _find(reconcile: Reconcile) -> Findings:
+async def _find(reconcile: Reconcile) -> FoundResponses:
     """Find the responses about which to ask."""
-    found = Findings()
+    found = FoundResponses()
     async with aclosing(reconcile(dry_run=True)) as findings:
         async for finding in findings:
             if finding.outcome is not None or finding.response is None:
@@ -101,7 +101,7 @@ async def _find(reconcile: Reconcile) -> Findings:
     return found
 
 
-async def _show_all(reconcile: Reconcile, report: Report, log: "Log | None") -> int:
+async def _show_all(reconcile: Reconcile, report: RunOutput, log: "Log | None") -> int:
     try:
         async with aclosing(reconcile()) as findings:
             async for finding in findings:

@@ -9,7 +9,7 @@ from openai_cancel.cli.exit_status import UsageError
 from openai_cancel.cli.options import FILES, OPTIONS, File, FilterOptions, Flag, Pairs, Seconds
 from openai_cancel.cli.output import has_terminal
 
-GRACE = 60.0
+MIN_AGE = 60.0
 """Seconds after the creation of a response in which it may not be recorded yet."""
 
 
@@ -55,8 +55,8 @@ class ReconcileOptions:
         if self.adopt != (self.ttl is not None):
             one, other = ("--adopt", "--ttl") if self.adopt else ("--ttl", "--adopt")
             raise UsageError(f"{one} requires {other}: adopted responses are stopped by a sweep after that time.")
-        if filters.newer_than is not None and filters.newer_than <= GRACE and filters.older_than is None:
-            raise UsageError(f"--newer-than must be more than --older-than, which is {GRACE:g} s by default.")
+        if filters.newer_than is not None and filters.newer_than <= MIN_AGE and filters.older_than is None:
+            raise UsageError(f"--newer-than must be more than --older-than, which is {MIN_AGE:g} s by default.")
         if self.label and not (self.adopt or self.stop):
             raise UsageError("--label requires --adopt or --stop.")
         if self.yes and not self.stop:

@@ -12,9 +12,9 @@ from openai_cancel.cli.id_set import IdSet
 from openai_cancel.cli.ids import BadLine, Row, Source
 from openai_cancel.cli.lines import Kind, Result, line_of
 from openai_cancel.cli.log import Log
-from openai_cancel.cli.options import Connection, FileOptions, RunOptions
+from openai_cancel.cli.options import ConnectionOptions, FileOptions, RunOptions
 from openai_cancel.cli.output import complain
-from openai_cancel.cli.report import Report
+from openai_cancel.cli.run_output import RunOutput
 from openai_cancel.cli.signals import handling_signals
 from openai_cancel.cli.statuses import Statuses
 from openai_cancel.errors import APIConnectionError, AuthenticationError
@@ -34,7 +34,7 @@ def stop_responses(
     ids: Sequence[str],
     files: FileOptions,
     options: RunOptions,
-    connection: Connection,
+    connection: ConnectionOptions,
     *,
     confirm: float | None = None,
     dry_run: bool = False,
@@ -60,7 +60,7 @@ def stop_responses(
     """
     files.check(ids)
     statuses = Statuses() if len(ids) == 1 and not files.are_given else None
-    report = Report(
+    report = RunOutput(
         as_json=options.as_json,
         quiet=options.quiet,
         show_stopped=not files.are_given,
@@ -85,7 +85,7 @@ def stop_responses(
 def handle_responses(
     ids: Sequence[str],
     files: FileOptions,
-    report: Report,
+    report: RunOutput,
     session: AsyncSession,
     handle_many: HandleMany,
     *,
@@ -130,7 +130,7 @@ def open_log(opened: ExitStack, files: FileOptions) -> Log | None:
 
 
 def _open(
-    opened: ExitStack, ids: Sequence[str], files: FileOptions, report: Report, abandon: Abandon | None
+    opened: ExitStack, ids: Sequence[str], files: FileOptions, report: RunOutput, abandon: Abandon | None
 ) -> "tuple[Run, IdSource]":
     failed = open_failed(opened, files)  # before the log, which may be the same file, and is made if there is none
     log = open_log(opened, files)
@@ -183,7 +183,7 @@ class Run:
 
     def __init__(
         self,
-        report: Report,
+        report: RunOutput,
         log: Log | None = None,
         *,
         resume: bool = False,

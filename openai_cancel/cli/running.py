@@ -16,10 +16,10 @@ from rich.text import Text
 from openai_cancel.cli.documents import to_json
 from openai_cancel.cli.durations import format_duration
 from openai_cancel.cli.exit_status import ExitStatus, UsageError, exit_status
-from openai_cancel.cli.options import Connection, FileOptions, FilterOptions, RunningOptions, RunOptions
+from openai_cancel.cli.options import ConnectionOptions, FileOptions, FilterOptions, RunningOptions, RunOptions
 from openai_cancel.cli.output import complain, has_terminal, print_line, printable, writes_json
-from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import GIVE_UP_AFTER, HandleMany, Run, open_log
+from openai_cancel.cli.run_output import RunOutput
 from openai_cancel.cli.signals import run_until_signalled
 from openai_cancel.errors import OpenAICancelError
 from openai_cancel.models import Response
@@ -31,7 +31,7 @@ SHOWN = 20
 ROUNDS = 3
 """The maximum number of times that a response is stopped if it runs again although it was stopped."""
 
-SETTLING = 1.0
+RECHECK_DELAY = 1.0
 """Seconds after which the list is read again, to find responses that run although they were stopped."""
 
 VALUES = 5
@@ -76,7 +76,7 @@ def stop_running(
     running: RunningOptions,
     files: FileOptions,
     options: RunOptions,
-    connection: Connection,
+    connection: ConnectionOptions,
     *,
     confirm: float | None,
     dry_run: bool,
@@ -102,7 +102,7 @@ def stop_running(
     asks = not (running.yes or dry_run)
     if asks and not has_terminal():
         raise UsageError("--running asks before it stops anything: without a terminal, use --yes, or --dry-run first.")
-    report = Report(
+    report = RunOutput(
         as_json=options.as_json, quiet=options.quiet, show_stopped=False, dry_run=dry_run, has_log=files.has_log
     )
     session = connection.session(max_connections=options.concurrency + 1)
@@ -152,7 +152,7 @@ def _stop_in_rounds(
 
 
 @attrs.define
-class Findings:
+class FoundResponses:
     """The responses that were found, as far as a question about them needs to know.
 
     Attributes:
@@ -216,7 +216,7 @@ class RunningSource:
     """
 
     def __init__(self, select: Select, select_again: Select, *, skip: Callable[[str], bool]) -> None:
-        self.found: Findings = Findings()
+        self.found: FoundResponses = FoundResponses()
         self.total: int | None = None
         self.yielded: int = 0
         self.skipped: int = 0
@@ -263,7 +263,7 @@ class RunningSource:
         self.again = 0
         if not self._given or self._failure is not None:
             return False
-        await asyncio.sleep(SETTLING)
+        await asyncio.sleep(RECHECK_DELAY)
         foreground = self._foreground
         async with aclosing(self._background(self._select_again)) as responses:
             running = [str(response.id) async for response in responses if not response.is_terminal]
@@ -272,7 +272,7 @@ class RunningSource:
         if names:
             complain(f"running again after they were stopped: {len(names):,}")
         self.again = len(names)
-        self.found = Findings(names)
+        self.found = FoundResponses(names)
         self.total = self.yielded + self.skipped
         self.yielded -= len(names)
         self._over.clear()
@@ -316,7 +316,7 @@ class RunningSource:
             self._failure = error
 
 
-def ask(found: Findings) -> bool:
+def ask(found: FoundResponses) -> bool:
     """Show what was found, and return whether to stop it."""
     console, table = Console(stderr=True), _table()
     for response in found.first:

@@ -13,8 +13,8 @@ from openai_cancel.cli.log_records import showing_records
 from openai_cancel.cli.output import complain, stamping
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import APIConnectionError, LedgerError
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome
-from openai_cancel.records import fields
 
 if TYPE_CHECKING:
     from openai_cancel.ledger import Stats
@@ -54,14 +54,14 @@ class Sweeper:
 
     async def run(self) -> NoReturn:
         """Sweep again and again."""
-        _log.info("sweeping every %g s: %s", self.every, self.where, extra=fields("sweeper_started"))
+        _log.info("sweeping every %g s: %s", self.every, self.where, extra=log_fields("sweeper_started"))
         self._last_work = self._last_message = self._next_check = self.clock.monotonic()
         try:
             while True:
                 await self._sweep_once()
                 await self.clock.sleep(self.every)
         finally:
-            _log.info("sweeper stopped", extra=fields("sweeper_ended"))
+            _log.info("sweeper stopped", extra=log_fields("sweeper_ended"))
 
     async def _sweep_once(self) -> None:
         began = self.clock.monotonic()
@@ -75,7 +75,7 @@ class Sweeper:
         except (LedgerError, APIConnectionError) as error:
             _log.error(
                 "sweep failed; retrying in %g s: %s", self.every, error,
-                extra=fields("sweeper_failed", error=error),
+                extra=log_fields("sweeper_failed", error=error),
             )  # fmt: skip
             self._last_message = self.clock.monotonic()
         finally:  # a signal may end the sweep
@@ -86,7 +86,7 @@ class Sweeper:
             self._last_message = now = self.clock.monotonic()
             _log.info(
                 "nothing to stop for %.0f s", now - self._last_work,
-                extra=fields("sweeper_idle", elapsed=now - self._last_work),
+                extra=log_fields("sweeper_idle", elapsed=now - self._last_work),
             )  # fmt: skip
 
     async def _check_others(self) -> None:
@@ -97,7 +97,7 @@ class Sweeper:
         neglected = await self.find_neglected()
         if neglected is not None:
             _log.warning(
-                "%s", describe_neglected(neglected), extra=fields("sweeper_neglected", affected=neglected.overdue)
+                "%s", describe_neglected(neglected), extra=log_fields("sweeper_neglected", affected=neglected.overdue)
             )
 
     def _log_round(self, counts: dict[str, int], seconds: float) -> None:
@@ -105,7 +105,7 @@ class Sweeper:
         words = ", ".join(f"{count:,} {verdict.replace('_', ' ')}" for verdict, count in counts.items())
         _log.info(
             "%s response%s in %.1f s: %s", f"{total:,}", "s" * (total != 1), seconds, words,
-            extra=fields("sweeper_round", affected=total, elapsed=seconds),
+            extra=log_fields("sweeper_round", affected=total, elapsed=seconds),
         )  # fmt: skip
 
 

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-from openai_cancel.cli.options import Connection, FileOptions
+from openai_cancel.cli.options import ConnectionOptions, FileOptions
 from openai_cancel.cli.output import complain
-from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import GIVE_UP_AFTER, handle_responses, the_responses
+from openai_cancel.cli.run_output import RunOutput
 from openai_cancel.cli.statuses import Statuses
 from openai_cancel.cli.wait_options import WaitOptions
 
@@ -15,7 +15,9 @@ MAX_CONNECTIONS = 64
 """The maximum number of requests at once, however many responses are waited for."""
 
 
-def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOptions, connection: Connection) -> int:
+def wait_for_responses(
+    ids: Sequence[str], files: FileOptions, options: WaitOptions, connection: ConnectionOptions
+) -> int:
     """Wait for the responses whose ids are arguments or in files, and report how they ended.
 
     Args:
@@ -59,9 +61,9 @@ def wait_for_responses(ids: Sequence[str], files: FileOptions, options: WaitOpti
     return handle_responses(ids, files, report, session, wait_many, abandon=abandon)
 
 
-def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, statuses: Statuses) -> Report:
+def _report(ids: Sequence[str], files: FileOptions, options: WaitOptions, statuses: Statuses) -> RunOutput:
     are_arguments = not files.are_given
-    return Report(
+    return RunOutput(
         as_json=options.as_json,
         quiet=options.quiet,
         show_stopped=are_arguments,

@@ -43,11 +43,11 @@ class WaitOptions:
             UsageError: one cannot work. The message names its option.
         """
         from openai_cancel.checks import check_limit  # after the help, which does without it
-        from openai_cancel.retry import LEAST_POLL
+        from openai_cancel.retry import MIN_POLL
 
         whole = math.inf if self.timeout is None else self.timeout
         try:
-            check_limit("--poll", self.poll, least=LEAST_POLL)
+            check_limit("--poll", self.poll, minimum=MIN_POLL)
             for option, value in (
                 ("--queued-timeout", self.queued_timeout),
                 ("--stalled-timeout", self.stalled_timeout),

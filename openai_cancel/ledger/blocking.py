@@ -14,11 +14,11 @@ from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.ledger import BATCH_SIZE, Ledger
 from openai_cancel.ledger.reconcile import OnUnknown
 from openai_cancel.ledger.stats import Stats
+from openai_cancel.loop_thread import LoopThread
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
-from openai_cancel.worker import LoopThread
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")

@@ -18,7 +18,7 @@ from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.arrays import arrays
 from openai_cancel.ledger.file import DatabaseFile, file_of
 from openai_cancel.ledger.table import Command, is_migrated, migrate
-from openai_cancel.records import fields
+from openai_cancel.log_events import log_fields
 from openai_cancel.threads import HelperThread
 
 MIGRATION_TIMEOUT = 600.0
@@ -145,7 +145,7 @@ class Connection:
             if self._file is not None and self._file.is_replaced():
                 _log.error(
                     "the ledger's file %s was deleted or replaced: the new one is used from now on", self._file.path,
-                    extra=fields("ledger_replaced"),
+                    extra=log_fields("ledger_replaced"),
                 )  # fmt: skip
                 self._close()
             core = self._core or self._open()

@@ -3,7 +3,7 @@
 from enum import Enum, auto
 
 from openai_cancel.errors import LeaseTakenError
-from openai_cancel.ledger.table import BY_HAND, BY_LEASE, BY_LIMIT, BY_STOP, RELEASED, STOPPING, TRACKED, Sighting
+from openai_cancel.ledger.table import BY_HAND, BY_LEASE, BY_LIMIT, BY_STOP, RELEASED, STOPPING, TRACKED, RowState
 from openai_cancel.outcome import STOPPED_VERDICTS, Outcome, Verdict
 
 _REASONS = {
@@ -38,7 +38,7 @@ class Fate(Enum):
     """Another process has stopped the response, or has given up."""
 
 
-def decide_fate(row: Sighting | None, owner: str) -> Fate:
+def decide_fate(row: RowState | None, owner: str) -> Fate:
     """Return what has become of a row that an owner has recorded for a guard.
 
     Args:
@@ -56,13 +56,13 @@ def decide_fate(row: Sighting | None, owner: str) -> Fate:
     return Fate.TAKEN if row.state == STOPPING else Fate.ENDED
 
 
-def _decide_tracked(row: Sighting) -> Fate:
+def _decide_tracked(row: RowState) -> Fate:
     if row.owner is not None:
         return Fate.SHARED if (row.lease_left or 0.0) > 0 else Fate.LEFT
     return Fate.TAKEN if row.attempts or row.reason not in {None, BY_LEASE} else Fate.LEFT
 
 
-def describe_taken(row: Sighting, response_id: str) -> Outcome:
+def describe_taken(row: RowState, response_id: str) -> Outcome:
     """Return the outcome of a response that another process stops, or has stopped."""
     is_over = row.state not in {TRACKED, STOPPING}
     verdict = Verdict(row.state) if is_over else Verdict.STILL_RUNNING

@@ -3,7 +3,7 @@
 import logging
 
 from openai_cancel.ledger.database import ClosedError
-from openai_cancel.records import fields
+from openai_cancel.log_events import log_fields
 
 _log = logging.getLogger("openai_cancel.ledger")
 
@@ -21,12 +21,12 @@ class Health:
         if not self._failing:
             _log.error(
                 "the ledger fails, and running responses are not recorded until it works again: %s", error,
-                extra=fields("ledger_failed", error=error),
+                extra=log_fields("ledger_failed", error=error),
             )  # fmt: skip
         self._failing = True
 
     def note_success(self) -> None:
         """Log that the database works again, if it has failed."""
         if self._failing:
-            _log.warning("the ledger works again", extra=fields("ledger_recovered"))
+            _log.warning("the ledger works again", extra=log_fields("ledger_recovered"))
         self._failing = False

@@ -24,16 +24,16 @@ from openai_cancel.ledger.table import (
     Change,
     End,
     Record,
+    RowState,
     Settlement,
-    Sighting,
     count_owned,
     give_back,
     look,
     owned,
 )
 from openai_cancel.ledger.writes import renew, share, write
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome
-from openai_cancel.records import fields
 
 MAX_MISSED = 100_000
 """The maximum number of changes that are kept, to be written later, while the database fails."""
@@ -235,7 +235,7 @@ class Leases:
         if lost:
             _log.error(
                 "the ends of %s guarded responses could not be written: their leases will expire", f"{lost:,}",
-                extra=fields("ledger_unwritten", affected=lost),
+                extra=log_fields("ledger_unwritten", affected=lost),
             )  # fmt: skip
         if isinstance(error, ClosedError):  # perhaps after `close` has reported the others
             self._report_unwritten()
@@ -290,7 +290,7 @@ class Leases:
                 "the ledger was closed before it could write the new states of these responses, and sweeps go by the "
                 "old ones: %s",
                 ", ".join(f"{change.response_id} ({_new_state(change)})" for change in changes),
-                extra=fields("ledger_unwritten", affected=len(changes)),
+                extra=log_fields("ledger_unwritten", affected=len(changes)),
             )
         self._missed.clear()
 
@@ -320,7 +320,7 @@ class Leases:
         for digests in _parts(rows, MAX_LOOKED_AT):
             writes = {digest: rows[digest].writes for digest in digests}
             found = await self.database.execute(look(digests))
-            sightings = {row.digest: Sighting._make(row) for row in found}
+            sightings = {row.digest: RowState._make(row) for row in found}
             for digest in digests:
                 held = rows[digest]
                 # Otherwise it was let go, or written again.
@@ -334,11 +334,11 @@ class Leases:
         if missing:
             _log.error(
                 "%s running responses were not in the ledger, and are recorded again", f"{missing:,}",
-                extra=fields("ledger_missed", affected=missing),
+                extra=log_fields("ledger_missed", affected=missing),
             )  # fmt: skip
         self.write(again)
 
-    def _learn(self, held: _Held, row: Sighting | None) -> list[Record]:
+    def _learn(self, held: _Held, row: RowState | None) -> list[Record]:
         """Note what has become of a row, tell its guards, and return what is to be written again."""
         before, fate = held.fate, decide_fate(row, self.owner)
         if before is Fate.TAKEN and fate not in {Fate.TAKEN, Fate.ENDED, Fate.RELEASED}:
@@ -355,7 +355,7 @@ class Leases:
             if before is not fate:
                 _log.warning(
                     "%s was taken from its guard (%s)", outcome.response_id, outcome.verdict,
-                    extra=fields(
+                    extra=log_fields(
                         "lease_taken",
                         response_id=outcome.response_id,
                         verdict=outcome.verdict,

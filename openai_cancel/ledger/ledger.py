@@ -26,7 +26,7 @@ from openai_cancel.ledger.database import Database, read_url
 from openai_cancel.ledger.entry import Entry
 from openai_cancel.ledger.grants import check_granted, grant
 from openai_cancel.ledger.leases import Leases
-from openai_cancel.ledger.reconcile import FATES, OnUnknown, Reconciliation
+from openai_cancel.ledger.reconcile import UNKNOWN_CHOICES, OnUnknown, Reconciliation
 from openai_cancel.ledger.selection import OPEN_STATES, Place, Selection, check_labels, page, purge
 from openai_cancel.ledger.sqlite import SQLite
 from openai_cancel.ledger.stats import Stats, count_groups, read
@@ -652,11 +652,11 @@ class Ledger:
             max_age=self._max_age,
             filters=attrs.evolve(filters, older_than=None),
             older_than=check_seconds("older_than", older_than),
-            limit=None if limit is None else check_count("limit", limit, least=1),
+            limit=None if limit is None else check_count("limit", limit, minimum=1),
             select=select,
             dry_run=dry_run,
-            max_attempts=check_count("max_attempts", max_attempts, least=1),
-            concurrency=check_count("concurrency", concurrency, least=1),
+            max_attempts=check_count("max_attempts", max_attempts, minimum=1),
+            concurrency=check_count("concurrency", concurrency, minimum=1),
             deadline=check_seconds("deadline", deadline),
             confirm=None if confirm is None else check_seconds("confirm", confirm),
             max_retries=None if max_retries is None else check_count("max_retries", max_retries),
@@ -684,9 +684,9 @@ class Ledger:
             caller=caller,
             selection=selection,
             clock=self._clock,
-            batch=check_count("batch", batch, least=1),
-            max_attempts=check_count("max_attempts", max_attempts, least=1),
-            concurrency=check_count("concurrency", concurrency, least=1),
+            batch=check_count("batch", batch, minimum=1),
+            max_attempts=check_count("max_attempts", max_attempts, minimum=1),
+            concurrency=check_count("concurrency", concurrency, minimum=1),
             deadline=check_seconds("deadline", deadline),
             confirm=None if confirm is None else check_seconds("confirm", confirm),
             max_retries=None if max_retries is None else check_count("max_retries", max_retries),
@@ -725,8 +725,8 @@ def _check_session(session: AsyncSession) -> None:
 
 def _check_unknown(unknown: str, ttl: float | None) -> float:
     """Return the time to live of responses that are adopted, or infinity if there are none."""
-    if unknown not in FATES:
-        raise ConfigurationError(f"unknown must be {', '.join(map(repr, FATES))}, not {unknown!r}.")
+    if unknown not in UNKNOWN_CHOICES:
+        raise ConfigurationError(f"unknown must be {', '.join(map(repr, UNKNOWN_CHOICES))}, not {unknown!r}.")
     if unknown == "adopt" and ttl is None:
         raise ConfigurationError("unknown='adopt' requires ttl, the seconds until a sweep stops adopted responses.")
     if unknown != "adopt" and ttl is not None:

@@ -103,16 +103,16 @@ class PostgreSQL:
             statements += [f"SET LOCAL {name} = {_milliseconds(limit)}" for name, limit in limits.items()]
         connection.exec_driver_sql("; ".join(statements), execution_options={"no_parameters": True})
 
-    def handle(self, driver: Any) -> "Wire":
+    def handle(self, driver: Any) -> "SocketHandle":
         """Return what ends the calls of a driver's connection from another thread."""
-        return Wire(driver.fileno())
+        return SocketHandle(driver.fileno())
 
     def explain(self, error: Exception, connection: Connection) -> LedgerError | None:
         """Return an error that says which rights a role lacks, if that is the problem."""
         return explain(error, connection)
 
 
-class Wire:
+class SocketHandle:
     """The socket of a connection, to be shut down by another thread than the one that uses the connection.
 
     Args:

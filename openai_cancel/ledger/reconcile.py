@@ -18,13 +18,13 @@ from openai_cancel.ledger.bloom_filter import BloomFilter
 from openai_cancel.ledger.differences import ENDED, accounts, adopt, claim_ended, free_rows, states, strike_off
 from openai_cancel.ledger.leases import Leases
 from openai_cancel.ledger.selection import Place
-from openai_cancel.ledger.sweep import YOUNG, Sweep
+from openai_cancel.ledger.sweep import SWEEP_STORE_DELAY, Sweep
 from openai_cancel.ledger.table import Account, Claimed
 from openai_cancel.listing import Filters, running
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome, Verdict
 
-SETTLING = 60.0
+LIST_STALENESS = 60.0
 """Seconds after a response was recorded as ended in which a list may still show it as running."""
 
 ACCOUNTS_FOR = 20.0
@@ -42,7 +42,7 @@ MAX_LOOKED_UP = 500
 OnUnknown: TypeAlias = Literal["report", "adopt", "stop"]
 """The fate of responses that run and that the ledger does not know."""
 
-FATES: tuple[OnUnknown, ...] = ("report", "adopt", "stop")
+UNKNOWN_CHOICES: tuple[OnUnknown, ...] = ("report", "adopt", "stop")
 """All values of `OnUnknown`."""
 
 
@@ -170,7 +170,7 @@ class Reconciliation:
         digests = [*ids]
         for begin in range(0, len(digests), MAX_LOOKED_UP):
             for row in await self.leases.database.read(states(digests[begin : begin + MAX_LOOKED_UP])):
-                is_forgotten = row.state in ENDED and row.unchanged_for > SETTLING
+                is_forgotten = row.state in ENDED and row.unchanged_for > LIST_STALENESS
                 (forgotten if is_forgotten else known).add(ids[row.digest])
         return {name: "forgotten" if name in forgotten else "unknown" for name in names if name not in known}
 
@@ -242,7 +242,8 @@ class Reconciliation:
                     rows = await self.leases.database.execute(claim_ended(ended, owner, self.leases.duration))
                     taken.update(ended[row.digest] for row in rows)
                 self._claimed |= {name: findings[name] for name in taken}
-                yield [Claimed(account.digest(name), name, 1, YOUNG) for name in taken]  # the list has shown them
+                # The list has shown them, so they are not too new to be found.
+                yield [Claimed(account.digest(name), name, 1, SWEEP_STORE_DELAY) for name in taken]
 
     async def _tracked(self, account: Account) -> AsyncGenerator[Finding, None]:
         """Yield tracked responses that have ended, after striking them off, and those that are unclear."""
@@ -259,7 +260,7 @@ class Reconciliation:
         async with aclosing(outcomes):
             async for outcome in outcomes:
                 row = rows.pop(outcome.response_id)
-                if outcome.stopped or (outcome.verdict is Verdict.NOT_FOUND and row.age >= YOUNG):
+                if outcome.stopped or (outcome.verdict is Verdict.NOT_FOUND and row.age >= SWEEP_STORE_DELAY):
                     over.append(outcome)
                 elif outcome.verdict is not Verdict.STILL_RUNNING:
                     yield _finding(outcome, "unclear")

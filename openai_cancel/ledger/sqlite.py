@@ -26,7 +26,7 @@ See https://www.sqlite.org/wal.html.
 _URI_OPTIONS = frozenset({"uri", "mode", "cache", "psow", "nolock", "immutable", "vfs", "modeof"})
 """See https://www.sqlite.org/uri.html."""
 
-_PATIENCE = 0.1
+_BUSY_TIMEOUT = 0.1
 """Seconds that SQLite waits for a lock before it is asked again, so that waiting can be given up."""
 
 
@@ -70,7 +70,7 @@ class SQLite:
         del timeout
         # Without an isolation level, the driver begins no transactions by itself, which would be too late and without
         # a lock.
-        arguments = {"timeout": _PATIENCE, "isolation_level": None}
+        arguments = {"timeout": _BUSY_TIMEOUT, "isolation_level": None}
         return create_engine(self.url, poolclass=NullPool, hide_parameters=True, connect_args=arguments)
 
     def set_up(self, connection: Connection, is_over: Callable[[], bool]) -> None:

@@ -17,10 +17,10 @@ from openai_cancel.ledger.claims import Claims
 from openai_cancel.ledger.leases import Leases, Written
 from openai_cancel.ledger.selection import Selection
 from openai_cancel.ledger.table import TRACKED, Account, Claimed, Settlement
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome
-from openai_cancel.records import fields
 
-YOUNG = 120.0
+SWEEP_STORE_DELAY = 120.0
 """Seconds after it was recorded in which a response that the server does not find is tried again."""
 
 INITIAL_BACKOFF = 30.0
@@ -155,7 +155,7 @@ class Sweep:
                     "claimed %s response%s",
                     f"{len(rows):,}",
                     "s" * (len(rows) != 1),
-                    extra=fields("sweep_claimed", affected=len(rows)),
+                    extra=log_fields("sweep_claimed", affected=len(rows)),
                 )
                 # If the database was away for longer than a lease, some are claimed again that are under way.
                 new = [row.response_id for row in rows if row.response_id not in self._claimed]
@@ -183,7 +183,7 @@ class Sweep:
                 outcome,
                 again_in=again_in,
                 attempts=row.attempts,
-                not_found_is_final=row.age >= YOUNG,
+                not_found_is_final=row.age >= SWEEP_STORE_DELAY,
             )
         )
 

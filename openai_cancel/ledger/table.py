@@ -36,8 +36,8 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeEngine
 
 from openai_cancel.errors import LedgerError
+from openai_cancel.log_events import log_fields
 from openai_cancel.outcome import Outcome, Verdict
-from openai_cancel.records import fields
 
 TRACKED, RELEASED, STOPPING = "tracked", "released", "stopping"
 
@@ -116,7 +116,7 @@ def _compile_for_postgresql(*_: Any, **__: Any) -> str:
     return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
 
 
-class Bulk(NamedTuple):
+class ArrayStatement(NamedTuple):
     """A statement that takes the parameters of many rows at once, in arrays.
 
     Attributes:
@@ -141,7 +141,7 @@ class Command(NamedTuple):
     statement: Executable
     parameters: Sequence[Mapping[str, Any]] = ()
     is_repeatable: bool = True
-    bulk: Bulk | None = None
+    bulk: ArrayStatement | None = None
 
 
 class Record(NamedTuple):
@@ -346,7 +346,7 @@ def owned(owner: str) -> Command:
 def history(digest: str) -> Command:
     """Return the command that reads the seconds since a row was first recorded, its mark, and the seconds since that.
 
-    They are those of `openai_cancel.tracking.History`.
+    They are those of `openai_cancel.ledger_protocols.History`.
     """
     age, unchanged_for = (_now - _table.created).label("age"), (_now - _table.progressed).label("unchanged_for")
     return Command(select(age, _table.progress.label("mark"), unchanged_for).where(_table.digest == digest))
@@ -357,7 +357,7 @@ def note_progress(digest: str, mark: str, ago: float) -> Command:
     return Command(update(RESPONSES).where(_table.digest == digest).values(progress=mark, progressed=_now - ago))
 
 
-class Sighting(NamedTuple):
+class RowState(NamedTuple):
     """A row as it is now, for an owner that may have lost it. For the attributes, see `RESPONSES`."""
 
     digest: str
@@ -372,7 +372,7 @@ class Sighting(NamedTuple):
 
 
 def look(digests: Collection[str]) -> Command:
-    """Return the command that reads some rows. They are those of `Sighting`."""
+    """Return the command that reads some rows. They are those of `RowState`."""
     return Command(
         select(
             _table.digest,
@@ -545,7 +545,7 @@ def migrate(connection: Connection) -> None:
     if stored is not None and not names:
         _log.error(
             "the ledger's table %s was missing, and is created again without its rows", RESPONSES.name,
-            extra=fields("ledger_recreated"),
+            extra=log_fields("ledger_recreated"),
         )  # fmt: skip
     if names:
         version = stored or (_NEWEST if "expires" in names else 1)

@@ -8,14 +8,14 @@ from typing import TypeVar
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.leases import Leases, Written
 from openai_cancel.ledger.table import TRACKED, Account, End, Record, Release, Settlement, history, note_progress
+from openai_cancel.ledger_protocols import History
 from openai_cancel.outcome import Outcome
-from openai_cancel.tracking import History
 
 _T = TypeVar("_T")
 
 
 class LeaseTracker:
-    """Records the responses that a guard holds. It is the `openai_cancel.tracking.Tracker` of a ledger.
+    """Records the responses that a guard holds. It is the `openai_cancel.ledger_protocols.Tracker` of a ledger.
 
     Args:
         leases: the leases of the process.

@@ -40,7 +40,7 @@ from openai_cancel.ledger.table import (
     RESPONSES,
     STOPPING,
     TRACKED,
-    Bulk,
+    ArrayStatement,
     Change,
     Command,
     DatabaseTime,
@@ -230,7 +230,7 @@ _MAKERS: Mapping[str, tuple[Callable[..., Insert | Update], str]] = {
 def _template(kind: str, dialect: str) -> Command:
     """Return a command without its parameters. It is made when it is needed, because that takes some milliseconds."""
     make, key = _MAKERS[kind]
-    bulk = Bulk(make(dialect, in_arrays=True), key) if dialect == "postgresql" else None
+    bulk = ArrayStatement(make(dialect, in_arrays=True), key) if dialect == "postgresql" else None
     return Command(make(dialect, in_arrays=False), bulk=bulk)
 
 

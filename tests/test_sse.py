@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_cancel.events import EventParser, ServerSentEvent
+from openai_cancel.sse import EventParser, ServerSentEvent
 
 LIMIT = 100
 

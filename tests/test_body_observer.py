@@ -14,8 +14,8 @@ from conftest import KEY, until
 from openai_clients import REQUEST, TRANSPORTS, async_client, blocking_client, states
 
 from openai_cancel import AsyncSession, Session
+from openai_cancel.body_observer import BodyObserver, observed
 from openai_cancel.emulator import Emulator, Script
-from openai_cancel.sight import Sight, observed
 
 CHUNKS = [
     b'data: {"type": "response.created", "response": {"id": "resp_1", "status": "queued"}}\n\n',
@@ -70,20 +70,20 @@ class BlockingBody(Body, httpx2.SyncByteStream):
     pass
 
 
-def look(body: Body) -> tuple[Any, Sight, list[str]]:
+def look(body: Body) -> tuple[Any, BodyObserver, list[str]]:
     """Return a stream that a sight looks at, the sight, and what it says about the end."""
     told: list[str] = []
     response = httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
-    sight = Sight(response, lambda: told.append("ended"))
-    return observed(response, sight), sight, told
+    observer = BodyObserver(response, lambda: told.append("ended"))
+    return observed(response, observer), observer, told
 
 
 class TestAsyncStreams:
     async def test_chunks_that_were_read_ahead_come_first(self) -> None:
         body = AsyncBody(*CHUNKS)
-        stream, sight, told = look(body)
+        stream, observer, told = look(body)
         await stream.read_ahead()
-        assert (sight.response_id, told) == ("resp_1", [])
+        assert (observer.response_id, told) == ("resp_1", [])
         assert [chunk async for chunk in stream] == CHUNKS
         assert (told, body.ended) == (["ended"], 1)
 

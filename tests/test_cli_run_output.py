@@ -10,8 +10,8 @@ from outcomes import MISSING, outcome, response
 from openai_cancel import APIConnectionError, NotFoundError, Outcome, Verdict
 from openai_cancel.cli.ids import BadLine, Source
 from openai_cancel.cli.output import printable
-from openai_cancel.cli.report import Report
 from openai_cancel.cli.run import Run
+from openai_cancel.cli.run_output import RunOutput
 
 
 class TestPrintable:
@@ -31,8 +31,8 @@ class TestPrintable:
 class TestReport:
     """With output into a pipe; tests/test_cli_terminal.py has a terminal."""
 
-    def show(self, outcomes: list[Outcome], **options: bool) -> Report:
-        shown = Report(**{"as_json": None, "quiet": False, "show_stopped": True, **options})
+    def show(self, outcomes: list[Outcome], **options: bool) -> RunOutput:
+        shown = RunOutput(**{"as_json": None, "quiet": False, "show_stopped": True, **options})
         with shown.bar(total=lambda: 1, under_way=lambda: 0):
             for one in outcomes:
                 shown.show(one)
@@ -107,7 +107,7 @@ class TestReport:
         assert capsys.readouterr().err.splitlines()[0] == "openai-cancel: resp_3 would be stopped (in_progress)"
 
     def test_json_has_the_other_columns_of_the_input_and_the_verdict_also_in_a_dry_run(self, capsys) -> None:
-        shown = Report(as_json=None, quiet=False, show_stopped=True, dry_run=True)
+        shown = RunOutput(as_json=None, quiet=False, show_stopped=True, dry_run=True)
         shown.show(outcome("resp_3", Verdict.STILL_RUNNING), {"job": "7"})
         shown.show(outcome())
         first, second = map(json.loads, capsys.readouterr().out.splitlines())
@@ -132,7 +132,7 @@ async def test_a_server_that_went_away_is_reported_if_a_response_has_no_result(c
         yield MISSING  # resp_2
         raise APIConnectionError("It went away.")
 
-    run = Run(Report(as_json=True, quiet=True, show_stopped=True))
+    run = Run(RunOutput(as_json=True, quiet=True, show_stopped=True))
     with Source(ids, [], complain=run.complain_of_line, skip=run.skips) as source:
         await run.handle_all(source, nullcontext(), handle)
     run.close()

@@ -12,19 +12,19 @@ import anyio
 import pytest
 from conftest import QuickSession, notes, until
 
-from openai_cancel import AbandonedError, AsyncSession, ConfigurationError, Verdict, watcher
+from openai_cancel import AbandonedError, AsyncSession, ConfigurationError, Verdict, abandonment
 from openai_cancel.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.usefixtures("no_task_is_left", "impatience")
 
-SECOND = watcher.POLL_INTERVAL
+SECOND = abandonment.POLL_INTERVAL
 """The interval outside of tests."""
 
 
 @pytest.fixture
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask more often, since most tests wait for the second question."""
-    monkeypatch.setattr(watcher, "POLL_INTERVAL", 0.02)
+    monkeypatch.setattr(abandonment, "POLL_INTERVAL", 0.02)
 
 
 class Client:
@@ -82,7 +82,7 @@ async def test_the_responses_are_stopped_and_the_block_raises_an_error(
 async def test_it_is_asked_about_once_a_second(
     session: QuickSession, create: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watcher, "POLL_INTERVAL", SECOND)
+    monkeypatch.setattr(abandonment, "POLL_INTERVAL", SECOND)
     client = Client()
     async with session.guard(create(), abandoned=client.has_left):
         await asyncio.sleep(1.5)

@@ -1,4 +1,4 @@
-"""`Listener`: follow the events of a response, as its server streams them, to learn of its end at once.
+"""`StreamFollower`: follow the events of a response, as its server streams them, to learn of its end at once.
 
 See https://platform.openai.com/docs/guides/background#streaming-a-background-response.
 """
@@ -16,15 +16,15 @@ from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.clock import Clock
 from openai_cancel.converter import response_hook
 from openai_cancel.errors import APIStatusError, OpenAICancelError
-from openai_cancel.events import EventParser, ServerSentEvent
+from openai_cancel.log_events import log_fields
 from openai_cancel.models import Response
 from openai_cancel.models.fields import parse_exactly
 from openai_cancel.models.response import LAST_EVENTS, TERMINAL, is_same_progress, progress_of
-from openai_cancel.records import fields
 from openai_cancel.retry import MAX_DELAY, POLL_SHARE, is_transient, poll_delay
+from openai_cancel.sse import EventParser, ServerSentEvent
 from openai_cancel.wire import EVENT_STREAM, Answer
 
-PATIENCE = 3
+MAX_EMPTY_ANSWERS = 3
 """The number of answers in a row without a new event after which the listener gives up."""
 
 STEADY = 1.0
@@ -36,7 +36,7 @@ _OF_RESPONSE = "response."
 _log = logging.getLogger("openai_cancel")
 
 
-class Listener:
+class StreamFollower:
     """Follows the events of a response in a task of its own. It keeps nothing of their text.
 
     A stream that is cut is resumed after the last event, with a back-off. What the stream says of the end has to be
@@ -141,10 +141,10 @@ class Listener:
                 self._needs_look = True
                 self._tell()
                 failures = 0 if stream.brought_news else failures + was_answered
-            if failures == PATIENCE:
+            if failures == MAX_EMPTY_ANSWERS:
                 _log.debug(
                     "%s: its stream brings no events; polling", self._response_id,
-                    extra=fields("stream_refused", response_id=self._response_id, error=None),
+                    extra=log_fields("stream_refused", response_id=self._response_id, error=None),
                 )  # fmt: skip
                 return
             delay = poll_delay(tries, asked=asked, random=clock.random(), age=age, longest=self._poll)
@@ -157,7 +157,7 @@ class Listener:
             self.answer = result
             _log.debug(
                 "%s: the server sends no stream; polling", self._response_id,
-                extra=fields("stream_refused", response_id=self._response_id, error=None),
+                extra=log_fields("stream_refused", response_id=self._response_id, error=None),
             )  # fmt: skip
             return True
         if stream.saw_end:
@@ -167,7 +167,7 @@ class Listener:
         status = getattr(result, "status", "")
         _log.debug(
             "%s: no stream (%s); polling", self._response_id, f"{type(result).__name__} {status}".strip(),
-            extra=fields("stream_refused", response_id=self._response_id, error=result),
+            extra=log_fields("stream_refused", response_id=self._response_id, error=result),
         )  # fmt: skip
         return True
 
@@ -224,7 +224,7 @@ class _Stream:
         saw_end: whether the response has ended.
     """
 
-    def __init__(self, listener: Listener, clock: Clock, *, limit: int) -> None:
+    def __init__(self, listener: StreamFollower, clock: Clock, *, limit: int) -> None:
         self._listener = listener
         self._clock = clock
         self._is_resumed = listener.has_begun
@@ -257,11 +257,11 @@ class _Stream:
             return
         if not isinstance(document, dict):
             return
-        fields = cast("dict[str, Any]", document)
-        named = fields.get("type")
+        log_fields = cast("dict[str, Any]", document)
+        named = log_fields.get("type")
         kind = named if isinstance(named, str) else event.type
-        number = fields.get("sequence_number")
-        response: dict[str, Any] | None = fields.get("response")
+        number = log_fields.get("sequence_number")
+        response: dict[str, Any] | None = log_fields.get("response")
         status = response.get("status") if isinstance(response, dict) else None
         if kind in LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):
             self.saw_end = True

@@ -19,7 +19,7 @@ from processes import StartProcess
 
 from openai_cancel import AsyncSession, BadRequestError, Session, SessionStateError
 from openai_cancel.emulator import Emulator, Fault
-from openai_cancel.worker import LoopThread
+from openai_cancel.loop_thread import LoopThread
 
 HANG = Fault(delay=math.inf)
 
@@ -56,7 +56,7 @@ class TestStart:
                     raise KeyboardInterrupt
                 return result
 
-        monkeypatch.setattr("openai_cancel.worker.Future", InterruptedFuture)
+        monkeypatch.setattr("openai_cancel.loop_thread.Future", InterruptedFuture)
         with pytest.raises(KeyboardInterrupt):
             Session(api_key=KEY).open()
 

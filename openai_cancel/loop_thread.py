@@ -10,7 +10,7 @@ from threading import RLock
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from openai_cancel.errors import SessionStateError
-from openai_cancel.process import HomeProcess
+from openai_cancel.process import OwnerProcess
 from openai_cancel.session import AsyncSession
 from openai_cancel.threads import HelperThread, NativeThread, result_of
 
@@ -46,7 +46,7 @@ class LoopThread:
         self._calls: set[asyncio.Task[Any]] = set()
         self._closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
-        self._home: HomeProcess | None = None  # the process in which the thread was started
+        self._home: OwnerProcess | None = None  # the process in which the thread was started
         self._closed = False
 
     @property
@@ -69,7 +69,7 @@ class LoopThread:
                 raise SessionStateError("A session can be opened only once: create another one.")
             # Not in the constructor: CPython 3.13 cannot start a thread that was created before a fork.
             self.thread = NativeThread(self._serve, name="openai-cancel")
-            self._home = HomeProcess(lacks="thread")
+            self._home = OwnerProcess(lacks="thread")
         try:
             self.thread.start()
             result_of(self.loop)

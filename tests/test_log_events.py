@@ -14,10 +14,10 @@ from ledger_database import without_table
 from ledgers import open_session
 
 import openai_cancel
-from openai_cancel import AsyncSession, Outcome, records
+from openai_cancel import AsyncSession, Outcome, log_events
 from openai_cancel.emulator import Emulator, Fault
 from openai_cancel.ledger import Ledger
-from openai_cancel.records import EVENTS, FIELDS
+from openai_cancel.log_events import EVENTS, FIELDS
 
 PACKAGE = Path(openai_cancel.__file__).parent
 CLIENT = [path for path in sorted(PACKAGE.rglob("*.py")) if "emulator" not in path.parts]
@@ -82,7 +82,7 @@ def log_calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def fields_of(call: ast.Call) -> list[ast.Call]:
-    """Return the calls of `fields` that make the `extra` of a record, also of one that a variable holds."""
+    """Return the calls of `log_fields` that make the `extra` of a record, also of one that a variable holds."""
     (extra,) = [keyword.value for keyword in call.keywords if keyword.arg == "extra"] or [None]
     return [extra] if isinstance(extra, ast.Call) else []
 
@@ -95,7 +95,7 @@ class TestEveryLogCall:
         for place, call in calls.items():
             assert any(keyword.arg == "extra" for keyword in call.keywords), f"{place}: no extra"
             for made in fields_of(call):
-                assert made.func.id == "fields", place
+                assert made.func.id == "log_fields", place
                 event = made.args[0].value
                 assert {keyword.arg for keyword in made.keywords} == EVENTS[event], place
                 used.add(event)
@@ -112,13 +112,13 @@ class TestEveryLogCall:
                 ):
                     names.add(node.args[0].value)
         assert names == {*LOGGERS, "openai_emulator"}  # the command shows the lines of the emulator
-        assert all(f"`{name}`" in records.__doc__ for name in LOGGERS)
+        assert all(f"`{name}`" in log_events.__doc__ for name in LOGGERS)
 
     def test_the_fields_are_documented_and_collide_with_nothing(self) -> None:
         assert len(set(FIELDS)) == len(FIELDS)
         assert not {*FIELDS} & BUILT_IN
-        assert all(f"| `{name}` |" in records.__doc__ for name in FIELDS)
-        assert records.fields("attempt").keys() == {*FIELDS}
+        assert all(f"| `{name}` |" in log_events.__doc__ for name in FIELDS)
+        assert log_events.log_fields("attempt").keys() == {*FIELDS}
         # With ecs-logging, fields are keys of a document of Elastic, which is refused if one of these is a text.
         assert not {*FIELDS} & {"agent", "client", "error", "event", "host", "log", "process", "server", "service"}
 
@@ -130,7 +130,7 @@ class TestEveryLogCall:
                 structlog.processors.JSONRenderer(),
             ],
         )
-        record = logging.makeLogRecord({"msg": "the message", **records.fields("stopped", response_id="resp_1")})
+        record = logging.makeLogRecord({"msg": "the message", **log_events.log_fields("stopped", response_id="resp_1")})
         line = json.loads(render.format(record))
         assert (line["event"], line["event_name"], line["response_id"]) == ("the message", "stopped", "resp_1")
 
@@ -181,7 +181,7 @@ class TestOutcomes:
         assert len([outcome async for outcome in session.stop_many([".."])]) == 1
         assert log.about("not_stopped")["error_type"] == "InvalidResponseIdError"
 
-    async def test_that_of_a_guard_is_logged_where_nothing_is_configured(
+    async def test_the_warning_of_a_guard_is_printed_where_nothing_is_configured(
         self, server: Emulator, session: QuickSession, create, log: Lines
     ) -> None:
         server.faults += [Fault(status=403) for _ in range(9)]

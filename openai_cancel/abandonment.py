@@ -1,4 +1,4 @@
-"""`Watcher`: end a block that nobody waits for any more, such as the handler of a client that has disconnected."""
+"""`AbandonmentMonitor`: ends a block that nobody waits for any more, as the handler of a client that is gone."""
 
 import asyncio
 import inspect
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 from openai_cancel.cancellation import contain, wait_through_cancellation
 from openai_cancel.errors import AbandonedError, ConfigurationError
-from openai_cancel.records import fields
+from openai_cancel.log_events import log_fields
 
 POLL_INTERVAL = 1.0
 """Seconds between two questions."""
@@ -19,7 +19,7 @@ Abandoned: TypeAlias = Callable[[], object | Awaitable[object]]
 _log = logging.getLogger("openai_cancel")
 
 
-class Watcher:
+class AbandonmentMonitor:
     """Cancels the task of a block once a function returns true, and tells this cancellation from others.
 
     Args:
@@ -55,7 +55,7 @@ class Watcher:
             error: the exception that the block has raised.
 
         Returns:
-            The error that takes the place of that exception, if this watcher has caused it; and the last cancellation
+            The error that takes the place of that exception, if this monitor has caused it; and the last cancellation
             of the task while this function waited.
         """
         abandonment: AbandonedError | None = None
@@ -79,7 +79,7 @@ class Watcher:
                 if not failed:
                     _log.warning(
                         "%s raised %s: the block runs on", self._name, type(error).__name__,
-                        extra=fields("abandoned_failed", error=error),
+                        extra=log_fields("abandoned_failed", error=error),
                     )  # fmt: skip
                 failed = True
             await asyncio.sleep(POLL_INTERVAL)

@@ -1,4 +1,4 @@
-"""`Home`: the event loop of a session, for code that runs in any thread and in any other event loop."""
+"""`SessionLoop`: the event loop of a session, for code that runs in any thread and in any other event loop."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -8,12 +8,12 @@ from typing import Any, TypeAlias
 
 from openai_cancel.cancellation import wait_through_cancellation
 from openai_cancel.clock import Clock
-from openai_cancel.process import HomeProcess
+from openai_cancel.process import OwnerProcess
 
-PATIENCE = 10.0
+LOOP_TIMEOUT = 10.0
 """Seconds for which a thread waits for the event loop of another one."""
 
-Work: TypeAlias = Callable[[], Coroutine[Any, Any, object]]
+CoroutineFunction: TypeAlias = Callable[[], Coroutine[Any, Any, object]]
 """A coroutine function that has to run in the event loop of a session."""
 
 
@@ -26,7 +26,7 @@ def in_asyncio() -> bool:
     return True
 
 
-class Home:
+class SessionLoop:
     """The event loop of a session, in which its requests and its ledger work.
 
     Args:
@@ -34,10 +34,12 @@ class Home:
         run: runs work in the loop, called in another thread, and waits for it. `LoopThread.run` is one.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, run: Callable[[Work], object] | None = None) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, run: Callable[[CoroutineFunction], object] | None = None
+    ) -> None:
         self.loop = loop
         self._run = run
-        self._process = HomeProcess(lacks="event loop")
+        self._process = OwnerProcess(lacks="event loop")
         self._works: set[Future[object]] = set()
 
     @property
@@ -50,25 +52,25 @@ class Home:
         """Whether the caller runs in the loop."""
         return in_asyncio() and asyncio.get_running_loop() is self.loop
 
-    async def run_async(self, work: Work) -> None:
+    async def run_async(self, work: CoroutineFunction) -> None:
         """Run work in the loop, called in any loop, and wait for it."""
         if self.is_here:
             await work()
         elif not in_asyncio():
             self.run_blocking(work)
         else:
-            await asyncio.wait_for(asyncio.wrap_future(self.start(work)), PATIENCE)
+            await asyncio.wait_for(asyncio.wrap_future(self.start(work)), LOOP_TIMEOUT)
 
-    def run_blocking(self, work: Work) -> None:
+    def run_blocking(self, work: CoroutineFunction) -> None:
         """Run work in the loop, called in any thread, and wait for it, unless that would block the loop itself."""
         if self.is_here:
             self.start(work)
         elif self._run is not None:
             self._run(work)
         else:
-            self.start(work).result(PATIENCE)
+            self.start(work).result(LOOP_TIMEOUT)
 
-    def start(self, work: Work) -> Future[object]:
+    def start(self, work: CoroutineFunction) -> Future[object]:
         """Run work in the loop, called in any thread, and do not wait for it.
 
         Raises:
@@ -85,7 +87,7 @@ class Home:
         return future
 
 
-class Arrivals:
+class PendingCreations:
     """The creations that are under way, of which some may still create a response.
 
     Args:
@@ -101,11 +103,11 @@ class Arrivals:
         """Return whether any creation is under way."""
         return bool(self._expected)
 
-    def expect(self, creation: object) -> None:
+    def add(self, creation: object) -> None:
         """Note that a creation is under way. Can be called from any thread."""
         self._expected.add(creation)
 
-    def note(self, creation: object) -> None:
+    def discard(self, creation: object) -> None:
         """Note that the response of a creation is known, or that there is none. Can be called from any thread."""
         self._expected.discard(creation)
         change = self._change
@@ -124,7 +126,7 @@ class Arrivals:
         change = self._change
         if change is None or change.done():  # otherwise another task waits for it, too
             change = self._change = asyncio.get_running_loop().create_future()
-        if not self._expected:  # looked at after `note` can find the future
+        if not self._expected:  # looked at after `discard` can find the future
             return None
         timer = asyncio.create_task(self._clock.sleep(seconds))
         timer.add_done_callback(lambda _: _wake(change))

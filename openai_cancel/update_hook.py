@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from openai_cancel.cancellation import contain
 from openai_cancel.errors import ConfigurationError
+from openai_cancel.log_events import log_fields
 from openai_cancel.models import Response
-from openai_cancel.records import fields
 
 OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
 """A function, sync or async, that is called with each response that was retrieved."""
@@ -18,7 +18,7 @@ OnUpdate: TypeAlias = Callable[[Response], object | Awaitable[object]]
 _log = logging.getLogger("openai_cancel")
 
 
-async def update(on_update: OnUpdate, response_id: str, response: Response, *, seconds: float) -> None:
+async def call_on_update(on_update: OnUpdate, response_id: str, response: Response, *, seconds: float) -> None:
     """Call a caller's function. Its failure is logged, and does not end what calls it.
 
     Args:
@@ -39,7 +39,7 @@ async def update(on_update: OnUpdate, response_id: str, response: Response, *, s
             raise
         _log.warning(
             "%s: on_update raised %s, which is ignored", response_id, type(error).__name__,
-            extra=fields("on_update_failed", response_id=response_id, error=error),
+            extra=log_fields("on_update_failed", response_id=response_id, error=error),
         )  # fmt: skip
 
 

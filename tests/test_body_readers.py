@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openai_cancel import sightings
-from openai_cancel.sightings import DocumentReader, EventReader, decoder
+from openai_cancel import body_readers
+from openai_cancel.body_readers import DocumentReader, EventReader, decoder
 
 
 def event(kind: str, **fields: Any) -> bytes:
@@ -129,7 +129,7 @@ def test_documents_may_be_strange_or_cut_off(body: bytes, response_id: str | Non
 
 
 def test_what_is_too_large_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sightings, "MAX_DOCUMENT", 100)
+    monkeypatch.setattr(body_readers, "MAX_DOCUMENT", 100)
     document, events = DocumentReader(), EventReader()
     for _ in range(20):
         document.feed(b'{"id": "resp_1"}')

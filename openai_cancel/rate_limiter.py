@@ -1,4 +1,4 @@
-"""The pace of a bulk run: as many requests a second as the server allows."""
+"""`RateLimiter`: a bulk run sends as many requests a second as the server allows."""
 
 import asyncio
 import math
@@ -17,13 +17,13 @@ CUT = 0.9
 GROWTH = 0.01
 """The growth of the rate per second, relative to itself, for each second since the last cut."""
 
-LEAST_GROWTH = 0.1
+MIN_GROWTH = 0.1
 """The least growth of the rate, in requests a second per second."""
 
 SLOW_START = 2.0
 """The factor by which a rate grows each second until the server refuses a request for the first time."""
 
-LEAST_RATE = 0.5
+MIN_RATE = 0.5
 """The lowest rate, in requests a second."""
 
 HORIZON = 1.0
@@ -37,11 +37,11 @@ UNAVAILABLE = 503
 
 
 @attrs.define
-class Pace:
+class RateLimiter:
     """The rate at which all requests of a bulk run are sent: additive increase, multiplicative decrease.
 
     It controls the rate and not only the concurrency, because a single connection can be too fast for a server that
-    limits requests a second. Only `turn` waits.
+    limits requests a second. Only `acquire` waits.
 
     Attributes:
         concurrency: the maximum number of responses that are worked on at once.
@@ -49,7 +49,7 @@ class Pace:
         rate: the current rate in requests a second; `math.inf` until the server refuses a request.
         max_rate: the highest rate.
         silence: gives up if the server does not answer.
-        slots: the slots of stops at this pace.
+        slots: the slots of stops at this rate.
     """
 
     concurrency: int
@@ -77,7 +77,7 @@ class Pace:
         """The number of responses to work on at once: low at a low rate, so that none waits until its deadline."""
         return self.concurrency if self.rate == math.inf else max(1, min(self.concurrency, math.ceil(self.rate)))
 
-    async def turn(self, deadline: float = math.inf, *, is_urgent: bool = False) -> float:
+    async def acquire(self, deadline: float = math.inf, *, is_urgent: bool = False) -> float:
         """Wait until a request may be sent, and return the time.
 
         Args:
@@ -89,11 +89,11 @@ class Pace:
         """
         self._urgent += is_urgent
         try:
-            return await self._turn(deadline, is_urgent=is_urgent)
+            return await self._acquire(deadline, is_urgent=is_urgent)
         finally:
             self._urgent -= is_urgent
 
-    async def _turn(self, deadline: float, *, is_urgent: bool) -> float:
+    async def _acquire(self, deadline: float, *, is_urgent: bool) -> float:
         while True:
             now, resume = self.clock.monotonic(), self._resume_at(is_urgent=is_urgent)
             at = max(now, self._next, resume)
@@ -127,7 +127,7 @@ class Pace:
         delay = poll_delay(0, asked=error.retry_after, random=self.clock.random())
         self._refused, self._resume = now, max(self._resume, now + delay)
         if sent > self._cut:  # requests that were under way at the last cut do not cut again
-            self.rate = min(self.rate, max(LEAST_RATE, CUT * self._measured(now)))
+            self.rate = min(self.rate, max(MIN_RATE, CUT * self._measured(now)))
             self._cut = self._grown = now
 
     def _count(self, now: float, sent: float) -> None:
@@ -145,7 +145,7 @@ class Pace:
         if since_cut == math.inf:
             rate = self.rate * SLOW_START**seconds
         else:
-            rate = self.rate + max(LEAST_GROWTH, GROWTH * since_cut * self.rate) * seconds
+            rate = self.rate + max(MIN_GROWTH, GROWTH * since_cut * self.rate) * seconds
         self.rate = min(rate, self.max_rate)
 
     def _measured(self, now: float) -> float:

@@ -1,4 +1,4 @@
-"""`Sight`: look at the body of an httpx response while its own reader reads it, chunk by chunk."""
+"""`BodyObserver`: look at the body of an httpx response while its own reader reads it, chunk by chunk."""
 
 import logging
 from abc import ABCMeta
@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any, Self, cast
 from weakref import WeakKeyDictionary
 
-from openai_cancel.records import fields
-from openai_cancel.sightings import DocumentReader, EventReader, Reader, decoder
+from openai_cancel.body_readers import DocumentReader, EventReader, Reader, decoder
+from openai_cancel.log_events import log_fields
 
 FIRST_EVENTS = 3
 """The id is expected within so many events. It is in the first one, unless a gateway adds its own."""
@@ -16,7 +16,7 @@ FIRST_EVENTS = 3
 _log = logging.getLogger("openai_cancel")
 
 
-class Sight:
+class BodyObserver:
     """Reads the bytes of an answer. It never fails: what it cannot read, it does not see.
 
     Args:
@@ -39,7 +39,7 @@ class Sight:
         self._decode: Callable[[bytes], bytes] = decode or bytes
         self._feed: Callable[[bytes], None] = self._reader.feed if is_stream else self._begin
         self.on_end: Callable[[], None] | None = on_end
-        self.on_id: Callable[[Sight], None] | None = None
+        self.on_id: Callable[[BodyObserver], None] | None = None
 
     @property
     def response_id(self) -> str | None:
@@ -99,7 +99,7 @@ class Sight:
         self._is_blind = True
         _log.warning(
             "an answer of the API could not be read: %s", type(error).__name__,
-            extra=fields("answer_unreadable", error=error),
+            extra=log_fields("answer_unreadable", error=error),
         )  # fmt: skip
 
 
@@ -111,9 +111,9 @@ class _Ahead:
         sight: what looks at it.
     """
 
-    def __init__(self, stream: Any, sight: Sight) -> None:
+    def __init__(self, stream: Any, observer: BodyObserver) -> None:
         self._stream = stream
-        self._sight = sight
+        self._sight = observer
         self._chunks: list[bytes] = []
         self._error: Exception | None = None  # to be raised where the reader would have met it
         self._iterator: Any = None
@@ -187,9 +187,9 @@ class _AsyncChunks:
         replayed: the chunks that were read before.
     """
 
-    def __init__(self, iterator: Any, sight: Sight, replayed: Iterator[bytes]) -> None:
+    def __init__(self, iterator: Any, observer: BodyObserver, replayed: Iterator[bytes]) -> None:
         self._iterator = iterator
-        self._sight = sight
+        self._sight = observer
         self._replayed: Iterator[bytes] | None = replayed
 
     def __aiter__(self) -> Self:
@@ -259,15 +259,15 @@ class _Stream(_Ahead):
             self._stream.close()
 
 
-def observed(response: Any, sight: Sight) -> Any:
+def observed(response: Any, observer: BodyObserver) -> Any:
     """Let a sight look at the body of a response as it is read, and return its new stream.
 
     If the body was read before, as by an event hook, look at it now, and return None.
     """
     if response.is_stream_consumed or response.is_closed:
-        sight.see_whole(response.content)
+        observer.see_whole(response.content)
         return None
-    stream = _class_for(_base(response.stream))(response.stream, sight)
+    stream = _class_for(_base(response.stream))(response.stream, observer)
     response.stream = stream
     return stream
 

@@ -70,7 +70,7 @@ EVENTS: Mapping[str, frozenset[str]] = {
 """The events, and the fields that each of them sets. `error` sets `error_type`."""
 
 
-def fields(
+def log_fields(
     event: str,
     *,
     response_id: str | None = None,

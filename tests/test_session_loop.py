@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import hasty_session
 
-from openai_cancel import home
-from openai_cancel.home import Arrivals, Home
+from openai_cancel import session_loop
+from openai_cancel.session_loop import PendingCreations, SessionLoop
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def work(done: list[threading.Thread]) -> Any:
 
 
 async def test_work_is_done_at_home_wherever_it_comes_from(work: Any, done: list[threading.Thread]) -> None:
-    here = Home(asyncio.get_running_loop())
+    here = SessionLoop(asyncio.get_running_loop())
     await here.run_async(work)
     await asyncio.to_thread(here.run_blocking, work)
     await asyncio.to_thread(asyncio.run, here.run_async(work))
@@ -35,7 +35,7 @@ async def test_work_is_done_at_home_wherever_it_comes_from(work: Any, done: list
 
 
 async def test_work_without_an_event_loop_of_asyncio_is_waited_for(work: Any, done: list[threading.Thread]) -> None:
-    here = Home(asyncio.get_running_loop())
+    here = SessionLoop(asyncio.get_running_loop())
 
     def other_loop() -> None:
         with pytest.raises(StopIteration):  # driven as trio would drive it
@@ -46,7 +46,7 @@ async def test_work_without_an_event_loop_of_asyncio_is_waited_for(work: Any, do
 
 
 async def test_home_does_not_wait_for_itself(work: Any, done: list[threading.Thread]) -> None:
-    here = Home(asyncio.get_running_loop())
+    here = SessionLoop(asyncio.get_running_loop())
     here.run_blocking(work)
     assert done == []
     async with asyncio.timeout(5):
@@ -55,9 +55,9 @@ async def test_home_does_not_wait_for_itself(work: Any, done: list[threading.Thr
 
 
 async def test_a_loop_that_does_not_run_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch, work: Any) -> None:
-    monkeypatch.setattr(home, "PATIENCE", 0.02)
+    monkeypatch.setattr(session_loop, "LOOP_TIMEOUT", 0.02)
     loop = asyncio.new_event_loop()
-    there = Home(loop)
+    there = SessionLoop(loop)
     assert there.is_alive
     with pytest.raises(TimeoutError):
         await there.run_async(work)
@@ -77,56 +77,56 @@ def _finish(loop: asyncio.AbstractEventLoop) -> None:
 
 
 async def test_the_child_of_a_fork_has_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Home(asyncio.get_running_loop())
+    here = SessionLoop(asyncio.get_running_loop())
     assert here.is_alive
     monkeypatch.setattr(os, "getpid", lambda: 1)
     assert not here.is_alive
 
 
-class TestArrivals:
+class TestPendingCreations:
     @pytest.fixture
-    async def arrivals(self) -> Arrivals:
-        return Arrivals(hasty_session(api_key="k").caller.clock)
+    async def pending(self) -> PendingCreations:
+        return PendingCreations(hasty_session(api_key="k").caller.clock)
 
-    async def test_the_next_one_ends_the_wait(self, arrivals: Arrivals) -> None:
-        arrivals.expect("a")
-        arrivals.expect("b")
-        waiting = asyncio.create_task(arrivals.wait(60))
+    async def test_the_next_one_ends_the_wait(self, pending: PendingCreations) -> None:
+        pending.add("a")
+        pending.add("b")
+        waiting = asyncio.create_task(pending.wait(60))
         await asyncio.sleep(0)
-        await asyncio.to_thread(arrivals.note, "a")
+        await asyncio.to_thread(pending.discard, "a")
         assert await waiting is None
-        assert arrivals
-        arrivals.note("b")
-        assert not arrivals
-        assert await arrivals.wait(60) is None
+        assert pending
+        pending.discard("b")
+        assert not pending
+        assert await pending.wait(60) is None
 
-    async def test_all_who_wait_are_woken(self, arrivals: Arrivals) -> None:
-        arrivals.expect("a")
-        waits = [asyncio.create_task(arrivals.wait(60)) for _ in range(2)]
+    async def test_all_who_wait_are_woken(self, pending: PendingCreations) -> None:
+        pending.add("a")
+        waits = [asyncio.create_task(pending.wait(60)) for _ in range(2)]
         await asyncio.sleep(0)
-        arrivals.note("a")
+        pending.discard("a")
         async with asyncio.timeout(5):
             assert await asyncio.gather(*waits) == [None, None]
 
-    async def test_time_ends_the_wait(self, arrivals: Arrivals) -> None:
-        arrivals.expect("a")
-        assert await arrivals.wait(0.01) is None
-        assert arrivals
+    async def test_time_ends_the_wait(self, pending: PendingCreations) -> None:
+        pending.add("a")
+        assert await pending.wait(0.01) is None
+        assert pending
 
-    async def test_a_cancellation_does_not_end_the_wait(self, arrivals: Arrivals) -> None:
-        arrivals.expect("a")
-        waiting = asyncio.create_task(arrivals.wait(60))
+    async def test_a_cancellation_does_not_end_the_wait(self, pending: PendingCreations) -> None:
+        pending.add("a")
+        waiting = asyncio.create_task(pending.wait(60))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.sleep(0)
-        arrivals.note("a")
+        pending.discard("a")
         assert isinstance(await waiting, asyncio.CancelledError)
 
     def test_a_note_after_the_loop_is_closed_is_ignored(self) -> None:
-        async def leave() -> Arrivals:
-            arrivals = Arrivals(hasty_session(api_key="k").caller.clock)
-            arrivals.expect("a")
-            await arrivals.wait(0.001)
-            return arrivals
+        async def leave() -> PendingCreations:
+            pending = PendingCreations(hasty_session(api_key="k").caller.clock)
+            pending.add("a")
+            await pending.wait(0.001)
+            return pending
 
-        asyncio.run(leave()).note("a")
+        asyncio.run(leave()).discard("a")
