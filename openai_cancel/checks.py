@@ -1,22 +1,17 @@
 """Validation of what callers pass, before anything is sent. Errors say what to do, and quote no secret."""
 
-import asyncio
 import inspect
 import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Coroutine, Iterable, Mapping
-from functools import wraps
-from types import FunctionType
-from typing import Any, ParamSpec, SupportsIndex, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import cast
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
 from openai_cancel.errors import ConfigurationError
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+from openai_cancel.secret_values import Secret, kind_of
 
 # RFC 9110, section 5.6.2: the characters of a header name.
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -25,107 +20,6 @@ SECRET_LENGTH = 8
 """The length of the shortest key that is treated as a secret. `none` and the like may occur in an error by chance."""
 
 _PACKAGE = __name__.partition(".")[0]
-
-
-class Secret(str):
-    """A string that does not show in a repr, and so not in the locals of a traceback."""
-
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        """Return three asterisks."""
-        return "'***'"
-
-    def __getitem__(self, index: SupportsIndex | slice) -> "Secret":
-        """Return a part, which is a secret, too: rich and structlog show the first part of a long string."""
-        return Secret(super().__getitem__(index))
-
-
-class SecretMapping(dict[Any, Any]):
-    """A copy of a mapping whose values do not show in a repr."""
-
-    __slots__ = ()
-
-    def __init__(self, values: Mapping[Any, Any]) -> None:
-        super().__init__((name, hidden(value)) for name, value in values.items())
-
-
-class SecretFunction:
-    """A function that does not show in a repr: a `functools.partial` or a method may hold a secret.
-
-    Attributes:
-        function: the function.
-    """
-
-    __slots__ = ("function",)
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.function: Callable[[], Any] = function
-
-    def __call__(self) -> Any:
-        """Call the function."""
-        return self.function()
-
-
-class SecretValue:
-    """The place of a value of a wrong type, which may contain a secret all the same.
-
-    Attributes:
-        kind: the name of its type.
-    """
-
-    def __init__(self, value: object) -> None:
-        self.kind: str = type(value).__name__
-
-    def __repr__(self) -> str:
-        """Return three asterisks."""
-        return "***"
-
-
-def hidden(value: _T) -> _T:
-    """Return a value that the locals of a traceback do not show.
-
-    This is a string, a mapping, a function, or `SecretValue` for others. None and plain functions stay as they are.
-    """
-    if value is None or isinstance(value, FunctionType | SecretFunction):
-        return value
-    if callable(value):
-        return cast("_T", SecretFunction(value))
-    if isinstance(value, str):
-        return cast("_T", Secret(value))
-    if isinstance(value, Mapping):
-        return cast("_T", SecretMapping(cast("Mapping[Any, Any]", value)))
-    return cast("_T", value if isinstance(value, SecretValue) else SecretValue(value))
-
-
-def hide_options(method: Callable[_P, Coroutine[Any, Any, _T]]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    """Hide the `headers` and the `query` of an async method before its coroutine is made.
-
-    The method itself would do it too late. If its coroutine is cancelled before the first step, a traceback shows the
-    arguments as they were passed.
-    """
-
-    @wraps(method)
-    def call(*args: _P.args, **options: _P.kwargs) -> Coroutine[Any, Any, _T]:
-        for name in ("headers", "query"):
-            if name in options:
-                options[name] = hidden(options[name])
-        try:
-            return method(*args, **options)
-        finally:
-            del args, options  # what cannot be bound, such as a misspelt option, would show here
-
-    return getattr(inspect, "markcoroutinefunction", _mark)(call)
-
-
-def _mark(function: _T) -> _T:
-    """Make `asyncio.iscoroutinefunction` true for a function, as `inspect.markcoroutinefunction` does since 3.12."""
-    function._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]  # untyped
-    return function
-
-
-def _kind(value: object) -> str:
-    return value.kind if isinstance(value, SecretValue) else type(value).__name__
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -163,7 +57,7 @@ def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[s
     The error does not quote a value, which may be a secret.
     """
     if not isinstance(headers, Mapping):
-        raise ConfigurationError(f"{source} must be a mapping of names to values, not {_kind(headers)}.")
+        raise ConfigurationError(f"{source} must be a mapping of names to values, not {kind_of(headers)}.")
     checked: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
@@ -181,7 +75,7 @@ def check_headers(headers: Mapping[str, str], source: str = "headers") -> dict[s
 def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return query parameters in which those of `more` replace others of the same name."""
     if not isinstance(more, Mapping):
-        raise ConfigurationError(f"query must be a mapping of names to values, not {_kind(more)}.")
+        raise ConfigurationError(f"query must be a mapping of names to values, not {kind_of(more)}.")
     for name, value in more.items():
         if not isinstance(name, str) or not isinstance(value, str) or CONTROL.search(name + value):
             raise ConfigurationError(f"query: {name!r} and its value must be strings without control characters.")
@@ -192,7 +86,7 @@ def merge_query(query: Iterable[tuple[str, str]], more: Mapping[str, str]) -> tu
 def check_key(key: object, source: str) -> Secret:
     """Refuse a string that cannot be a key. The error does not quote it."""
     if not isinstance(key, str):
-        raise ConfigurationError(f"{source} must be a string, not {_kind(key)}.")
+        raise ConfigurationError(f"{source} must be a string, not {kind_of(key)}.")
     key = Secret(key)
     if not key:
         raise ConfigurationError(f"{source} is empty.")
@@ -212,10 +106,34 @@ def check_key(key: object, source: str) -> Secret:
 def check_url(url: str, source: str, like: str) -> URL:
     """Parse an http(s) URL. The error does not quote it, since it may contain a password."""
     if not isinstance(url, str):
-        raise ConfigurationError(f"{source} must be a string, not {_kind(url)}.")
+        raise ConfigurationError(f"{source} must be a string, not {kind_of(url)}.")
     if fault := _find_fault(url):
         raise ConfigurationError(f"{source} {fault} like {like}.")
     return URL(url)
+
+
+def check_base_url(url: str, source: str, like: str, *, credentials: str) -> None:
+    """Refuse what is not the base URL of an API. The error does not quote it.
+
+    Args:
+        url: the URL.
+        source: the name of the option or the variable that it comes from.
+        like: an example.
+        credentials: what to use instead of a user name and a password in the URL.
+    """
+    if fault := _find_base_fault(check_url(url, source, like), credentials):
+        raise ConfigurationError(f"{source} must {fault}.")
+
+
+def _find_base_fault(url: URL, credentials: str) -> str:
+    """Return what a base URL must not have, or an empty string. No local of `check_base_url` is the parsed URL."""
+    if url.user is not None or url.password is not None:
+        return f"not contain a user name or password: {credentials}"
+    if url.fragment:
+        return "not contain a fragment: remove everything from the # on"
+    if url.raw_path.rstrip("/").endswith("/responses"):
+        return "be the URL of the API, not of its responses: remove /responses"
+    return ""
 
 
 def _find_fault(url: str) -> str:

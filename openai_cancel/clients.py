@@ -7,8 +7,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from yarl import URL  # aiohttp's own URL type, so that both read a URL alike
 
-from openai_cancel.checks import Secret
 from openai_cancel.errors import ConfigurationError
+from openai_cancel.secret_values import Secret
 from openai_cancel.settings import Settings
 
 _IDENTITY = ("openai-organization", "openai-project")

@@ -7,8 +7,9 @@ from urllib.request import getproxies, getproxies_environment, proxy_bypass
 
 from yarl import URL  # aiohttp's own URL type
 
-from openai_cancel.checks import check_url, hidden
+from openai_cancel.checks import check_url
 from openai_cancel.errors import ConfigurationError
+from openai_cancel.secret_values import hidden
 
 # [scheme://] host or [address] [/length of a network] [:port]
 _ENTRY = re.compile(

@@ -13,7 +13,7 @@ import aiohttp
 from openai_cancel import bulk
 from openai_cancel.abandonment import Abandoned, AbandonmentMonitor
 from openai_cancel.caller import Caller
-from openai_cancel.checks import check_count, check_seconds, hidden, hide_options
+from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError
@@ -21,6 +21,7 @@ from openai_cancel.guard import Guard, OnExit, OpenGuards
 from openai_cancel.ledger_protocols import SessionLedger, Tracker
 from openai_cancel.models import Response
 from openai_cancel.outcome import OnOutcome, Outcome
+from openai_cancel.secret_values import hidden, hide_options
 from openai_cancel.session_loop import CoroutineFunction, SessionLoop
 from openai_cancel.settings import ApiKey, Settings
 from openai_cancel.stop import stop

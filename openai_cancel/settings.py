@@ -19,13 +19,11 @@ from openai_cancel.cancellation import contain
 from openai_cancel.checks import (
     CONTROL,
     SECRET_LENGTH,
-    Secret,
+    check_base_url,
     check_count,
     check_headers,
     check_key,
     check_seconds,
-    check_url,
-    hidden,
     merge_query,
     warn_caller,
 )
@@ -34,6 +32,7 @@ from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
 from openai_cancel.ledger_protocols import SessionLedger
 from openai_cancel.outcome import OnOutcome
 from openai_cancel.proxies import check_proxy, environment_proxy
+from openai_cancel.secret_values import Secret, hidden
 from openai_cancel.threads import HelperThread
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -369,22 +368,10 @@ def _custom_headers(*, with_credentials: bool) -> dict[str, str]:
 
 def _split(base_url: str, source: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Return the base URL without its query and trailing slash, and the query."""
-    if fault := _find_fault(check_url(base_url, source, DEFAULT_BASE_URL)):
-        raise ConfigurationError(f"{source} must {fault}.")
+    check_base_url(base_url, source, DEFAULT_BASE_URL, credentials="pass api_key or headers")
     url = URL(base_url)
     query = parse_qsl(url.raw_query_string, keep_blank_values=True)
     return str(url.with_query(None)).rstrip("/"), merge_query(query, {})
-
-
-def _find_fault(url: URL) -> str:
-    """Return what a base URL must not have, or an empty string. No local of `_split` is the parsed URL."""
-    if url.user is not None or url.password is not None:
-        return "not contain a user or a password: pass api_key or headers"
-    if url.fragment:
-        return "not contain a fragment: remove everything from the # on"
-    if url.raw_path.rstrip("/").endswith("/responses"):
-        return "be the address of the API: remove /responses from its end"
-    return ""
 
 
 def _key(api_key: ApiKey | None, variable: str, headers: Mapping[str, str]) -> Secret | Callable[[], Any] | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 import aiohttp
 
-from openai_cancel.checks import check_count, hidden
+from openai_cancel.checks import check_count
 from openai_cancel.clients import Client
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError, detached
@@ -19,6 +19,7 @@ from openai_cancel.ledger_protocols import SessionLedger
 from openai_cancel.loop_thread import LoopThread
 from openai_cancel.models import Response
 from openai_cancel.outcome import OnOutcome, Outcome
+from openai_cancel.secret_values import hidden
 from openai_cancel.session import AsyncSession
 from openai_cancel.session_loop import CoroutineFunction
 from openai_cancel.settings import ApiKey, Settings

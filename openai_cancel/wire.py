@@ -17,7 +17,7 @@ import attrs
 import orjson
 from multidict import CIMultiDict  # aiohttp's own type of headers
 
-from openai_cancel.checks import SECRET_LENGTH, Secret, check_headers, merge_query
+from openai_cancel.checks import SECRET_LENGTH, check_headers, merge_query
 from openai_cancel.converter import response_hook
 from openai_cancel.errors import (
     APIStatusError,
@@ -36,6 +36,7 @@ from openai_cancel.errors import (
 from openai_cancel.models import Response
 from openai_cancel.models.fields import keep_body, parse_exactly
 from openai_cancel.models.response import record_call
+from openai_cancel.secret_values import Secret
 from openai_cancel.settings import Settings
 from openai_cancel.version import __version__
 

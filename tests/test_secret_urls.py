@@ -12,7 +12,7 @@ import pytest
 from exposure import MARKER, leaks
 
 from openai_cancel import AsyncSession, ConfigurationError, OpenAICancelError, Session
-from openai_cancel.checks import hidden
+from openai_cancel.secret_values import hidden
 
 
 def key_with(secret: str) -> str:

@@ -10,8 +10,8 @@ import pytest
 from conftest import KEY
 
 from openai_cancel import AsyncSession, Session
-from openai_cancel.checks import Secret
 from openai_cancel.errors import ConfigurationError, InsecureTransportWarning
+from openai_cancel.secret_values import Secret
 from openai_cancel.settings import Settings
 
 
@@ -164,8 +164,8 @@ class TestURLs:
             (f"http://{'a' * 64}.example/v1", "base_url is not a URL"),
             (5, "base_url must be a string, not int"),
             ("https://host/v1/responses/", "remove /responses"),
-            ("http://user:hunter2@host/v1", "base_url must not contain a user or a password"),
-            ("http://hunter2@host/v1", "base_url must not contain a user or a password"),
+            ("http://user:hunter2@host/v1", "base_url must not contain a user name or password"),
+            ("http://hunter2@host/v1", "base_url must not contain a user name or password"),
             ("http://host/v1#hunter2", "base_url must not contain a fragment"),
         ],
     )

@@ -561,15 +561,9 @@ def _given(value: str | None, option: str, variable: str) -> tuple[str | None, s
 
 
 def _check_address(address: str, source: str, example: str) -> None:
-    from openai_cancel.checks import check_url  # brings yarl, which help does without
+    from openai_cancel.checks import check_base_url  # brings yarl, which help does without
 
-    url = check_url(address, source, example)
-    if url.user is not None or url.password is not None:
-        raise ConfigurationError(f"{source} must not contain a user name or password: use --key-file or --ask-key.")
-    if url.fragment:
-        raise ConfigurationError(f"{source} must not contain a fragment: remove everything from the # on.")
-    if url.path.rstrip("/").endswith("/responses"):
-        raise ConfigurationError(f"{source} must be the URL of the API, not of its responses: remove /responses.")
+    check_base_url(address, source, example, credentials="use --key-file or --ask-key")
 
 
 def _custom_headers_have_credentials() -> bool:

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import islice
 from typing import Literal, ParamSpec, TypeVar
 
-from openai_cancel.checks import hidden
 from openai_cancel.finding import Finding
 from openai_cancel.iteration import BlockingIteration
 from openai_cancel.ledger.batches import iterate
@@ -17,6 +16,7 @@ from openai_cancel.ledger.stats import Stats
 from openai_cancel.loop_thread import LoopThread
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
+from openai_cancel.secret_values import hidden
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
 

@@ -14,12 +14,12 @@ import attrs
 from sqlalchemy.exc import DBAPIError
 
 from openai_cancel.cancellation import wait_through_cancellation
-from openai_cancel.checks import Secret
 from openai_cancel.errors import ConfigurationError, LedgerError, detached
 from openai_cancel.ledger.connection import MIGRATION_TIMEOUT, Backend, Connection, Rows
 from openai_cancel.ledger.postgresql import read_postgresql_url
 from openai_cancel.ledger.sqlite import read_sqlite_url
 from openai_cancel.ledger.table import Command
+from openai_cancel.secret_values import Secret
 
 BATCH_SIZE = 100
 """The maximum number of jobs that share a transaction."""

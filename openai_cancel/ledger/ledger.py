@@ -17,7 +17,7 @@ import attrs
 
 from openai_cancel import tracing
 from openai_cancel.caller import Caller
-from openai_cancel.checks import Secret, check_count, check_seconds, hidden
+from openai_cancel.checks import check_count, check_seconds
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.finding import Finding
@@ -36,6 +36,7 @@ from openai_cancel.ledger.tracker import LeaseTracker
 from openai_cancel.listing import Filters
 from openai_cancel.models import Response
 from openai_cancel.outcome import Outcome
+from openai_cancel.secret_values import Secret, hidden
 from openai_cancel.session import AsyncSession
 from openai_cancel.wire import ResponseId
 

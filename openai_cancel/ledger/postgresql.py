@@ -16,9 +16,9 @@ import attrs
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import NullPool
 
-from openai_cancel.checks import Secret, SecretMapping
 from openai_cancel.errors import ConfigurationError, LedgerError
 from openai_cancel.ledger.grants import explain
+from openai_cancel.secret_values import Secret, SecretMapping
 
 _LIKE = "write it like postgresql://user@host/database"
 
