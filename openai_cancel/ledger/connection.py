@@ -16,7 +16,7 @@ from sqlalchemy import Engine, Row, UpdateBase
 
 from openai_cancel.errors import LedgerError
 from openai_cancel.ledger.arrays import arrays
-from openai_cancel.ledger.file import DatabaseFile, file_of
+from openai_cancel.ledger.file import DatabaseFile
 from openai_cancel.ledger.table import Command, is_migrated, migrate
 from openai_cancel.log_events import log_fields
 from openai_cancel.threads import HelperThread
@@ -77,6 +77,10 @@ class Backend(Protocol):
 
     def handle(self, driver: Any) -> Handle:
         """Return what ends the calls of a driver's connection from another thread."""
+        ...
+
+    def opened_file(self, connection: Core) -> DatabaseFile | None:
+        """Return the file that a connection has opened; None for a server."""
         ...
 
     def explain(self, error: Exception, connection: Core) -> LedgerError | None:
@@ -174,7 +178,7 @@ class Connection:
         core.rollback()  # of nothing: SQLAlchemy believes that settings begin a transaction
         with self._transaction(core, reads_only=True):
             migrated = is_migrated(core)
-            self._file = file_of(core)
+            self._file = self._backend.opened_file(core)
         if not migrated:
             self.is_migrating = True
             with self._transaction(core, reads_only=False):

@@ -6,8 +6,6 @@ See https://www.sqlite.org/howtocorrupt.html#_unlinking_or_renaming_a_database_f
 
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 
 class DatabaseFile:
     """The file that a connection has opened.
@@ -23,14 +21,6 @@ class DatabaseFile:
     def is_replaced(self) -> bool:
         """Return whether another file has its path now, or none."""
         return _identity(self.path) != self._identity
-
-
-def file_of(connection: Connection) -> DatabaseFile | None:
-    """Return the file of a connection; None for a database that has none, such as a server."""
-    if connection.dialect.name != "sqlite":
-        return None
-    found = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'")
-    return DatabaseFile(Path(found.scalar_one()))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -107,6 +107,9 @@ class PostgreSQL:
         """Return what ends the calls of a driver's connection from another thread."""
         return SocketHandle(driver.fileno())
 
+    def opened_file(self, connection: Connection) -> None:
+        """Return None: a server has no file that others could replace."""
+
     def explain(self, error: Exception, connection: Connection) -> LedgerError | None:
         """Return an error that says which rights a role lacks, if that is the problem."""
         return explain(error, connection)

@@ -13,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from openai_cancel.errors import ConfigurationError, LedgerError
+from openai_cancel.ledger.file import DatabaseFile
 
 _LIKE = "use a URL like sqlite:///ledger.db"
 _NOT_A_FILE = f"That is not the URL of a file of SQLite: {_LIKE}."
@@ -109,6 +110,11 @@ class SQLite:
     def handle(self, driver: Any) -> "Handle":
         """Return what ends the calls of a driver's connection from another thread."""
         return Handle(driver)
+
+    def opened_file(self, connection: Connection) -> DatabaseFile:
+        """Return the file that a connection has opened."""
+        found = connection.exec_driver_sql("SELECT file FROM pragma_database_list WHERE name = 'main'")
+        return DatabaseFile(Path(found.scalar_one()))
 
     def explain(self, error: Exception, connection: Connection) -> None:
         """Do nothing: the errors of SQLite say what is wrong."""
