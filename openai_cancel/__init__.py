@@ -195,8 +195,8 @@ else:
         from importlib import import_module, util  # not needed by the command
 
         if name in __all__:
-            homes = (vars(import_module(f"{__name__}.{module}")) for module in _MODULES)
-            found = next(home[name] for home in homes if name in home)
+            modules = (vars(import_module(f"{__name__}.{module}")) for module in _MODULES)
+            found = next(module[name] for module in modules if name in module)
             return globals().setdefault(name, found)
         if name.startswith("_") or not name.isidentifier() or util.find_spec(f"{__name__}.{name}") is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

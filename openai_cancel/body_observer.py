@@ -108,12 +108,12 @@ class _Ahead:
 
     Args:
         stream: the stream of the response.
-        sight: what looks at it.
+        observer: what looks at it.
     """
 
     def __init__(self, stream: Any, observer: BodyObserver) -> None:
         self._stream = stream
-        self._sight = observer
+        self._observer = observer
         self._chunks: list[bytes] = []
         self._error: Exception | None = None  # to be raised where the reader would have met it
         self._iterator: Any = None
@@ -138,20 +138,20 @@ class _AsyncStream(_Ahead):
         """Read until the id is known. An error waits for the reader of the body."""
         self._iterator = aiter(self._stream)
         try:
-            while not self._sight.is_settled:
+            while not self._observer.is_settled:
                 chunk = await anext(self._iterator)
                 self._chunks.append(chunk)
-                self._sight.see(chunk)
+                self._observer.see(chunk)
             _begun[self] = self._iterator
         except StopAsyncIteration:
-            self._sight.finish()
+            self._observer.finish()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
-            self._sight.finish()
+            self._observer.finish()
 
     def __aiter__(self) -> "_AsyncChunks":
         iterator, self._iterator = self._iterator or aiter(self._stream), None
-        chunks = _AsyncChunks(iterator, self._sight, self._replayed())
+        chunks = _AsyncChunks(iterator, self._observer, self._replayed())
         if _begun.pop(self, None) is not None:
             _begun[chunks] = iterator
         return chunks
@@ -183,13 +183,13 @@ class _AsyncChunks:
 
     Args:
         iterator: the chunks that were not read yet.
-        sight: looks at the chunks.
+        observer: looks at the chunks.
         replayed: the chunks that were read before.
     """
 
     def __init__(self, iterator: Any, observer: BodyObserver, replayed: Iterator[bytes]) -> None:
         self._iterator = iterator
-        self._sight = observer
+        self._observer = observer
         self._replayed: Iterator[bytes] | None = replayed
 
     def __aiter__(self) -> Self:
@@ -204,9 +204,9 @@ class _AsyncChunks:
         try:
             chunk: bytes = await self._iterator.__anext__()
         except StopAsyncIteration:
-            self._sight.finish()
+            self._observer.finish()
             raise
-        self._sight.see(chunk)
+        self._observer.see(chunk)
         return chunk
 
     async def aclose(self) -> None:
@@ -226,15 +226,15 @@ class _Stream(_Ahead):
         """Read until the id is known. An error waits for the reader of the body."""
         self._iterator = iter(self._stream)
         try:
-            while not self._sight.is_settled:
+            while not self._observer.is_settled:
                 chunk = next(self._iterator)
                 self._chunks.append(chunk)
-                self._sight.see(chunk)
+                self._observer.see(chunk)
         except StopIteration:
-            self._sight.finish()
+            self._observer.finish()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
-            self._sight.finish()
+            self._observer.finish()
 
     def __iter__(self) -> Iterator[bytes]:
         iterator, self._iterator = self._iterator or iter(self._stream), None
@@ -242,9 +242,9 @@ class _Stream(_Ahead):
             for chunk in self._replayed():
                 yield chunk
             for chunk in iterator:
-                self._sight.see(chunk)
+                self._observer.see(chunk)
                 yield chunk
-            self._sight.finish()
+            self._observer.finish()
         finally:
             if isinstance(iterator, Generator):
                 iterator.close()
@@ -260,7 +260,7 @@ class _Stream(_Ahead):
 
 
 def observed(response: Any, observer: BodyObserver) -> Any:
-    """Let a sight look at the body of a response as it is read, and return its new stream.
+    """Let an observer look at the body of a response as it is read, and return its new stream.
 
     If the body was read before, as by an event hook, look at it now, and return None.
     """

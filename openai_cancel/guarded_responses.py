@@ -41,7 +41,7 @@ class GuardedResponses:
         outcomes: the outcomes of the responses by id, once they were stopped.
         taken: the last outcomes of responses that another process stops, and has not stopped yet, by id.
         closed: whether the session was closed while the block ran.
-        arrivals: the creations that are under way.
+        pending: the creations that are under way.
         orphans: the creations and responses whose callers are gone: they are stopped whatever becomes of the block.
     """
 

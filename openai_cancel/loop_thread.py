@@ -46,13 +46,13 @@ class LoopThread:
         self._calls: set[asyncio.Task[Any]] = set()
         self._closers: set[Callable[[], Coroutine[Any, Any, object]]] = set()
         self._lock = RLock()  # reentrant, for a signal handler may close a session in the thread that holds it
-        self._home: OwnerProcess | None = None  # the process in which the thread was started
+        self._owner: OwnerProcess | None = None  # the process in which the thread was started
         self._closed = False
 
     @property
     def is_running(self) -> bool:
         """Whether the thread was started in this process and not closed."""
-        return self._home is not None and self._home.is_current and not self._closed
+        return self._owner is not None and self._owner.is_current and not self._closed
 
     def start(self) -> None:
         """Start the thread, and wait until the session is open.
@@ -63,13 +63,13 @@ class LoopThread:
         if sys.is_finalizing():  # a new thread would be frozen at once
             raise SessionStateError(_TOO_LATE)
         with self._lock:
-            if self._home is not None and not self._closed:
-                self._home.check()
-            if self._closed or self._home is not None:
+            if self._owner is not None and not self._closed:
+                self._owner.check()
+            if self._closed or self._owner is not None:
                 raise SessionStateError("A session can be opened only once: create another one.")
             # Not in the constructor: CPython 3.13 cannot start a thread that was created before a fork.
             self.thread = NativeThread(self._serve, name="openai-cancel")
-            self._home = OwnerProcess(lacks="thread")
+            self._owner = OwnerProcess(lacks="thread")
         try:
             self.thread.start()
             result_of(self.loop)
@@ -82,7 +82,7 @@ class LoopThread:
 
     def close(self) -> None:
         """Cancel the calls that are under way, close the session, and end the thread."""
-        if self._home is None or not self._home.is_current:  # the child of a fork has no such thread
+        if self._owner is None or not self._owner.is_current:  # the child of a fork has no such thread
             self._closed = True
             return
         with self._lock:
@@ -92,7 +92,7 @@ class LoopThread:
 
     def join_closed(self) -> None:
         """Wait until the thread of a closed session has ended, if it runs in this process."""
-        if not self._closed or self._home is None or not self._home.is_current:
+        if not self._closed or self._owner is None or not self._owner.is_current:
             return
         # At the end of the interpreter its other threads are frozen.
         if self.thread.was_started and not self.thread.is_current and not sys.is_finalizing():
@@ -167,9 +167,9 @@ class LoopThread:
             raise SessionStateError("The interpreter is shutting down, and has ended the session's thread.")
         if self._closed:
             raise SessionStateError("The session is closed: create another one.")
-        if self._home is None:
+        if self._owner is None:
             raise SessionStateError("The session is not open: use `with Session() as session:`, or call its open().")
-        self._home.check()
+        self._owner.check()
         if self.thread.is_current or any(helper.is_current for helper in self._helpers):
             raise SessionStateError(
                 "A function that the session calls, such as api_key, cannot call the session: this would deadlock."

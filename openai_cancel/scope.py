@@ -31,11 +31,11 @@ class Scope:
 
     Args:
         settings: the settings of the session.
-        home: the event loop of the session.
+        session_loop: the event loop of the session.
         responses: the responses of the guard.
 
     Attributes:
-        home: as above.
+        session_loop: as above.
     """
 
     def __init__(self, settings: Settings, session_loop: SessionLoop, responses: GuardedResponses) -> None:

@@ -38,7 +38,7 @@ class Listener(Protocol):
     """A guard or a watch, as a tap sees it. Its methods can be called from any thread, and do not block.
 
     Attributes:
-        home: the event loop of its session.
+        session_loop: the event loop of its session.
     """
 
     session_loop: SessionLoop
@@ -254,7 +254,7 @@ def _is_background(request: Any) -> bool:
 
 
 def _observe(response: Any, observer: BodyObserver) -> Any:
-    """Let a sight look at an answer, unless it is an error. Return its new stream, if it has one."""
+    """Let an observer look at an answer, unless it is an error. Return its new stream, if it has one."""
     if response.is_success:
         with _without_failure():
             return observed(response, observer)

@@ -47,7 +47,7 @@ class Transport:
     client: aiohttp.ClientSession | None = None
     _closed = False
     _streams = 0  # how many streams hold a connection
-    _home: OwnerProcess
+    _owner: OwnerProcess
 
     def __init__(self, settings: Settings, headers: Mapping[str, str], client: aiohttp.ClientSession | None) -> None:
         self._settings = settings
@@ -73,7 +73,7 @@ class Transport:
         """`not open`, `open`, `open in another process` or `closed`."""
         if self._closed or self.client is None:
             return "closed" if self._closed else "not open"
-        return "open" if self._home.is_current else "open in another process"
+        return "open" if self._owner.is_current else "open in another process"
 
     @property
     def pool_is_closed(self) -> bool:
@@ -93,7 +93,7 @@ class Transport:
             )
         if self._closed or self.client is not None:
             if not self._closed:
-                self._home.check()
+                self._owner.check()
             raise SessionStateError("A session can be opened only once: create another one.")
         settings, client = self._settings, self._foreign_client
         self._proxy = settings.proxy
@@ -113,7 +113,7 @@ class Transport:
                 skip_auto_headers=_UNWANTED,
                 cookie_jar=aiohttp.DummyCookieJar(),
             )
-        self._home = OwnerProcess(lacks="event loop")
+        self._owner = OwnerProcess(lacks="event loop")
         self.client = client
 
     def _authorities(self) -> SSLContext | None:
@@ -129,7 +129,7 @@ class Transport:
         Raises:
             SessionStateError: it was opened in another event loop.
         """
-        if self._closed or self.client is None or not self._home.is_current:
+        if self._closed or self.client is None or not self._owner.is_current:
             self._closed = True
             return
         self.check_open()
@@ -149,7 +149,7 @@ class Transport:
         """
         if self._closed or self.client is None:
             raise self._state_error()
-        self._home.check()
+        self._owner.check()
         if self.scheduler.loop is not asyncio.get_running_loop():
             raise self._state_error()
 

@@ -98,7 +98,7 @@ class Watch:
         """
         self._untap()
         with shielded_from_anyio():
-            cancellation = await self._responses.wait_for_arrivals()
+            cancellation = await self._responses.wait_for_creations()
             self._end()
             cancellation = await self._responses.hand_over() or cancellation
         if cancellation is not None:
@@ -132,7 +132,7 @@ class WatchedResponses:
         account: the account of the session.
         kind: `watch`, for the metrics.
         base_url: the address of the server.
-        home: the event loop of the session.
+        session_loop: the event loop of the session.
         is_open: whether the watch has not ended.
     """
 
@@ -166,7 +166,7 @@ class WatchedResponses:
         if self._held.pop(response_id, None) is not None:
             self._tracker.release_soon([response_id])
 
-    async def wait_for_arrivals(self) -> asyncio.CancelledError | None:
+    async def wait_for_creations(self) -> asyncio.CancelledError | None:
         """Wait for the creations that are under way, within the grace.
 
         Cancellations of this task do not end the wait; the last one is returned, for the caller to raise.

@@ -233,7 +233,7 @@ class TestFunctionThatFails:
 
 
 class TestOtherEnds:
-    """Only the cancellation of the watcher becomes an error."""
+    """Only the cancellation of the monitor becomes an error."""
 
     async def test_another_cancellation_beside_it_takes_precedence(
         self, session: QuickSession, create: Callable[..., str]
@@ -271,7 +271,7 @@ class TestOtherEnds:
             await task
         assert seen
 
-    async def test_a_cancellation_while_a_block_that_has_ended_waits_for_the_watcher_takes_effect_afterwards(
+    async def test_a_cancellation_while_a_block_that_has_ended_waits_for_the_monitor_takes_effect_afterwards(
         self, session: QuickSession, create: Callable[..., str]
     ) -> None:
         async def slow_to_end() -> bool:

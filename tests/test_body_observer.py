@@ -71,7 +71,7 @@ class BlockingBody(Body, httpx2.SyncByteStream):
 
 
 def look(body: Body) -> tuple[Any, BodyObserver, list[str]]:
-    """Return a stream that a sight looks at, the sight, and what it says about the end."""
+    """Return a stream that an observer looks at, the observer, and what it says about the end."""
     told: list[str] = []
     response = httpx2.Response(200, headers={"content-type": "text/event-stream"}, stream=body)
     observer = BodyObserver(response, lambda: told.append("ended"))
