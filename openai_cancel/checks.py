@@ -44,6 +44,14 @@ def check_limit(name: str, value: float | None, *, minimum: float = 0.0) -> floa
     return value
 
 
+def check_function(name: str, value: object) -> None:
+    """Refuse what is not a function, and a generator function: calling one only makes a generator."""
+    if not callable(value):
+        raise ConfigurationError(f"{name} must be a function, not {kind_of(value)}.")
+    if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
+        raise ConfigurationError(f"{name} must be a function without `yield`, which would not run.")
+
+
 def check_count(name: str, value: int, *, minimum: int = 0) -> int:
     """Refuse a count that is a float, a bool, or less than `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

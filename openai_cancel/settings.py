@@ -21,6 +21,7 @@ from openai_cancel.checks import (
     SECRET_LENGTH,
     check_base_url,
     check_count,
+    check_function,
     check_headers,
     check_key,
     check_seconds,
@@ -97,8 +98,8 @@ def _is_ledger(_: Any, __: Any, value: object) -> None:
 
 
 def _is_hook(_: Any, __: Any, value: object) -> None:
-    if value is not None and not callable(value):
-        raise ConfigurationError(f"on_outcome must be a function, not {type(value).__name__}.")
+    if value is not None:
+        check_function("on_outcome", value)
 
 
 def _is_name(_: Any, attribute: "attrs.Attribute[str | None]", value: str | None) -> None:

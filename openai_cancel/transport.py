@@ -27,6 +27,8 @@ from openai_cancel.wire import Answer, Receiver, Request
 _UNWANTED = ("Content-Type",)  # some servers refuse an empty body that is announced as something
 
 # The end of aiohttp's own words in `Bad status line: b'…'`. The server's words after it may contain anything.
+# What OpenSSL calls an answer that is not TLS: the second one since 3.2.
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
 _QUOTATION = re.compile(r":|\s*<|\s+b?['\"]")
 
 
@@ -322,6 +324,8 @@ class Transport:
             failure = APIConnectionError(f"The certificate of {owner} is not trusted: {error}. {advice}")
             failure.permanent = True
             return failure
+        if isinstance(error, aiohttp.ClientConnectorSSLError):
+            return APIConnectionError(self._describe_handshake(error))
         if isinstance(error, OSError):
             text = str(error)
         elif isinstance(error, aiohttp.ServerDisconnectedError):
@@ -330,6 +334,13 @@ class Transport:
             text = re.sub(r"^\d+, message:\s*", "", getattr(error, "message", "") or str(error))
             text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
+
+    def _describe_handshake(self, error: aiohttp.ClientConnectorSSLError) -> str:
+        of_proxy = self._is_of_proxy(error)
+        failed = f"The TLS handshake with {'the proxy ' * of_proxy}{error.host}:{error.port} failed: {error.os_error}."
+        if getattr(error.os_error, "reason", None) not in _NO_TLS:
+            return failed
+        return f"{failed} If this port has no TLS, use http:// in the {'URL of the proxy' if of_proxy else 'base URL'}."
 
     def _is_of_proxy(self, error: aiohttp.ClientConnectorError | aiohttp.ServerFingerprintMismatch) -> bool:
         """Return whether the error is about the connection to the proxy, and not about one through it."""

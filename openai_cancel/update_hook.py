@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from openai_cancel.cancellation import contain
-from openai_cancel.errors import ConfigurationError
+from openai_cancel.checks import check_function
 from openai_cancel.log_events import log_fields
 from openai_cancel.models import Response
 
@@ -49,5 +49,5 @@ def check_on_update(on_update: object) -> None:
     Raises:
         ConfigurationError: it is not.
     """
-    if on_update is not None and not callable(on_update):
-        raise ConfigurationError(f"on_update must be a function, not {type(on_update).__name__}.")
+    if on_update is not None:
+        check_function("on_update", on_update)

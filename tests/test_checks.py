@@ -4,6 +4,7 @@ import math
 import runpy
 import traceback
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from conftest import KEY
 from openai_cancel import AsyncSession, ConfigurationError, InsecureTransportWarning, Session
 from openai_cancel.checks import (
     check_count,
+    check_function,
     check_headers,
     check_key,
     check_seconds,
@@ -46,6 +48,23 @@ class TestCount:
     def test_a_number_below_the_least_is_refused(self) -> None:
         with pytest.raises(ConfigurationError, match="concurrency must be a whole number of at least 1, not 0"):
             check_count("concurrency", 0, minimum=1)
+
+
+class TestFunction:
+    @pytest.mark.parametrize("value", [print, runpy.run_path, str, [].append])
+    def test_what_can_be_called_is_accepted(self, value: object) -> None:
+        check_function("select", value)
+
+    def test_what_cannot_be_called_is_refused_by_name(self) -> None:
+        with pytest.raises(ConfigurationError, match="^select must be a function, not int"):
+            check_function("select", 5)
+
+    def test_a_generator_function_is_refused(self) -> None:
+        def generate() -> Iterator[int]:
+            yield 1
+
+        with pytest.raises(ConfigurationError, match="^select must be a function without `yield`, which would not run"):
+            check_function("select", generate)
 
 
 class TestHeadersAndQuery:

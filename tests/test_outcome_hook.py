@@ -63,6 +63,11 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "openai_cancel"]
 
 
+async def generate(outcome: Outcome) -> AsyncIterator[Outcome]:
+    """A hook that would never run."""
+    yield outcome
+
+
 class TestEveryOutcomeIsTold:
     async def test_the_hook_gets_the_outcome_that_a_stop_returns(self, session, create, told: Told) -> None:
         outcome = await session.stop(create())
@@ -154,6 +159,8 @@ class TestEveryOutcomeIsTold:
             assert make(api_key=KEY, on_outcome=told.later)
             with pytest.raises(ConfigurationError, match="on_outcome must be a function, not list"):
                 make(api_key=KEY, on_outcome=[])
+        with pytest.raises(ConfigurationError, match="on_outcome must be a function without `yield`"):
+            kind(api_key=KEY, on_outcome=generate)
         assert kind.from_openai(client, on_outcome=told.later)
         with pytest.raises(ConfigurationError, match="on_outcome must be a function, not str"):
             kind.from_openai(client, on_outcome="x")

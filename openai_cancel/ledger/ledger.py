@@ -17,7 +17,7 @@ import attrs
 
 from openai_cancel import tracing
 from openai_cancel.caller import Caller
-from openai_cancel.checks import check_count, check_seconds
+from openai_cancel.checks import check_count, check_function, check_seconds
 from openai_cancel.clock import SYSTEM_CLOCK, Clock
 from openai_cancel.errors import ConfigurationError, SessionStateError
 from openai_cancel.finding import Finding
@@ -640,8 +640,8 @@ class Ledger:
         filters = Filters.checked(
             statuses=statuses, older_than=older_than, newer_than=newer_than, model=model, metadata=metadata
         )
-        if select is not None and not callable(select):
-            raise ConfigurationError(f"select must be a function, not {type(select).__name__}.")
+        if select is not None:
+            check_function("select", select)
         work = Reconciliation(
             leases=self._open_leases,
             caller=session.caller.with_options(headers=headers, query=query),
