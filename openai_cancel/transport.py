@@ -335,7 +335,7 @@ class Transport:
             text = _QUOTATION.split(text, maxsplit=1)[0]
         return APIConnectionError(f"No usable answer from {host}: {' '.join(text.split()) or type(error).__name__}")
 
-    def _describe_handshake(self, error: aiohttp.ClientConnectorSSLError) -> str:
+    def _describe_handshake(self, error: aiohttp.ClientConnectorError) -> str:
         of_proxy = self._is_of_proxy(error)
         failed = f"The TLS handshake with {'the proxy ' * of_proxy}{error.host}:{error.port} failed: {error.os_error}."
         if getattr(error.os_error, "reason", None) not in _NO_TLS:
