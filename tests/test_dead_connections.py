@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from contextlib import suppress
 
 import aiohttp
 import pytest
@@ -150,10 +151,12 @@ class TestASlowServer:
         body = b'{"id": "resp_1", "status": "cancelled"}'
 
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            while await reader.readuntil(b"\r\n\r\n"):
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-                await asyncio.sleep(0.4)
-                writer.write(body)
+            with suppress(asyncio.IncompleteReadError):
+                while await reader.readuntil(b"\r\n\r\n"):
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+                    await asyncio.sleep(0.4)
+                    writer.write(body)
+            writer.close()
 
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"

@@ -422,7 +422,8 @@ class TestConnectionPool:
             connections += 1
             await reader.readuntil(b"\r\n\r\n")
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(DOCUMENT), DOCUMENT))
-            await reader.readuntil(b"\r\n\r\n")  # keeps the connection open until there is a second request
+            with suppress(asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")  # keeps the connection open until there is a second request
             writer.close()
 
         listener = await asyncio.start_server(serve, "127.0.0.1", 0)
