@@ -129,7 +129,7 @@ def _parse(data: bytes | bytearray) -> dict[str, Any] | None:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        # It refuses half a surrogate, which a text that was cut may have, and which the server repeats; and NaN.
+        # It refuses NaN, and a lone surrogate, which a truncated text may have and the server repeats.
         try:
             document = json.loads(data.decode("utf-8-sig", "replace"), strict=False)
         except (ValueError, RecursionError):

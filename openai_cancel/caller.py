@@ -68,7 +68,7 @@ class EndNotifier:
         self.listeners += (listener,)
 
     def remove(self, listener: Callable[[str], None]) -> None:
-        """Call a function no more."""
+        """Stop calling a function."""
         self.listeners = tuple(other for other in self.listeners if other != listener)
 
     def notify(self, response_id: ResponseId | None) -> None:

@@ -18,7 +18,7 @@ from openai_cancel.rate_limiter import RateLimiter
 from openai_cancel.session_loop import PendingCreations
 from openai_cancel.stop import stop
 
-UNPACED = 20
+RATE_LIMIT_THRESHOLD = 20
 """The number of responses above which they are stopped at a limited rate: a server may allow few requests a second."""
 
 FIRST_RATE = 100.0
@@ -184,7 +184,7 @@ class GuardedResponses:
                 if not names:
                     cancellation = await self.pending.wait(left) or cancellation
                     continue
-                if caller.limiter is None and len(names) > UNPACED:
+                if caller.limiter is None and len(names) > RATE_LIMIT_THRESHOLD:
                     caller = caller.with_limiter(self._limiter(len(names) / left), is_urgent=True)
                 stops = [
                     self._alone.get(name) or asyncio.create_task(self._stop_one(name, caller, until)) for name in names

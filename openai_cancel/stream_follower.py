@@ -257,11 +257,11 @@ class _Stream:
             return
         if not isinstance(document, dict):
             return
-        log_fields = cast("dict[str, Any]", document)
-        named = log_fields.get("type")
+        payload = cast("dict[str, Any]", document)
+        named = payload.get("type")
         kind = named if isinstance(named, str) else event.type
-        number = log_fields.get("sequence_number")
-        response: dict[str, Any] | None = log_fields.get("response")
+        number = payload.get("sequence_number")
+        response: dict[str, Any] | None = payload.get("response")
         status = response.get("status") if isinstance(response, dict) else None
         if kind in LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):
             self.saw_end = True

@@ -457,7 +457,7 @@ def _parse_fast(body: bytes) -> Any:
 
 
 def _parse(body: bytes) -> Any:
-    """Parse JSON that orjson refuses but others write: with a BOM, NaN, or half a surrogate. Return it or `NO_JSON`."""
+    """Parse JSON that orjson refuses but others write: with a BOM, NaN, or a lone surrogate. Return it or `NO_JSON`."""
     try:
         document = json.loads(body.removeprefix(_BOM))
         marshal.dumps(document)  # to_dict() does this, and it refuses a document that is nested too deeply

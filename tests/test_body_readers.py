@@ -74,7 +74,7 @@ def test_the_last_event_may_have_another_name_line_or_none(kind: str) -> None:
 @pytest.mark.parametrize(
     "oddity",
     [rb'"\ud83d"', b"NaN", b'"\xff"', b'"\x01"', b'"' + b"9" * 400 + b'"'],
-    ids=["half a surrogate", "NaN", "not UTF-8", "a control character", "plain"],
+    ids=["a lone surrogate", "NaN", "not UTF-8", "a control character", "plain"],
 )
 def test_what_orjson_refuses_is_read_nevertheless(oddity: bytes) -> None:
     document = b'{"instructions": %s, "id": "resp_1", "status": "completed"}' % oddity

@@ -432,7 +432,7 @@ class TestFailures:
         [
             ({"unknown": "kill"}, "unknown must be 'report', 'adopt', 'stop', not 'kill'"),
             ({"unknown": "adopt"}, "unknown='adopt' requires ttl"),
-            ({"unknown": "stop", "ttl": 5}, "use unknown='adopt'"),
+            ({"unknown": "stop", "ttl": 5}, "use it with unknown='adopt'"),
             ({"unknown": "adopt", "ttl": 0}, "ttl must be"),
             ({"labels": {"a": 1}}, "labels must be"),
             ({"older_than": 0}, "older_than must be"),

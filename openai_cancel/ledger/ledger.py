@@ -731,7 +731,7 @@ def _check_unknown(unknown: str, ttl: float | None) -> float:
     if unknown == "adopt" and ttl is None:
         raise ConfigurationError("unknown='adopt' requires ttl, the seconds until a sweep stops adopted responses.")
     if unknown != "adopt" and ttl is not None:
-        raise ConfigurationError("ttl is for adopted responses, which a sweep stops after it: use unknown='adopt'.")
+        raise ConfigurationError("ttl applies to adopted responses only: use it with unknown='adopt'.")
     return math.inf if ttl is None else check_seconds("ttl", ttl)
 
 
