@@ -25,7 +25,7 @@ from openai_cancel.sse import EventParser, ServerSentEvent
 from openai_cancel.wire import EVENT_STREAM, Answer
 
 MAX_EMPTY_ANSWERS = 3
-"""The number of answers in a row without a new event after which the listener gives up."""
+"""The number of answers in a row without a new event after which the follower gives up."""
 
 STEADY = 1.0
 """Seconds that a connection must last at first to be resumed at once; later 2 % of the age, up to 8 seconds."""
@@ -224,10 +224,10 @@ class _Stream:
         saw_end: whether the response has ended.
     """
 
-    def __init__(self, listener: StreamFollower, clock: Clock, *, limit: int) -> None:
-        self._listener = listener
+    def __init__(self, follower: StreamFollower, clock: Clock, *, limit: int) -> None:
+        self._follower = follower
         self._clock = clock
-        self._is_resumed = listener.has_begun
+        self._is_resumed = follower.has_begun
         self.parser: EventParser = EventParser(limit)
         self.began: float | None = None
         self.brought_news: bool = False
@@ -239,7 +239,7 @@ class _Stream:
         if answer.status != HTTPStatus.OK or media_type != EVENT_STREAM:
             return False
         self.began = self._clock.monotonic()
-        self._listener.on_stream()
+        self._follower.on_stream()
         return True
 
     def feed(self, chunk: bytes) -> bool:
@@ -265,9 +265,9 @@ class _Stream:
         status = response.get("status") if isinstance(response, dict) else None
         if kind in LAST_EVENTS or (isinstance(status, str) and status in TERMINAL):
             self.saw_end = True
-        elif kind.startswith(_OF_RESPONSE) and self._listener.is_new(number, is_resumed=self._is_resumed):
+        elif kind.startswith(_OF_RESPONSE) and self._follower.is_new(number, is_resumed=self._is_resumed):
             if response is None or not isinstance(status, str):
-                self._listener.on_output()
+                self._follower.on_output()
                 self.brought_news = True
-            elif self._listener.on_response(response):
+            elif self._follower.on_response(response):
                 self.brought_news = True

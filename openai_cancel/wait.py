@@ -197,20 +197,20 @@ class _Wait:
         self._looked = self._began  # the time of the last answer; `on_update` may take long after it
         self._response: Response | None = None
         self._refusals = _Refusals()
-        self._listener: StreamFollower | None = None
+        self._follower: StreamFollower | None = None
         self._answer: Response | None = None  # if the server has sent the response instead of its events
 
     async def listen(self) -> Response:
         """Follow the events of the response as far as the server streams them. Look at it when they call for it."""
         from openai_cancel.stream_follower import StreamFollower  # keeps the import of the package fast
 
-        listener = StreamFollower(self._caller, self._response_id, self._limits.poll, after=self._progress.last_event)
-        self._listener = listener
+        follower = StreamFollower(self._caller, self._response_id, self._limits.poll, after=self._progress.last_event)
+        self._follower = follower
         try:
-            await self._hear(listener, 0, None)
+            await self._hear(follower, 0, None)
             return await self.run()
         finally:
-            await listener.close()
+            await follower.close()
 
     async def run(self) -> Response:
         """Look at the response until it ends, or a limit is reached."""
@@ -230,10 +230,10 @@ class _Wait:
                     ahead.append(max(at - now, 0.0))
                 elif is_known or limit == "timeout":  # without an answer, nobody knows whether it is stuck
                     raise self._too_late(limit)
-            if self._listener is None:
+            if self._follower is None:
                 await clock.sleep(min([self._delay(looks, asked), *ahead]))
             else:
-                await self._hear(self._listener, looks, asked)
+                await self._hear(self._follower, looks, asked)
             looks += 1
 
     def _delay(self, looks: int, asked: float | None) -> float:
@@ -243,32 +243,32 @@ class _Wait:
         longest = min(self._limits.poll, SOON) if is_doubtful else self._limits.poll
         return poll_delay(looks, asked=asked, random=clock.random(), age=age, longest=longest)
 
-    async def _hear(self, listener: "StreamFollower", looks: int, asked: float | None) -> None:
+    async def _hear(self, follower: "StreamFollower", looks: int, asked: float | None) -> None:
         """Wait until the next look is due: the stream calls for it, has been silent for some time, or a limit comes."""
         clock = self._caller.clock
         since = clock.monotonic()
         delay, later = self._delay(looks, asked), self._delay(_LATE, asked)
         # Some servers and gateways send events also after the end, or again.
         latest = since + max(MAX_POLL, POLL_SHARE * (since - self._began), later)
-        while not listener.take_need():
+        while not follower.take_need():
             # A stream that has begun may be silent for as long as a late look may be late.
-            times = [latest, max(since, listener.progressed) + (later if listener.has_begun else delay)]
+            times = [latest, max(since, follower.progressed) + (later if follower.has_begun else delay)]
             times += (at for _, at in self._limit_times() if at > self._looked)
             left = min(times) - clock.monotonic()
             if left <= 0:
                 break
-            await listener.news_within(left)
-            await self._take_news(listener)
-        if listener.is_over:
-            await listener.end()
-            self._listener, self._answer = None, listener.answer
+            await follower.news_within(left)
+            await self._take_news(follower)
+        if follower.is_over:
+            await follower.end()
+            self._follower, self._answer = None, follower.answer
 
-    async def _take_news(self, listener: "StreamFollower") -> None:
-        response, now = listener.take_response(), self._caller.clock.monotonic()
+    async def _take_news(self, follower: "StreamFollower") -> None:
+        response, now = follower.take_response(), self._caller.clock.monotonic()
         if response is not None:
             self._response = response
             self._progress.see(response, now)
-        self._progress.hear(listener.progressed, listener.last_event, is_running=listener.is_running)
+        self._progress.hear(follower.progressed, follower.last_event, is_running=follower.is_running)
         await self._progress.write(now)
         if response is not None:
             await self._update(response)
